@@ -1,1 +1,16 @@
-//! To be written.
+//! What both Stillhouse binaries do alike.
+//!
+//! * [`config`]: TOML tables layered over one another, read into typed settings; an unknown key is
+//!   an error that suggests the nearest known one.
+//! * [`telemetry`]: structured logs, and Prometheus metrics that are declared once.
+//! * [`metrics_server`]: the HTTP listener that metrics are scraped from.
+//! * [`shutdown`]: the signals that end a process.
+//! * [`exit`]: what the exit codes mean.
+//! * [`allocator`]: how the binaries' allocator is set.
+
+pub mod allocator;
+pub mod config;
+pub mod exit;
+pub mod metrics_server;
+pub mod shutdown;
+pub mod telemetry;
