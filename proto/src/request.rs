@@ -1,0 +1,245 @@
+//! What a request carries besides tensors: id lists and token sequences.
+
+use std::{iter, ops::Range};
+
+use bytes::Bytes;
+
+use crate::{
+    dtype::{first_refused, u32_from_bytes, u32_to_bytes},
+    labels::duplicate,
+    v1::{IdsEncoding, Sequences},
+};
+
+/// Why ids or sequences are refused. Fields are named by their path from the message at hand.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}; must be {accepted}")]
+pub struct RequestError {
+    /// The field, with an index where it is an array.
+    pub field: String,
+    /// What it holds.
+    pub value: String,
+    /// What it may hold.
+    pub accepted: String,
+}
+
+fn refuse(
+    field: impl Into<String>,
+    value: impl ToString,
+    accepted: impl Into<String>,
+) -> RequestError {
+    RequestError {
+        field: field.into(),
+        value: value.to_string(),
+        accepted: accepted.into(),
+    }
+}
+
+fn byte_length(field: &str, bytes: usize, expected: u128, of: &str) -> Result<(), RequestError> {
+    if bytes as u128 == expected {
+        return Ok(());
+    }
+    Err(refuse(
+        format!("length of {field}"),
+        format!("{bytes} bytes"),
+        format!("{expected}: {of}"),
+    ))
+}
+
+fn ids_below(field: &str, ids: &[u32], below: u32) -> Result<(), RequestError> {
+    match first_refused(ids, |id| id < below) {
+        None => Ok(()),
+        Some(index) => Err(refuse(
+            format!("{field}[{index}]"),
+            ids[index],
+            format!("0 to {}", below - 1),
+        )),
+    }
+}
+
+/// Ids as `IdsEncoding.ids` and `Sequences.token_ids` carry them: `u32`, little-endian.
+pub fn pack_ids(ids: &[u32]) -> Bytes {
+    u32_to_bytes(ids).into()
+}
+
+impl IdsEncoding {
+    /// The ids, `[rows, ids_per_row]`, for a request of `rows` labelled rows over `classes` classes.
+    ///
+    /// # Errors
+    ///
+    /// If `ids_per_row` is not 1 to `classes`; if there are other than `rows * ids_per_row` ids; if
+    /// one is not below `classes`, or is in a row twice.
+    pub fn unpack(&self, rows: usize, classes: u32) -> Result<Vec<u32>, RequestError> {
+        if self.ids_per_row == 0 || self.ids_per_row > classes {
+            let accepted = format!("1 to the {classes} classes");
+            return Err(refuse("ids_per_row", self.ids_per_row, accepted));
+        }
+        let per_row = self.ids_per_row as usize;
+        let expected = rows as u128 * per_row as u128 * 4;
+        let of = "4 for each of rows * ids_per_row ids";
+        byte_length("ids", self.ids.len(), expected, of)?;
+        let ids = u32_from_bytes(&self.ids);
+        ids_below("ids", &ids, classes)?;
+        let mut sorted = Vec::new();
+        for (row, ids) in ids.chunks(per_row).enumerate() {
+            if let Some(id) = duplicate(ids, &mut sorted) {
+                let value = format!("{id} twice");
+                return Err(refuse(format!("ids of row {row}"), value, "distinct"));
+            }
+        }
+        Ok(ids)
+    }
+}
+
+impl Sequences {
+    /// Packs rows of token ids. `labelled` has one entry for each position of the rows taken
+    /// together; `None` labels all of them.
+    pub fn pack<R: AsRef<[u32]>>(rows: &[R], labelled: Option<&[bool]>) -> Self {
+        let rows = rows.iter().map(AsRef::as_ref);
+        let mut token_ids = Vec::new();
+        rows.clone()
+            .for_each(|row| token_ids.extend(u32_to_bytes(row)));
+        let mask = |positions: &[bool]| -> Vec<u8> {
+            let byte = |bits: &[bool]| {
+                bits.iter()
+                    .rev()
+                    .fold(0, |byte, labelled| byte << 1 | u8::from(*labelled))
+            };
+            positions.chunks(8).map(byte).collect()
+        };
+        Self {
+            // A row past 2^32 tokens does not fit in a message; the server sees it as a mismatch.
+            lengths: rows
+                .map(|row| u32::try_from(row.len()).unwrap_or(u32::MAX))
+                .collect(),
+            token_ids: token_ids.into(),
+            label_mask: labelled.map(mask).unwrap_or_default().into(),
+        }
+    }
+}
+
+/// [`Sequences`] whose lengths, ids and mask agree. Borrows the message; copies no ids.
+#[derive(Debug, Clone)]
+pub struct SequencesView<'a> {
+    message: &'a Sequences,
+    /// Where each row starts in the packed ids, and where the last one ends: rows + 1 of them.
+    starts: Vec<usize>,
+    labelled: usize,
+}
+
+impl<'a> SequencesView<'a> {
+    /// Checks `sequences`: at least one row; no row empty; as many ids as the lengths add up to,
+    /// each below `vocabulary`; a mask that is empty or has a bit for each position, at least one of
+    /// them set, and no bit after the last.
+    ///
+    /// The limits of one server (`ServerLimits`, `SequenceSignature.max_length`) are not checked
+    /// here.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] for the first thing that is wrong.
+    pub fn new(sequences: &'a Sequences, vocabulary: u32) -> Result<Self, RequestError> {
+        let lengths = &sequences.lengths;
+        if lengths.is_empty() {
+            return Err(refuse("lengths", "empty", "of at least 1 row"));
+        }
+        if let Some(row) = lengths.iter().position(|length| *length == 0) {
+            return Err(refuse(format!("lengths[{row}]"), 0, "at least 1"));
+        }
+        // At most 2^31 rows of at most 2^32 tokens each: no overflow in 64 bits.
+        let tokens: u64 = lengths.iter().copied().map(u64::from).sum();
+        let bytes = sequences.token_ids.len();
+        byte_length(
+            "token_ids",
+            bytes,
+            u128::from(tokens) * 4,
+            "4 for each token of `lengths`",
+        )?;
+
+        let positions = bytes / 4;
+        let mask = &sequences.label_mask;
+        let labelled = if mask.is_empty() {
+            positions
+        } else {
+            let of = "1 bit for each token of `lengths`, or empty";
+            byte_length("label_mask", mask.len(), positions.div_ceil(8) as u128, of)?;
+            let used = positions % 8;
+            if let (1.., Some(last)) = (used, mask.last())
+                && last >> used != 0
+            {
+                let value = "set past the last token";
+                return Err(refuse("label_mask", value, "0 in its unused bits"));
+            }
+            mask.iter().map(|byte| byte.count_ones() as usize).sum()
+        };
+        if labelled == 0 {
+            return Err(refuse(
+                "label_mask",
+                "0 throughout",
+                "set for at least 1 token",
+            ));
+        }
+        let below = |word: &[u8; 4]| u32::from_le_bytes(*word) < vocabulary;
+        let words = sequences.token_ids.as_chunks().0;
+        if let Some(index) = first_refused(words, |word| below(&word)) {
+            let id = u32::from_le_bytes(words[index]);
+            let accepted = format!("below the vocabulary's {vocabulary}");
+            return Err(refuse(format!("token_ids[{index}]"), id, accepted));
+        }
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += *length as usize;
+            Some(*end)
+        });
+        let starts = iter::once(0).chain(ends).collect();
+        Ok(Self {
+            message: sequences,
+            starts,
+            labelled,
+        })
+    }
+
+    /// Number of rows, at least 1.
+    pub fn rows(&self) -> usize {
+        self.message.lengths.len()
+    }
+
+    /// Tokens in each row, each at least 1.
+    pub fn lengths(&self) -> &'a [u32] {
+        &self.message.lengths
+    }
+
+    /// Tokens in all rows together.
+    pub fn tokens(&self) -> usize {
+        self.message.token_ids.len() / 4
+    }
+
+    /// Positions to label in all rows together, at least 1: the rows that the labels will have.
+    pub fn labelled_positions(&self) -> usize {
+        self.labelled
+    }
+
+    /// Positions of one row among the packed ids; `None` past the last row.
+    pub fn row(&self, row: usize) -> Option<Range<usize>> {
+        match self.starts.get(row..)? {
+            [start, end, ..] => Some(*start..*end),
+            _ => None,
+        }
+    }
+
+    /// Token ids of all rows, packed.
+    pub fn token_ids(&self) -> Vec<u32> {
+        u32_from_bytes(&self.message.token_ids)
+    }
+
+    /// Token ids of one row as they are on the wire, 4 bytes each; `None` past the last row.
+    pub fn row_bytes(&self, row: usize) -> Option<&'a [u8]> {
+        let Range { start, end } = self.row(row)?;
+        self.message.token_ids.get(4 * start..4 * end)
+    }
+
+    /// Whether a position among the packed ids is to be labelled; `false` past the last.
+    pub fn is_labelled(&self, position: usize) -> bool {
+        let mask = &self.message.label_mask;
+        let bit = |byte: &u8| byte >> (position % 8) & 1 == 1;
+        position < self.tokens() && (mask.is_empty() || mask.get(position / 8).is_some_and(bit))
+    }
+}
