@@ -1,1 +1,104 @@
-//! To be written.
+//! Decides which queued requests ride in the teacher's next batch.
+//!
+//! The device runs one batch at a time. Requests of many clients queue in a [`Batcher`], which
+//! bounds what waits (by cost: rows or tokens), shares the device between clients by weight,
+//! respects deadlines and puts sequences of similar length together. It has no clock, no thread
+//! and no I/O: time is an argument, decisions are return values, and the shell around it owns
+//! sockets and the device. The same calls in the same order give the same decisions.
+//!
+//! | part | what it holds |
+//! |---|---|
+//! | [`Config`] | the bounds, checked once |
+//! | [`Batcher`] | admission, cancellation, expiry, forming |
+//! | [`Refusal`] | why a request was not admitted, and when to try again |
+//! | [`Formed`], [`Batch`] | what [`Batcher::form`] decided |
+//!
+//! # The life of a request
+//!
+//! [`Batcher::admit`] returns a [`Ticket`] or hands the payload back with a [`Refusal`]. Every
+//! ticket then gets exactly one outcome: it is launched (in [`Batch::items`]), it expires (returned
+//! by [`Batcher::expire`] or in [`Formed::expired`]), or it is cancelled ([`Batcher::cancel`]
+//! returns the payload). A batch has no members until it is launched: up to that moment a more
+//! urgent arrival may still take a place, and cancelled or expired work still leaves.
+//!
+//! # Fairness
+//!
+//! Clients share the device by deficit round robin (M. Shreedhar and G. Varghese, "Efficient Fair
+//! Queueing using Deficit Round Robin", SIGCOMM 1995). In every round each client with queued work
+//! gains `quantum * weight` of credit and launches what its credit pays for; the rest is kept for
+//! the next round, and lost when its queue empties. The quantum is 1/64 of a batch, so a batch
+//! usually spans many rounds and carries work of everyone who waits.
+//!
+//! The bound, tested in `tests/scheduler/fairness.rs`: take a request of client *i*, and let `S_i`
+//! be the cost that *i* launches from its admission to its own launch, itself included. In that
+//! time any other client *j* launches at most
+//!
+//! ```text
+//! (w_j / w_i) * S_i  +  2 * quantum * w_j  +  C_j
+//! ```
+//!
+//! with `w` the weights and `C_j` the cost of *j*'s largest request: *j*'s fair share, and less
+//! than a batch beside it for weights up to 32 and `C_j` up to half a batch. Proof: grants go
+//! round by round, so *j* has at most one more than *i*; before its last grant *i* had not yet
+//! spent all it was given, so it had at most `S_i / (quantum * w_i) + 1` grants; and *j* cannot
+//! spend more than its grants and what it had left, which is less than `C_j`. Where *i* itself
+//! withdraws work (cancelled, expired) or an overdue request of *i* overtakes, `S_i` grows by
+//! `C_i`.
+//!
+//! Within a client the earliest deadline goes first; requests without one follow in order of
+//! admission, until they are older than [`Config::age_guard`]: then they go first, so that a
+//! client's stream of urgent work cannot starve them.
+//!
+//! # Similar lengths together
+//!
+//! The first request of a batch fixes which lengths may join it ([`Config::max_length_ratio`]). A
+//! client none of whose requests fit is passed over: it keeps gaining credit, up to one batch times
+//! its weight, and leads a later batch, first passed over first. A request older than the age
+//! guard joins any batch.
+//!
+//! # Example
+//!
+//! ```
+//! use std::time::Duration;
+//! use stillhouse_batcher::{Batcher, Config, Forming, Request};
+//!
+//! let config = Config { max_batch_cost: 64, max_wait: Duration::from_millis(2), ..Config::default() };
+//! let mut batcher = Batcher::new(config)?;
+//! let start = Duration::ZERO;
+//! let ticket = batcher
+//!     .admit(start, Request::new("student-1", 32, "32 rows"))
+//!     .map_err(|(refusal, _payload)| refusal)?;
+//!
+//! // Half a batch: worth waiting a little for company.
+//! let Forming::Wait(until) = batcher.form(start).decision else { unreachable!() };
+//! assert_eq!(until, Duration::from_millis(2));
+//!
+//! // Nobody came.
+//! let Forming::Launch(batch) = batcher.form(until).decision else { unreachable!() };
+//! assert_eq!(batch.items[0].ticket, ticket);
+//! batcher.completed(batch.cost, Duration::from_millis(5));
+//! assert!(batcher.is_empty());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod batcher;
+mod config;
+mod drr;
+mod forming;
+mod length;
+mod outcome;
+mod queue;
+mod rate;
+mod refusal;
+mod request;
+mod weights;
+
+pub use batcher::{Batcher, ClientStats};
+pub use config::{Config, ConfigError};
+pub use outcome::{Batch, Expired, Formed, Forming, LaunchReason, Launched};
+pub use refusal::Refusal;
+pub use request::{Request, Ticket};
+pub use weights::{MAX_WEIGHT, MAX_WEIGHTED_CLIENTS, WeightError};
+
+/// A moment, as the time since an epoch that the caller chooses. Never goes back between calls.
+pub type Time = std::time::Duration;

@@ -1,0 +1,240 @@
+//! Forming a batch: when to launch, and who rides.
+
+use crate::batcher::{Batcher, Entry};
+use crate::drr::ClientId;
+use crate::length::Window;
+use crate::{Batch, Formed, Forming, LaunchReason, Launched, Ticket, Time};
+
+/// A batch that is being filled.
+struct Draft<T> {
+    now: Time,
+    items: Vec<Launched<T>>,
+    cost: u64,
+    /// What may still be added to `cost`.
+    room: u64,
+    /// Which lengths may join; anything may join an empty batch.
+    window: Option<Window>,
+}
+
+/// How a client's turn ended.
+enum Turn {
+    /// Its queue is empty; the client is gone.
+    Emptied,
+    /// Its next request waits for so many rounds' credit. Whether the batch has room for it.
+    Short { rounds: u64, fits: bool },
+    /// Its next request is paid for and does not fit: the turn goes on in the next batch.
+    CutShort,
+    /// None of its requests may join, for their lengths.
+    PassedOver,
+}
+
+/// What a round came to.
+#[derive(Default)]
+struct Round {
+    launched: bool,
+    cut_short: bool,
+    /// A request that fits waits for credit only.
+    hopeful: bool,
+    /// Rounds until the first request that may join, whether it fits or not, is paid for.
+    rounds: Option<u64>,
+}
+
+impl<T> Batcher<T> {
+    /// Decides what a free device does now: expired work is dropped, then a batch is formed if one
+    /// is due. While the device is busy do not call it; more work may come that fits better.
+    ///
+    /// If anything is queued, a batch is launched at the latest when the oldest request has waited
+    /// [`Config::max_wait`](crate::Config::max_wait).
+    pub fn form(&mut self, now: Time) -> Formed<T> {
+        let expired = self.expire(now);
+        let decision = match self.due() {
+            None => Forming::Idle,
+            Some(Due::At(time)) if time > now => Forming::Wait(time),
+            Some(Due::At(_)) => Forming::Launch(self.fill(now, LaunchReason::Waited)),
+            Some(Due::Now(reason)) => Forming::Launch(self.fill(now, reason)),
+        };
+        Formed { decision, expired }
+    }
+
+    /// The earliest moment, `now` or later, at which [`form`](Batcher::form) would launch or drop
+    /// something if nothing else is called before; `None` if nothing is queued. While the device is
+    /// busy, [`next_deadline`](Batcher::next_deadline) is what there is to wait for.
+    pub fn next_event(&self, now: Time) -> Option<Time> {
+        let launch = match self.due()? {
+            Due::Now(_) => now,
+            Due::At(time) => time,
+        };
+        let first = self
+            .next_deadline()
+            .map_or(launch, |deadline| deadline.min(launch));
+        Some(first.max(now))
+    }
+
+    fn due(&self) -> Option<Due> {
+        let waited = self.oldest()?.saturating_add(self.config.max_wait);
+        if self.queued_cost() >= self.config.max_batch_cost {
+            return Some(Due::Now(LaunchReason::Full));
+        }
+        if self.draining {
+            return Some(Due::Now(LaunchReason::Draining));
+        }
+        if self.config.max_wait > Time::ZERO && self.next_deadline().is_some_and(|d| d <= waited) {
+            return Some(Due::Now(LaunchReason::Deadline));
+        }
+        Some(Due::At(waited))
+    }
+
+    fn fill(&mut self, now: Time, reason: LaunchReason) -> Batch<T> {
+        let room = self.config.max_batch_cost;
+        let mut draft = Draft {
+            now,
+            items: Vec::new(),
+            cost: 0,
+            room,
+            window: None,
+        };
+        self.lead(&mut draft);
+        while draft.room > 0 {
+            let round = self.round(&mut draft);
+            if round.cut_short || !(round.launched || round.hopeful) {
+                break;
+            }
+            if let (false, Some(rounds)) = (round.launched, round.rounds) {
+                self.skip_rounds(rounds.saturating_sub(1));
+            }
+        }
+        Batch {
+            items: draft.items,
+            cost: draft.cost,
+            reason,
+        }
+    }
+
+    /// Lets the client that was passed over first spend what credit it has.
+    fn lead(&mut self, draft: &mut Draft<T>) {
+        while let Some(id) = self.ring.next_leader() {
+            let Some(client) = self.clients.get_mut(&id) else {
+                continue;
+            };
+            client.account.lead();
+            self.turn(id, draft);
+            if !draft.items.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Gives every client that has a turn left in the current round its turn.
+    fn round(&mut self, draft: &mut Draft<T>) -> Round {
+        let mut summary = Round::default();
+        let before = draft.items.len();
+        let (quantum, cap) = (self.config.quantum(), self.config.credit_cap());
+        let Some(round) = self.ring.begin_round() else {
+            return summary;
+        };
+        let mut from = (round, 0);
+        while draft.room > 0
+            && let Some((place, id)) = self.ring.turn_from(from)
+        {
+            from = (round, place.1 + 1);
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.account.begin_turn(quantum, cap);
+            }
+            let turn = self.turn(id, draft);
+            let Some(client) = self.clients.get_mut(&id) else {
+                continue;
+            };
+            match turn {
+                Turn::Emptied => {}
+                Turn::CutShort => summary.cut_short = true,
+                Turn::Short { rounds, fits } => {
+                    summary.hopeful |= fits;
+                    summary.rounds = Some(summary.rounds.map_or(rounds, |least| least.min(rounds)));
+                    self.ring.end_turn(id, &mut client.account);
+                }
+                Turn::PassedOver => {
+                    let head = client.queue.head(draft.now, self.config.age_guard);
+                    if head.is_some_and(|head| head.cost <= client.account.credit) {
+                        self.ring.pass_over(id, &mut client.account);
+                    }
+                    self.ring.end_turn(id, &mut client.account);
+                }
+            }
+        }
+        summary.launched = draft.items.len() > before;
+        summary
+    }
+
+    /// Launches what the client's credit pays for and the batch has room for.
+    fn turn(&mut self, id: ClientId, draft: &mut Draft<T>) -> Turn {
+        loop {
+            let Some(client) = self.clients.get_mut(&id) else {
+                return Turn::Emptied;
+            };
+            let pick = client
+                .queue
+                .pick(draft.now, self.config.age_guard, draft.window);
+            let Some(&pick) = pick else {
+                return Turn::PassedOver;
+            };
+            if pick.cost > client.account.credit {
+                let rounds = client
+                    .account
+                    .rounds_until(pick.cost, self.config.quantum());
+                return Turn::Short {
+                    rounds,
+                    fits: pick.cost <= draft.room,
+                };
+            }
+            if pick.cost > draft.room {
+                return Turn::CutShort;
+            }
+            client.account.credit -= pick.cost;
+            if let Some(entry) = self.take(pick.ticket) {
+                draft.push(pick.ticket, entry);
+            }
+        }
+    }
+
+    /// Grants the credit of rounds in which nobody could have launched anything.
+    fn skip_rounds(&mut self, rounds: u64) {
+        let (quantum, cap) = (self.config.quantum(), self.config.credit_cap());
+        if rounds > 0 {
+            for client in self.clients.values_mut() {
+                client.account.grant(rounds, quantum, cap);
+            }
+        }
+    }
+}
+
+/// When a batch is due.
+enum Due {
+    Now(LaunchReason),
+    At(Time),
+}
+
+impl<T> Draft<T> {
+    fn push(&mut self, ticket: Ticket, entry: Entry<T>) {
+        let Entry {
+            name: client,
+            length,
+            queued,
+            payload,
+            ..
+        } = entry;
+        self.window
+            .get_or_insert(Window::around(queued.class))
+            .join(queued.class);
+        self.room -= queued.cost;
+        self.cost += queued.cost;
+        self.items.push(Launched {
+            ticket,
+            client,
+            cost: queued.cost,
+            length,
+            deadline: queued.deadline,
+            waited: self.now.saturating_sub(queued.admitted),
+            payload,
+        });
+    }
+}
