@@ -1,6 +1,6 @@
 //! What a request carries besides tensors: id lists and token sequences.
 
-use std::{iter, ops::Range};
+use std::{fmt::Display, iter, ops::Range};
 
 use bytes::Bytes;
 
@@ -24,7 +24,7 @@ pub struct RequestError {
 
 fn refuse(
     field: impl Into<String>,
-    value: impl ToString,
+    value: impl Display,
     accepted: impl Into<String>,
 ) -> RequestError {
     RequestError {
@@ -241,5 +241,167 @@ impl<'a> SequencesView<'a> {
         let mask = &self.message.label_mask;
         let bit = |byte: &u8| byte >> (position % 8) & 1 == 1;
         position < self.tokens() && (mask.is_empty() || mask.get(position / 8).is_some_and(bit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const VOCABULARY: u32 = 100;
+
+    fn refusal(alter: impl Fn(&mut Sequences)) -> String {
+        let labelled = [true, false, false, true, false];
+        let mut sequences = Sequences::pack(&[vec![7, 8, 9], vec![1, 99]], Some(&labelled));
+        alter(&mut sequences);
+        SequencesView::new(&sequences, VOCABULARY)
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn a_view_finds_rows_and_labelled_positions() {
+        let labelled = [true, false, false, true, false];
+        let sequences = Sequences::pack(&[vec![7, 8, 9], vec![1, 99]], Some(&labelled));
+        assert_eq!(*sequences.label_mask, [0b0000_1001]);
+        let view = SequencesView::new(&sequences, VOCABULARY).unwrap();
+        assert_eq!(
+            (view.rows(), view.tokens(), view.labelled_positions()),
+            (2, 5, 2)
+        );
+        assert_eq!(view.lengths(), [3, 2]);
+        assert_eq!(view.token_ids(), [7, 8, 9, 1, 99]);
+        assert_eq!(view.row(1), Some(3..5));
+        assert_eq!(view.row_bytes(1), Some(&[1, 0, 0, 0, 99, 0, 0, 0][..]));
+        assert_eq!(view.row(2), None);
+        assert_eq!(view.row_bytes(usize::MAX), None);
+        let marks: Vec<_> = (0..6).map(|position| view.is_labelled(position)).collect();
+        assert_eq!(marks, [true, false, false, true, false, false]);
+    }
+
+    #[test]
+    fn no_mask_labels_every_position() {
+        let sequences = Sequences::pack(&[[1, 2, 3]], None);
+        let view = SequencesView::new(&sequences, VOCABULARY).unwrap();
+        assert_eq!(view.labelled_positions(), 3);
+        assert!(view.is_labelled(2) && !view.is_labelled(3));
+    }
+
+    #[test]
+    fn malformed_sequences_are_refused() {
+        type Alter = fn(&mut Sequences);
+        let cases: [(&str, Alter); 9] = [
+            ("lengths is empty; must be of at least 1 row", |s| {
+                s.lengths.clear();
+            }),
+            ("lengths[1] is 0; must be at least 1", |s| {
+                s.lengths = vec![5, 0];
+            }),
+            (
+                "length of token_ids is 20 bytes; must be 24: 4 for each token of `lengths`",
+                |s| s.lengths = vec![3, 3],
+            ),
+            (
+                "length of token_ids is 20 bytes; must be 51539607540: 4 for each token of `lengths`",
+                |s| s.lengths = vec![u32::MAX; 3],
+            ),
+            (
+                "length of token_ids is 19 bytes; must be 20: 4 for each token of `lengths`",
+                |s| s.token_ids.truncate(19),
+            ),
+            (
+                "token_ids[1] is 100; must be below the vocabulary's 100",
+                |s| s.token_ids = pack_ids(&[0, 100, 0, 0, 0]),
+            ),
+            (
+                "length of label_mask is 2 bytes; must be 1: 1 bit for each token of `lengths`, or \
+                 empty",
+                |s| s.label_mask = vec![1, 0].into(),
+            ),
+            (
+                "label_mask is set past the last token; must be 0 in its unused bits",
+                |s| s.label_mask = vec![0b0010_0001].into(),
+            ),
+            (
+                "label_mask is 0 throughout; must be set for at least 1 token",
+                |s| s.label_mask = vec![0].into(),
+            ),
+        ];
+        for (expected, alter) in cases {
+            assert_eq!(refusal(alter), expected);
+        }
+    }
+
+    #[test]
+    fn malformed_ids_are_refused() {
+        let unpack = |ids_per_row, ids: Bytes| {
+            let encoding = IdsEncoding {
+                ids_per_row,
+                ids,
+                dtype: 0,
+            };
+            encoding.unpack(2, 10).map_err(|error| error.to_string())
+        };
+        assert_eq!(unpack(2, pack_ids(&[1, 9, 9, 1])), Ok(vec![1, 9, 9, 1]));
+        let length = "bytes; must be 16: 4 for each of rows * ids_per_row ids";
+        for (ids_per_row, ids, expected) in [
+            (
+                0,
+                pack_ids(&[]),
+                "ids_per_row is 0; must be 1 to the 10 classes".to_owned(),
+            ),
+            (
+                11,
+                pack_ids(&[]),
+                "ids_per_row is 11; must be 1 to the 10 classes".to_owned(),
+            ),
+            (
+                2,
+                pack_ids(&[1, 9, 9]),
+                format!("length of ids is 12 {length}"),
+            ),
+            (
+                2,
+                pack_ids(&[1, 9, 9, 1]).slice(..15),
+                format!("length of ids is 15 {length}"),
+            ),
+            (
+                2,
+                pack_ids(&[1, 9, 10, 1]),
+                "ids[2] is 10; must be 0 to 9".to_owned(),
+            ),
+            (
+                2,
+                pack_ids(&[1, 9, 3, 3]),
+                "ids of row 1 is 3 twice; must be distinct".to_owned(),
+            ),
+        ] {
+            assert_eq!(unpack(ids_per_row, ids), Err(expected));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        /// A view gives back what was packed, mask included.
+        #[test]
+        fn round_trip(
+            rows in prop::collection::vec(prop::collection::vec(0..VOCABULARY, 1..20), 1..6),
+            mask in prop::collection::vec(any::<bool>(), 100),
+        ) {
+            let tokens = rows.concat();
+            let mut labelled = mask[..tokens.len()].to_vec();
+            labelled[0] = true;
+            let sequences = Sequences::pack(&rows, Some(&labelled));
+            let view = SequencesView::new(&sequences, VOCABULARY).unwrap();
+            for (index, row) in rows.iter().enumerate() {
+                prop_assert_eq!(&view.token_ids()[view.row(index).unwrap()], &row[..]);
+            }
+            let marks: Vec<_> = (0..tokens.len()).map(|at| view.is_labelled(at)).collect();
+            prop_assert_eq!(labelled.iter().filter(|mark| **mark).count(), view.labelled_positions());
+            prop_assert_eq!(marks, labelled);
+        }
     }
 }

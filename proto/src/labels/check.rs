@@ -1,5 +1,7 @@
 //! The rules that several encodings share.
 
+use std::fmt::Display;
+
 use super::{CodecError, Extent, SoftLabels};
 use crate::{
     dtype::first_refused,
@@ -16,7 +18,7 @@ pub const LOG_PROBABILITY_SLACK: f32 = 1.0 / 8192.0;
 /// A [`CodecError::Field`].
 pub(super) fn refuse(
     field: impl Into<String>,
-    value: impl ToString,
+    value: impl Display,
     accepted: impl Into<String>,
 ) -> CodecError {
     CodecError::Field {

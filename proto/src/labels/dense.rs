@@ -11,7 +11,7 @@ const VALUES: &str = "dense.values";
 pub(super) fn check(kind: DenseKind, values: &[f32], extent: Extent) -> Result<(), CodecError> {
     check::length(VALUES, values.len(), extent.rows, extent.vocabulary())?;
     match kind {
-        DenseKind::Unspecified => Err(refuse("dense.kind", &"unspecified", "set")),
+        DenseKind::Unspecified => Err(refuse("dense.kind", "unspecified", "set")),
         DenseKind::LogProbabilities => check::log_probabilities(VALUES, values),
         DenseKind::Probabilities => check::values(VALUES, values, "0 to 1", |value| {
             (0.0..=1.0 + LOG_PROBABILITY_SLACK).contains(&value)
@@ -39,7 +39,7 @@ pub(super) fn encode(
 
 pub(super) fn decode(dense: &DenseLabels, extent: Extent) -> Result<SoftLabels, CodecError> {
     let kind = DenseKind::try_from(dense.kind)
-        .map_err(|_| refuse("dense.kind", &dense.kind, "a known kind"))?;
+        .map_err(|_| refuse("dense.kind", dense.kind, "a known kind"))?;
     let shape = [extent.rows, extent.vocabulary()];
     let values = check::tensor_values(VALUES, dense.values.as_ref(), &shape)?;
     Ok(SoftLabels::Dense { kind, values })

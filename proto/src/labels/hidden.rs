@@ -10,7 +10,7 @@ const STATES: &str = "hidden.states";
 
 pub(super) fn check(width: usize, states: &[f32], extent: Extent) -> Result<(), CodecError> {
     if width == 0 {
-        return Err(refuse("hidden.width", &width, "at least 1"));
+        return Err(refuse("hidden.width", width, "at least 1"));
     }
     check::length(STATES, states.len(), extent.rows, width)?;
     check::values(STATES, states, "finite", f32::is_finite)
