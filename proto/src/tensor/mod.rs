@@ -1,92 +1,18 @@
 //! Tensors on the wire: a checked view that copies nothing, and constructors.
 
+mod build;
+mod error;
+
 use bytes::Bytes;
+pub use error::TensorError;
 
 use crate::{
-    dtype::{extend_from_f32, first_refused, to_f32},
+    dtype::to_f32,
     v1::{DType, Tensor},
 };
 
 /// Most dimensions a tensor may have.
 pub const MAX_DIMENSIONS: usize = 8;
-
-/// What is wrong with a tensor. The text starts with the name of the tensor's field, so that a
-/// caller can put the path of the tensor itself in front.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum TensorError {
-    /// The element type is not set, not known, or not accepted here.
-    #[error("dtype is {value}; must be {accepted}")]
-    DType {
-        /// Name of the type, or its number where it has no name.
-        value: String,
-        /// What is accepted.
-        accepted: &'static str,
-    },
-    /// The wrong number of dimensions.
-    #[error("shape has {rank} dimensions; must have {accepted}")]
-    Rank {
-        /// How many there are.
-        rank: usize,
-        /// What is accepted.
-        accepted: &'static str,
-    },
-    /// An empty dimension.
-    #[error("shape[{index}] is 0; must be at least 1")]
-    EmptyDimension {
-        /// Which dimension.
-        index: usize,
-    },
-    /// A shape whose size in bytes no machine can address.
-    #[error("shape is {shape:?}; its elements must be fewer than 2^63 bytes")]
-    Overflow {
-        /// The shape.
-        shape: Vec<u64>,
-    },
-    /// Another shape than the context asks for.
-    #[error("shape is {shape:?}; must be {expected:?}")]
-    Shape {
-        /// The shape.
-        shape: Vec<u64>,
-        /// The shape that is asked for.
-        expected: Vec<u64>,
-    },
-    /// Too few bytes, or too many.
-    #[error("data has {bytes} bytes; {dtype} of shape {shape:?} needs exactly {expected}")]
-    Length {
-        /// Bytes there are.
-        bytes: usize,
-        /// Bytes there should be.
-        expected: usize,
-        /// Name of the element type.
-        dtype: &'static str,
-        /// The shape.
-        shape: Vec<u64>,
-    },
-    /// Values to write that do not fill the shape, or overfill it.
-    #[error("data has {values} values; shape {shape:?} needs exactly {expected}")]
-    Count {
-        /// Values there are.
-        values: usize,
-        /// Values there should be.
-        expected: usize,
-        /// The shape.
-        shape: Vec<u64>,
-    },
-    /// A value that the element type cannot hold.
-    #[error(
-        "data[{index}] is {value}; must be finite and, as {dtype}, at most {largest} in magnitude"
-    )]
-    Value {
-        /// Position of the value, over all dimensions.
-        index: usize,
-        /// The value.
-        value: f32,
-        /// Name of the element type.
-        dtype: &'static str,
-        /// Largest magnitude that the element type holds.
-        largest: f32,
-    },
-}
 
 /// A [`Tensor`] whose type, shape and length agree. Borrows the message; copies nothing.
 #[derive(Debug, Clone, Copy)]
@@ -228,81 +154,6 @@ impl<'a> TensorView<'a> {
     /// One row as `f32`; `None` past the last.
     pub fn row_to_f32(&self, row: usize) -> Option<Vec<f32>> {
         self.row(row).map(|bytes| to_f32(self.dtype, bytes))
-    }
-}
-
-impl Tensor {
-    /// A tensor of `values`, rounded to `dtype` (`F32`, `F16` or `BF16`).
-    ///
-    /// # Errors
-    ///
-    /// If `shape` is not valid or not that of `values`; if a value is not finite, or would not be
-    /// after rounding; if `dtype` is another type.
-    pub fn from_f32(values: &[f32], dtype: DType, shape: &[usize]) -> Result<Self, TensorError> {
-        if shape.first() == Some(&0) {
-            return Err(TensorError::EmptyDimension { index: 0 });
-        }
-        Self::with_any_rows(values, dtype, shape, false)
-    }
-
-    /// A tensor of bytes.
-    ///
-    /// # Errors
-    ///
-    /// If `shape` is not valid or not that of `values`.
-    pub fn from_u8(values: impl Into<Bytes>, shape: &[usize]) -> Result<Self, TensorError> {
-        let tensor = Self {
-            dtype: DType::U8.into(),
-            shape: shape.iter().map(|size| *size as u64).collect(),
-            data: values.into(),
-        };
-        TensorView::new(&tensor)?;
-        Ok(tensor)
-    }
-
-    /// As [`Tensor::from_f32`], with a first dimension that may be 0 and, where `log_probabilities`,
-    /// values that may be -infinity.
-    pub(crate) fn with_any_rows(
-        values: &[f32],
-        dtype: DType,
-        shape: &[usize],
-        log_probabilities: bool,
-    ) -> Result<Self, TensorError> {
-        let Some(largest) = dtype.largest() else {
-            let value = dtype.name().to_owned();
-            return Err(TensorError::DType {
-                value,
-                accepted: "f32, f16 or bf16",
-            });
-        };
-        let shape: Vec<u64> = shape.iter().map(|size| *size as u64).collect();
-        let (expected, _) = measure(&shape)?;
-        if values.len() != expected {
-            return Err(TensorError::Count {
-                values: values.len(),
-                expected,
-                shape,
-            });
-        }
-        let representable = |value: f32| {
-            (value.abs() <= largest) | (log_probabilities & (value == f32::NEG_INFINITY))
-        };
-        if let Some(index) = first_refused(values, representable) {
-            let (value, dtype) = (values[index], dtype.name());
-            return Err(TensorError::Value {
-                index,
-                value,
-                dtype,
-                largest,
-            });
-        }
-        let mut data = Vec::new();
-        extend_from_f32(&mut data, dtype, values);
-        Ok(Self {
-            dtype: dtype.into(),
-            shape,
-            data: data.into(),
-        })
     }
 }
 
