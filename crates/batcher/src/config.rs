@@ -99,7 +99,7 @@ impl Config {
 
 fn within<N>(field: &'static str, value: N, low: N, high: N) -> Result<(), ConfigError>
 where
-    N: PartialOrd + std::fmt::Display,
+    N: Copy + PartialOrd + std::fmt::Display,
 {
     if low <= value && value <= high {
         return Ok(());

@@ -12,6 +12,8 @@
 //! | [`Batcher`] | admission, cancellation, expiry, forming |
 //! | [`Refusal`] | why a request was not admitted, and when to try again |
 //! | [`Formed`], [`Batch`] | what [`Batcher::form`] decided |
+//! | [`invariants`] | what every schedule must satisfy, checked while it runs |
+//! | [`sim`] | a simulated device and clients, in simulated time |
 //!
 //! # The life of a request
 //!
@@ -85,12 +87,14 @@ mod batcher;
 mod config;
 mod drr;
 mod forming;
+pub mod invariants;
 mod length;
 mod outcome;
 mod queue;
 mod rate;
 mod refusal;
 mod request;
+pub mod sim;
 mod weights;
 
 pub use batcher::{Batcher, ClientStats};

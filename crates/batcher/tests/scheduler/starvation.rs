@@ -1,0 +1,158 @@
+//! Nothing starves: not by length grouping, not by urgent work of the same client.
+
+use proptest::prelude::*;
+use stillhouse_batcher::invariants::Checked;
+use stillhouse_batcher::{Config, Forming, Request, Time};
+
+const GUARD: Time = Time::from_millis(100);
+/// What a batch takes.
+const STEP: Time = Time::from_millis(10);
+
+/// Batches until `payload == 1` is launched, while `refill` keeps other work coming.
+fn batches_until_launched(
+    batcher: &mut Checked<u32>,
+    mut refill: impl FnMut(&mut Checked<u32>, Time),
+) -> usize {
+    for batch in 0..1000 {
+        let now = STEP * batch;
+        refill(batcher, now);
+        if let Forming::Launch(launched) = batcher.form(now).unwrap().decision
+            && launched.items.iter().any(|item| item.payload == 1)
+        {
+            return batch as usize;
+        }
+    }
+    panic!("starved")
+}
+
+fn request(client: &str, length: u32, payload: u32) -> Request<u32> {
+    Request {
+        length,
+        ..Request::new(client, 8, payload)
+    }
+}
+
+fn grouped() -> Checked<u32> {
+    let config = Config {
+        max_batch_cost: 64,
+        max_length_ratio: 1.5,
+        age_guard: GUARD,
+        ..Config::default()
+    };
+    Checked::new(config).unwrap()
+}
+
+#[test]
+fn another_clients_lengths_cannot_keep_a_client_out() {
+    let mut batcher = grouped();
+    for _ in 0..16 {
+        batcher
+            .admit(Time::ZERO, request("flood", 10, 0))
+            .unwrap()
+            .unwrap();
+    }
+    batcher
+        .admit(Time::ZERO, request("odd", 1000, 1))
+        .unwrap()
+        .unwrap();
+    let waited = batches_until_launched(&mut batcher, |batcher, now| {
+        while batcher.batcher().queued_cost() < 128 {
+            batcher
+                .admit(now, request("flood", 10, 0))
+                .unwrap()
+                .unwrap();
+        }
+    });
+    assert!(waited <= 1, "passed over once, then it leads: {waited}");
+}
+
+#[test]
+fn the_same_clients_lengths_hold_a_request_back_no_longer_than_the_age_guard() {
+    let mut batcher = grouped();
+    batcher
+        .admit(Time::ZERO, request("other", 10, 0))
+        .unwrap()
+        .unwrap();
+    batcher
+        .admit(Time::ZERO, request("mixed", 1000, 1))
+        .unwrap()
+        .unwrap();
+    let waited = batches_until_launched(&mut batcher, |batcher, now| {
+        // `other` comes first in each round and sets the length; `mixed` can always follow it, so
+        // it is never passed over as a client.
+        while batcher.batcher().queued_cost() < 256 {
+            for client in ["other", "mixed"] {
+                batcher.admit(now, request(client, 10, 0)).unwrap().unwrap();
+            }
+        }
+    });
+    assert!(STEP * waited as u32 <= GUARD + STEP, "{waited}");
+}
+
+#[test]
+fn urgent_work_of_the_same_client_goes_first_no_longer_than_the_age_guard() {
+    let mut batcher = grouped();
+    batcher
+        .admit(Time::ZERO, request("one", 10, 1))
+        .unwrap()
+        .unwrap();
+    let waited = batches_until_launched(&mut batcher, |batcher, now| {
+        while batcher.batcher().queued_cost() < 256 {
+            let deadline = Some(now + Time::from_millis(35));
+            batcher
+                .admit(
+                    now,
+                    Request {
+                        deadline,
+                        ..request("one", 10, 0)
+                    },
+                )
+                .unwrap()
+                .unwrap();
+        }
+    });
+    assert_eq!(STEP * waited as u32, GUARD);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// Three clients keep the queue full with lengths of an adversary's choice. A request without a
+    /// deadline is launched within the age guard, then the batches that its client's older
+    /// requests, the other clients' shares meanwhile and the credit these may have saved take:
+    /// `Checked` holds each to that, in cost; here it is held to it in time.
+    #[test]
+    fn adversarial_lengths_starve_nothing(
+        ratio in 1.0f64..4.0,
+        lengths in prop::collection::vec((0usize..3, 1u32..2000), 30..300),
+    ) {
+        let config = Config {
+            max_batch_cost: 64,
+            max_client_cost: 128,
+            max_length_ratio: ratio,
+            age_guard: GUARD,
+            ..Config::default()
+        };
+        // Invariant 5 with w = 1, S_i = 128, C_i = 8, B = 64, quantum = 1: own work and that of two
+        // others.
+        let work = 128 + 2 * (128 + 8 + 64 + 3);
+        let mut batcher = Checked::new(config).unwrap();
+        let mut next = lengths.iter();
+        let mut now = Time::ZERO;
+        loop {
+            for &(client, length) in next.by_ref().take(8) {
+                let request = request(["a", "b", "c"][client], length, 0);
+                if batcher.admit(now, request).unwrap().is_err() {
+                    break;
+                }
+            }
+            let Forming::Launch(batch) = batcher.form(now).unwrap().decision else { break };
+            // The device is as slow as its batches are small, so cost is time.
+            now += Time::from_millis(batch.cost);
+            for item in &batch.items {
+                prop_assert!(item.waited <= GUARD + Time::from_millis(work + 64));
+            }
+        }
+        batcher.finish().unwrap();
+    }
+}
