@@ -19,7 +19,7 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message as _;
-use stillhouse_proto::{decode, encode, v1};
+use stillhouse_proto::{LabelBatch, SoftLabels, decode, encode, v1};
 
 /// Bytes that decoding may allocate for each byte of a message. An id of a single bit becomes 4
 /// bytes, which is 32 times; the rest is room for how vectors grow.
@@ -53,7 +53,7 @@ unsafe impl GlobalAlloc for Counting {
 static COUNTING: Counting = Counting;
 
 /// Decodes a message as a client would, and checks that the memory it took is in proportion.
-fn decode_within_bounds(message: &Bytes) -> Option<stillhouse_proto::LabelBatch> {
+fn decode_within_bounds(message: &Bytes) -> Option<LabelBatch> {
     let before = ALLOCATED.get();
     let decoded = v1::Labels::decode(message.clone())
         .ok()
@@ -137,6 +137,35 @@ fn allocations_are_counted() {
     let before = ALLOCATED.get();
     drop(std::hint::black_box(vec![0_u8; 1000]));
     assert!(ALLOCATED.get() - before >= 1000);
+}
+
+/// Where ids and counts take one bit each, labels outgrow their message the most. Long enough that
+/// the allowance for a message as such plays no part.
+#[test]
+fn the_densest_messages_stay_in_proportion() {
+    let rows = 100_000;
+    let sampled = SoftLabels::Sampled {
+        draws: 1,
+        distinct: vec![1; rows],
+        ids: vec![1; rows],
+        counts: vec![1; rows],
+    };
+    let top_k = SoftLabels::TopK {
+        k: 2,
+        ids: [0, 1].repeat(rows),
+        log_probabilities: vec![-0.5; 2 * rows],
+        log_tail_mass: vec![f32::NEG_INFINITY; rows],
+    };
+    for labels in [sampled, top_k] {
+        let batch = LabelBatch {
+            temperature: 1.0,
+            rows,
+            classes: 2,
+            labels,
+        };
+        let message = encode(&batch, v1::DType::Bf16).unwrap().encode_to_vec();
+        assert_eq!(decode_within_bounds(&message.into()), Some(batch));
+    }
 }
 
 /// A few bytes that declare as much as the fields can say, in every encoding.
