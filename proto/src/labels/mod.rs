@@ -1,11 +1,11 @@
-//! Soft labels as plain numbers, to and from [`v1::Labels`], in all five encodings.
+//! Soft labels as plain numbers, to and from [`Labels`], in all five encodings.
 //!
 //! [`encode`] and [`decode`] hold labels to the same rules, so that neither side can pass on what
 //! the contract does not allow: no NaN, no id out of range or twice in a row, no probability above
 //! 1, no length that disagrees with another. [`decode`] checks every length before it allocates;
 //! what it allocates is bounded by the bytes that arrived.
 //!
-//! One file per encoding; [`check`] holds the rules that several share.
+//! One file per encoding; `check.rs` holds the rules that several share.
 
 mod check;
 mod dense;
