@@ -37,7 +37,7 @@ def close(name, got, expected):
 
 
 def floats(tensor):
-    assert tensor.dtype == pb.DTYPE_F32, tensor.dtype
+    assert tensor.dtype == pb.D_TYPE_F32, tensor.dtype
     values = struct.unpack(f"<{len(tensor.data) // 4}f", tensor.data)
     assert math.prod(tensor.shape) == len(values), tensor.shape
     return list(values)
@@ -56,7 +56,7 @@ def flat(rows):
 
 def request(encoding, temperatures, rows=ROWS, id=1):
     data = struct.pack(f"<{len(rows) * len(rows[0])}f", *flat(rows))
-    features = pb.Tensor(dtype=pb.DTYPE_F32, shape=[len(rows), len(rows[0])], data=data)
+    features = pb.Tensor(dtype=pb.D_TYPE_F32, shape=[len(rows), len(rows[0])], data=data)
     return pb.LabelRequest(
         id=id, client="interop", features=features, temperatures=temperatures, encoding=encoding
     )
