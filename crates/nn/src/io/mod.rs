@@ -1,0 +1,7 @@
+//! Files: weights in safetensors format, and writing that is all or nothing.
+
+mod atomic;
+mod safetensors;
+
+pub use self::safetensors::{Tensors, read_tensors, tensor_bytes, write_tensors};
+pub use atomic::write_atomic;

@@ -1,0 +1,7 @@
+//! Arithmetic on slices, below autograd: what layers, models and optimizers are made of.
+
+pub(crate) mod gemm;
+pub(crate) mod packed;
+pub(crate) mod parallel;
+pub(crate) mod real;
+pub(crate) mod storage;

@@ -1,0 +1,22 @@
+//! The element types that the differentiable ops are written for.
+
+use candle_core::WithDType;
+
+/// f32, which models train in, or f64, which gradients are checked in.
+pub(crate) trait Real: WithDType + Default + std::ops::Neg<Output = Self> {
+    fn sqrt(self) -> Self;
+}
+
+impl Real for f32 {
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        f32::sqrt(self)
+    }
+}
+
+impl Real for f64 {
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        f64::sqrt(self)
+    }
+}

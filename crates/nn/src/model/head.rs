@@ -1,0 +1,111 @@
+//! The output projection, for clients that rebuild logits from hidden states.
+
+use crate::error::ModelError;
+use crate::kernel::packed::PackedLinear;
+
+/// `logits = hidden * weight^T + bias`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Head {
+    /// [classes, hidden_size], row-major.
+    pub weight: Vec<f32>,
+    /// [classes].
+    pub bias: Option<Vec<f32>>,
+    /// V.
+    pub classes: usize,
+    /// d.
+    pub hidden_size: usize,
+}
+
+impl Head {
+    /// [rows, hidden_size] to [rows, classes]. From f32 hidden states of a classifier these are
+    /// its logits bit for bit: both compute every element in the same order.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Size`] if the weight, the bias or `hidden` is not as long as the sizes say.
+    pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>, ModelError> {
+        let check = |field, found: usize, fits: bool, expected: String| {
+            if fits {
+                Ok(())
+            } else {
+                Err(ModelError::Size {
+                    field,
+                    found,
+                    expected,
+                })
+            }
+        };
+        let (v, d) = (self.classes, self.hidden_size);
+        let weights = self.weight.len();
+        let fits = v > 0 && d > 0 && v.checked_mul(d) == Some(weights);
+        check("head weight", weights, fits, format!("{v} x {d}"))?;
+        if let Some(bias) = &self.bias {
+            check("head bias", bias.len(), bias.len() == v, v.to_string())?;
+        }
+        let found = hidden.len();
+        check(
+            "hidden",
+            found,
+            found.is_multiple_of(d),
+            format!("a multiple of {d}"),
+        )?;
+        Ok(PackedLinear::new(&self.weight, self.bias.as_deref(), v, d).apply(hidden, false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn projects_and_adds_the_bias() {
+        let head = Head {
+            weight: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            bias: Some(vec![0.5, 0.0, -0.5]),
+            classes: 3,
+            hidden_size: 2,
+        };
+        assert_eq!(
+            head.logits(&[1.0, 1.0, 0.0, 2.0]).unwrap(),
+            [3.5, 7.0, 10.5, 4.5, 8.0, 11.5]
+        );
+        assert_eq!(head.logits(&[]).unwrap(), [0.0; 0]);
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_errors() {
+        let head = Head {
+            weight: vec![0.0; 6],
+            bias: None,
+            classes: 3,
+            hidden_size: 2,
+        };
+        for (head, word) in [
+            (head.clone(), "hidden has 3"),
+            (
+                Head {
+                    hidden_size: 0,
+                    ..head.clone()
+                },
+                "head weight has 6",
+            ),
+            (
+                Head {
+                    classes: usize::MAX,
+                    ..head.clone()
+                },
+                "head weight has 6",
+            ),
+            (
+                Head {
+                    bias: Some(vec![0.0; 2]),
+                    ..head
+                },
+                "head bias has 2",
+            ),
+        ] {
+            let error = head.logits(&[0.0; 3]).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

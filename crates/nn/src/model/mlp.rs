@@ -1,0 +1,95 @@
+//! The multilayer perceptron: its graph for training.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+
+use super::config::MlpConfig;
+use crate::error::ModelError;
+use crate::io::Tensors;
+use crate::layers::{Linear, Parameter, dropout};
+use crate::rng::Philox;
+
+/// Linear layers with ReLU and, in training, dropout between them.
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    config: MlpConfig,
+    layers: Vec<Linear>,
+}
+
+impl Mlp {
+    /// Random weights, drawn layer by layer, each weight before its bias.
+    ///
+    /// # Errors
+    ///
+    /// If candle refuses to make the variables.
+    pub fn new(config: &MlpConfig, rng: &mut Philox) -> Result<Self, ModelError> {
+        let layers = config
+            .layer_sizes()
+            .enumerate()
+            .map(|(i, (inputs, outputs))| Linear::new(&format!("layers.{i}"), inputs, outputs, rng))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            config: config.clone(),
+            layers,
+        })
+    }
+
+    /// Every parameter, in order of name.
+    pub fn parameters(&self) -> Vec<&Parameter> {
+        let all = self
+            .layers
+            .iter()
+            .flat_map(|layer| [layer.weight(), layer.bias()]);
+        let sorted: BTreeMap<&str, &Parameter> = all.map(|p| (p.name(), p)).collect();
+        sorted.into_values().collect()
+    }
+
+    /// Logits [rows, classes] of `input` [rows, input_size] as a graph, with dropout from `rng`.
+    ///
+    /// # Errors
+    ///
+    /// If `input` does not hold `rows` rows.
+    pub fn forward(
+        &self,
+        input: &[f32],
+        rows: usize,
+        rng: &mut Philox,
+    ) -> Result<Tensor, ModelError> {
+        let input = self.config.normalize(input);
+        let mut x = Tensor::from_vec(input, (rows, self.config.input_size), &Device::Cpu)?;
+        x = dropout(&x, self.config.input_dropout, rng)?;
+        let last = self.layers.len() - 1;
+        for (i, layer) in self.layers.iter().enumerate() {
+            if i > 0 {
+                x = dropout(&x, self.config.dropout, rng)?;
+            }
+            x = layer.forward(&x, i < last)?;
+        }
+        Ok(x)
+    }
+
+    /// A copy of every weight.
+    ///
+    /// # Errors
+    ///
+    /// If a variable cannot be read.
+    pub fn tensors(&self) -> Result<Tensors, ModelError> {
+        let entry = |p: &Parameter| Ok((p.name().to_owned(), (p.shape().to_vec(), p.values()?)));
+        self.parameters().into_iter().map(entry).collect()
+    }
+
+    /// Overwrites every weight that `tensors` names.
+    ///
+    /// # Errors
+    ///
+    /// If a tensor has another number of elements than its parameter.
+    pub fn set_tensors(&self, tensors: &Tensors) -> Result<(), ModelError> {
+        for parameter in self.parameters() {
+            if let Some((_, values)) = tensors.get(parameter.name()) {
+                parameter.set(values)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,88 @@
+//! AdamW on flat slices.
+
+use rayon::prelude::*;
+
+use crate::kernel::parallel::PIECE;
+use crate::kernel::real::Real;
+
+/// The constants of one step.
+#[derive(Clone, Copy)]
+pub(super) struct AdamWStep {
+    pub(super) learning_rate: f64,
+    pub(super) beta1: f64,
+    pub(super) beta2: f64,
+    pub(super) eps: f64,
+    pub(super) weight_decay: f64,
+    /// Number of this step; the first is 1.
+    pub(super) step: u64,
+    /// What gradients are multiplied by first.
+    pub(super) gradient_scale: f64,
+}
+
+impl AdamWStep {
+    /// One step in place, in the order of operations of `torch.optim.AdamW`.
+    pub(super) fn apply<T: Real>(
+        self,
+        values: &mut [T],
+        grad: &[T],
+        mean: &mut [T],
+        mean_square: &mut [T],
+    ) {
+        values
+            .par_chunks_mut(PIECE)
+            .zip(grad.par_chunks(PIECE))
+            .zip(mean.par_chunks_mut(PIECE))
+            .zip(mean_square.par_chunks_mut(PIECE))
+            .for_each(|(((values, grad), mean), mean_square)| {
+                pulp::Arch::new().dispatch(
+                    #[inline(always)]
+                    || self.piece(values, grad, mean, mean_square),
+                );
+            });
+    }
+
+    #[inline(always)]
+    fn piece<T: Real>(self, values: &mut [T], grad: &[T], mean: &mut [T], mean_square: &mut [T]) {
+        let step = self.step as f64;
+        let correction = 1.0 - self.beta1.powf(step);
+        let root_correction = (1.0 - self.beta2.powf(step)).sqrt();
+        let keep = T::from_f64(1.0 - self.learning_rate * self.weight_decay);
+        let step_size = T::from_f64(self.learning_rate / correction);
+        let to_root = T::from_f64(1.0 / root_correction);
+        let weight1 = T::from_f64(1.0 - self.beta1);
+        let beta2 = T::from_f64(self.beta2);
+        let weight2 = T::from_f64(1.0 - self.beta2);
+        let eps = T::from_f64(self.eps);
+        let scale = T::from_f64(self.gradient_scale);
+        for (((x, &g), m), v) in values.iter_mut().zip(grad).zip(mean).zip(mean_square) {
+            let g = g * scale;
+            *m += weight1 * (g - *m);
+            *v = beta2 * *v + weight2 * g * g;
+            *x = *x * keep - step_size * (*m / (v.sqrt() * to_root + eps));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first step moves every weight by the learning rate against the gradient's sign, after
+    /// the decay.
+    #[test]
+    fn the_first_step_is_signed() {
+        let step = AdamWStep {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-12,
+            weight_decay: 0.5,
+            step: 1,
+            gradient_scale: 1.0,
+        };
+        let (mut x, mut m, mut v) = ([1.0f64, 1.0], [0.0; 2], [0.0; 2]);
+        step.apply(&mut x, &[3.0, -1e-3], &mut m, &mut v);
+        assert!((x[0] - (0.95 - 0.1)).abs() < 1e-8, "{x:?}");
+        assert!((x[1] - (0.95 + 0.1)).abs() < 1e-8, "{x:?}");
+    }
+}

@@ -1,0 +1,13 @@
+//! Optimizers that change weights in place, and the learning rate over time.
+
+mod adamw;
+mod clip;
+mod config;
+mod optimizer;
+mod schedule;
+mod sgd;
+
+pub(crate) use clip::{clip_scale, global_norm};
+pub use config::OptimizerConfig;
+pub use optimizer::Optimizer;
+pub use schedule::{ScheduleConfig, ScheduleKind};

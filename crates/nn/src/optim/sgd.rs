@@ -1,0 +1,78 @@
+//! Stochastic gradient descent on flat slices.
+
+use rayon::prelude::*;
+
+use crate::kernel::parallel::PIECE;
+use crate::kernel::real::Real;
+
+/// The constants of one step.
+#[derive(Clone, Copy)]
+pub(super) struct SgdStep {
+    pub(super) learning_rate: f64,
+    pub(super) momentum: f64,
+    pub(super) nesterov: bool,
+    pub(super) weight_decay: f64,
+    /// What gradients are multiplied by first.
+    pub(super) gradient_scale: f64,
+}
+
+impl SgdStep {
+    /// One step in place. With g the gradient plus the decayed weight: velocity = momentum *
+    /// velocity + g, and the weight falls by the learning rate times the velocity (nesterov: times
+    /// g + momentum * velocity).
+    pub(super) fn apply<T: Real>(self, values: &mut [T], grad: &[T], velocity: &mut [T]) {
+        values
+            .par_chunks_mut(PIECE)
+            .zip(grad.par_chunks(PIECE))
+            .zip(velocity.par_chunks_mut(PIECE))
+            .for_each(|((values, grad), velocity)| {
+                pulp::Arch::new().dispatch(
+                    #[inline(always)]
+                    || self.piece(values, grad, velocity),
+                );
+            });
+    }
+
+    #[inline(always)]
+    fn piece<T: Real>(self, values: &mut [T], grad: &[T], velocity: &mut [T]) {
+        let rate = T::from_f64(self.learning_rate);
+        let momentum = T::from_f64(self.momentum);
+        let decay = T::from_f64(self.weight_decay);
+        let scale = T::from_f64(self.gradient_scale);
+        for ((x, &g), v) in values.iter_mut().zip(grad).zip(velocity) {
+            let g = g * scale + decay * *x;
+            *v = momentum * *v + g;
+            let direction = if self.nesterov { g + momentum * *v } else { *v };
+            *x -= rate * direction;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_steps_by_hand() {
+        let step = SgdStep {
+            learning_rate: 0.1,
+            momentum: 0.5,
+            nesterov: false,
+            weight_decay: 0.0,
+            gradient_scale: 2.0,
+        };
+        let (mut x, mut v) = ([1.0f64], [0.0]);
+        step.apply(&mut x, &[1.0], &mut v);
+        assert!((x[0] - 0.8).abs() < 1e-15 && v == [2.0]);
+        step.apply(&mut x, &[1.0], &mut v);
+        assert!((x[0] - 0.5).abs() < 1e-15 && v == [3.0]);
+        let ahead = SgdStep {
+            nesterov: true,
+            weight_decay: 1.0,
+            ..step
+        };
+        ahead.apply(&mut x, &[1.0], &mut v);
+        // g = 2.5, v = 1.5 + 2.5 = 4, direction = 2.5 + 2.
+        assert!((x[0] - 0.05).abs() < 1e-15 && v == [4.0]);
+    }
+}

@@ -1,0 +1,100 @@
+//! What a trainer does.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ModelError;
+use crate::model::ModelConfig;
+use crate::optim::{OptimizerConfig, ScheduleConfig};
+
+/// A model and how to train it. Losses come with each step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainerConfig {
+    /// Architecture.
+    pub model: ModelConfig,
+    /// How weights follow gradients.
+    pub optimizer: OptimizerConfig,
+    /// Learning rate.
+    pub schedule: ScheduleConfig,
+    /// Steps of the whole run, at least 1; the schedule ends there.
+    pub total_steps: u64,
+    /// Longest gradient, as a norm over all parameters, above 0; none: no limit.
+    pub clip_norm: Option<f64>,
+    /// Of initial weights and of dropout.
+    pub seed: u64,
+}
+
+impl TrainerConfig {
+    /// AdamW at a constant 0.001 without clipping, seed 0.
+    pub fn new(model: ModelConfig, total_steps: u64) -> Self {
+        Self {
+            model,
+            optimizer: OptimizerConfig::default(),
+            schedule: ScheduleConfig::default(),
+            total_steps,
+            clip_norm: None,
+            seed: 0,
+        }
+    }
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Config`], naming the field, its value and the accepted range.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        self.model.validate()?;
+        self.optimizer.validate()?;
+        self.schedule.validate()?;
+        let refuse = |field: &str, value: String, expected: &str| {
+            let (field, expected) = (field.to_owned(), expected.to_owned());
+            Err(ModelError::Config {
+                field,
+                value,
+                expected,
+            })
+        };
+        if self.total_steps == 0 {
+            return refuse("total_steps", "0".to_owned(), "at least 1");
+        }
+        match self.clip_norm {
+            Some(norm) if !(norm.is_finite() && norm > 0.0) => refuse(
+                "clip_norm",
+                norm.to_string(),
+                "a finite number above 0, or none",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::MlpConfig;
+
+    #[test]
+    fn faults_are_named() {
+        let base = TrainerConfig::new(ModelConfig::Mlp(MlpConfig::new(2, vec![], 2)), 5);
+        assert!(base.validate().is_ok());
+        for clip_norm in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let config = TrainerConfig {
+                clip_norm: Some(clip_norm),
+                ..base.clone()
+            };
+            let error = config.validate().unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("clip_norm is {clip_norm}")),
+                "{error}"
+            );
+        }
+        let error = TrainerConfig {
+            total_steps: 0,
+            ..base
+        }
+        .validate()
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains("total_steps is 0"), "{error}");
+    }
+}
