@@ -1,1 +1,28 @@
-//! To be written.
+//! Serves a trained model's soft labels over gRPC (`distill.v1.TeacherService`).
+//!
+//! ```text
+//! tonic -> service (validate) -> scheduler (batcher) -> device thread -> encode -> reply
+//! ```
+//!
+//! * [`settings`]: what a server is told, with defaults and ranges.
+//! * [`server`]: binding, serving and draining; start here.
+//! * [`model`]: what can be served.
+//! * [`metrics`]: the catalogue of what a server measures.
+//!
+//! Temperature and encoding never split a batch: the device computes logits and hidden states, and
+//! everything that depends on a request comes after.
+
+pub mod metrics;
+pub mod model;
+pub mod server;
+pub mod settings;
+
+mod device;
+mod encode;
+mod error;
+mod scheduler;
+mod service;
+mod validate;
+
+pub use server::{Running, Server, StartError};
+pub use settings::Settings;

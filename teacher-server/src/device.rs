@@ -1,0 +1,112 @@
+//! The device thread: takes a batch, runs the model, hands every request its rows.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+
+use stillhouse_batcher::Batch;
+use tokio::sync::watch;
+use tracing::{error, warn};
+
+use crate::{
+    encode::Forward,
+    error::ServeError,
+    metrics as names,
+    model::Model,
+    scheduler::{Done, Job, Scheduler},
+};
+
+/// A device that fails this many batches in a row by a panic is lost.
+const PANICS_UNTIL_LOST: u32 = 3;
+
+/// Starts the device thread. It ends when the scheduler is closed and empty, or when the device is
+/// lost, which it then tells through `lost`.
+pub(crate) fn spawn(
+    model: Arc<dyn Model>,
+    scheduler: Arc<Scheduler>,
+    lost: watch::Sender<bool>,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("device".to_owned()).spawn(move || {
+        let mut panics = 0;
+        while let Some(batch) = scheduler.next_batch() {
+            // The model takes its input by reference and is not changed, and every request of the
+            // batch is answered below: nothing half-done outlives a panic.
+            if catch_unwind(AssertUnwindSafe(|| run(&*model, &scheduler, batch))).is_ok() {
+                panics = 0;
+                continue;
+            }
+            panics += 1;
+            metrics::counter!(names::DEVICE_PANICS).increment(1);
+            error!(panics, "the device thread panicked; its batch is lost");
+            if panics == PANICS_UNTIL_LOST {
+                scheduler.lose_device();
+                lost.send_replace(true);
+                fail_the_rest(&scheduler);
+                return;
+            }
+        }
+    })
+}
+
+/// Answers everything that still waits; nothing new is admitted by now.
+fn fail_the_rest(scheduler: &Scheduler) {
+    scheduler.close();
+    while let Some(batch) = scheduler.next_batch() {
+        for item in batch.items {
+            item.payload.answer(Err(ServeError::DeviceLost("it panicked".to_owned())));
+        }
+    }
+}
+
+fn run(model: &dyn Model, scheduler: &Scheduler, batch: Batch<Job>) {
+    let reason = batch.reason.as_str();
+    let (waits, mut jobs): (Vec<_>, Vec<_>) =
+        batch.items.into_iter().map(|item| (item.waited, item.payload)).unzip();
+    let rows: usize = jobs.iter().map(|job: &Job| job.rows).sum();
+    let input = match jobs.as_mut_slice() {
+        // Alone in its batch: no copy.
+        [job] => std::mem::take(&mut job.input),
+        jobs => jobs.iter().flat_map(|job| job.input.iter().copied()).collect(),
+    };
+
+    let start = Instant::now();
+    let inference = model.infer(&input, rows);
+    let compute = start.elapsed();
+    scheduler.completed(rows, compute);
+    metrics::counter!(names::BATCHES, "reason" => reason).increment(1);
+    metrics::histogram!(names::BATCH_ROWS).record(rows as f64);
+    metrics::histogram!(names::FORWARD).record(compute);
+
+    let inference = match inference {
+        Ok(inference) => inference,
+        Err(error) => {
+            warn!(%error, rows, "a forward pass failed");
+            for job in jobs {
+                job.answer(Err(ServeError::Forward(error.to_string())));
+            }
+            return;
+        }
+    };
+    let (mut logits, mut hidden) = (&inference.logits[..], &inference.hidden[..]);
+    let (classes, width) = (model.classes(), model.hidden_size());
+    for (job, queue) in jobs.into_iter().zip(waits) {
+        metrics::histogram!(names::QUEUE_WAIT).record(queue);
+        let forward = Forward {
+            rows: job.rows,
+            logits: take(&mut logits, job.rows * classes),
+            hidden: take(&mut hidden, job.rows * width),
+        };
+        job.answer(Ok(Done { forward, queue, compute }));
+    }
+}
+
+/// Splits the first `count` values off.
+fn take(values: &mut &[f32], count: usize) -> Vec<f32> {
+    let (head, rest) = values.split_at(count);
+    *values = rest;
+    head.to_vec()
+}

@@ -1,0 +1,233 @@
+//! From a forward pass to the labels that travel.
+//!
+//! * [`soften`]: log-probabilities at a temperature.
+//! * [`select`]: top k, named ids, and the mass of the rest.
+//! * [`sample`]: seeded draws.
+
+mod sample;
+mod select;
+mod soften;
+
+use stillhouse_proto::{
+    labels::{self, LabelBatch, SoftLabels},
+    v1::{DType, DenseKind, Labels, RowError},
+};
+
+use crate::error::ServeError;
+
+/// A request's encoding, validated.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Encoding {
+    Dense {
+        kind: DenseKind,
+        dtype: DType,
+    },
+    TopK {
+        k: usize,
+        dtype: DType,
+    },
+    /// `ids` is `[rows, ids_per_row]`.
+    Ids {
+        ids_per_row: usize,
+        ids: Vec<u32>,
+        dtype: DType,
+    },
+    Sampled {
+        draws: u32,
+        seed: u64,
+    },
+    Hidden {
+        dtype: DType,
+    },
+}
+
+impl Encoding {
+    /// The value of the metrics' label `encoding`.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Dense { .. } => "dense",
+            Self::TopK { .. } => "top_k",
+            Self::Ids { .. } => "ids",
+            Self::Sampled { .. } => "sampled",
+            Self::Hidden { .. } => "hidden",
+        }
+    }
+
+    /// Whether the labels are the same at every temperature, and so are sent once.
+    pub(crate) fn ignores_temperature(&self) -> bool {
+        matches!(self, Self::Hidden { .. } | Self::Dense { kind: DenseKind::Logits, .. })
+    }
+
+    fn dtype(&self) -> DType {
+        match self {
+            Self::Dense { dtype, .. }
+            | Self::TopK { dtype, .. }
+            | Self::Ids { dtype, .. }
+            | Self::Hidden { dtype } => *dtype,
+            Self::Sampled { .. } => DType::F32,
+        }
+    }
+}
+
+/// What the device computed for the rows of one request.
+#[derive(Clone, Debug)]
+pub(crate) struct Forward {
+    pub(crate) rows: usize,
+    /// `[rows, classes]`.
+    pub(crate) logits: Vec<f32>,
+    /// `[rows, hidden_size]`.
+    pub(crate) hidden: Vec<f32>,
+}
+
+/// Labels of the rows that have some, one set per temperature (one in all where temperature plays
+/// no part), and the rows that have none.
+pub(crate) fn encode(
+    forward: &Forward,
+    encoding: &Encoding,
+    temperatures: &[f32],
+) -> Result<(Vec<Labels>, Vec<RowError>), ServeError> {
+    let rows = Rows::of(forward);
+    let errors = rows.errors();
+    let temperatures = if encoding.ignores_temperature() { &[0.0] } else { temperatures };
+    let labels = temperatures
+        .iter()
+        .map(|&temperature| {
+            let batch = LabelBatch {
+                temperature,
+                rows: rows.good.len(),
+                classes: rows.classes,
+                labels: rows.labels(encoding, temperature),
+            };
+            labels::encode(&batch, encoding.dtype()).map_err(|error| ServeError::Invalid {
+                field: "encoding.dtype".to_owned(),
+                reason: format!("cannot carry these labels: {error}"),
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok((labels, errors))
+}
+
+/// A forward pass, split into rows that are finite and rows that are not.
+struct Rows<'a> {
+    forward: &'a Forward,
+    classes: usize,
+    width: usize,
+    good: Vec<usize>,
+}
+
+impl<'a> Rows<'a> {
+    fn of(forward: &'a Forward) -> Self {
+        let classes = forward.logits.len() / forward.rows.max(1);
+        let width = forward.hidden.len() / forward.rows.max(1);
+        let mut rows = Self { forward, classes, width, good: Vec::new() };
+        let finite = |row: &[f32]| row.iter().all(|value| value.is_finite());
+        rows.good = (0..forward.rows)
+            .filter(|&row| finite(rows.logits(row)) && finite(rows.hidden(row)))
+            .collect();
+        rows
+    }
+
+    fn logits(&self, row: usize) -> &'a [f32] {
+        &self.forward.logits[row * self.classes..][..self.classes]
+    }
+
+    fn hidden(&self, row: usize) -> &'a [f32] {
+        &self.forward.hidden[row * self.width..][..self.width]
+    }
+
+    fn errors(&self) -> Vec<RowError> {
+        let mut good = self.good.iter().copied().peekable();
+        (0..self.forward.rows)
+            .filter(|row| good.next_if_eq(row).is_none())
+            .map(|row| RowError {
+                row: row as u32,
+                message: "the teacher's output for this row is not finite".to_owned(),
+            })
+            .collect()
+    }
+
+    /// Calls `each` with every good row's index and its log-probabilities.
+    fn soften(&self, temperature: f32, mut each: impl FnMut(usize, &[f64])) {
+        let mut log_probabilities = Vec::with_capacity(self.classes);
+        for &row in &self.good {
+            soften::log_softmax(self.logits(row), temperature, &mut log_probabilities);
+            each(row, &log_probabilities);
+        }
+    }
+
+    fn labels(&self, encoding: &Encoding, temperature: f32) -> SoftLabels {
+        let lowest = lowest_log_probability(encoding.dtype());
+        let narrow = |x: f64| {
+            if x < lowest { f32::NEG_INFINITY } else { x as f32 }
+        };
+        match encoding {
+            Encoding::Dense { kind: DenseKind::Logits, .. } => SoftLabels::Dense {
+                kind: DenseKind::Logits,
+                values: self.good.iter().flat_map(|&row| self.logits(row)).copied().collect(),
+            },
+            Encoding::Dense { kind, .. } => {
+                let mut values = Vec::with_capacity(self.good.len() * self.classes);
+                self.soften(temperature, |_, row| match kind {
+                    DenseKind::Probabilities => values.extend(row.iter().map(|x| x.exp() as f32)),
+                    _ => values.extend(row.iter().map(|&x| narrow(x))),
+                });
+                SoftLabels::Dense { kind: *kind, values }
+            }
+            Encoding::TopK { k, .. } => {
+                let (mut ids, mut values, mut tails) = (Vec::new(), Vec::new(), Vec::new());
+                self.soften(temperature, |row, log_probabilities| {
+                    let order = select::top_k(self.logits(row), *k);
+                    let (top, others) = order.split_at((*k).min(order.len()));
+                    ids.extend_from_slice(top);
+                    values.extend(top.iter().map(|&id| narrow(log_probabilities[id as usize])));
+                    tails.push(select::log_mass(log_probabilities, others) as f32);
+                });
+                SoftLabels::TopK { k: *k, ids, log_probabilities: values, log_tail_mass: tails }
+            }
+            Encoding::Ids { ids_per_row, ids, .. } => {
+                let (mut values, mut tails) = (Vec::new(), Vec::new());
+                self.soften(temperature, |row, log_probabilities| {
+                    let named = &ids[row * ids_per_row..][..*ids_per_row];
+                    values.extend(named.iter().map(|&id| narrow(log_probabilities[id as usize])));
+                    let others = select::complement(self.classes, named);
+                    tails.push(select::log_mass(log_probabilities, &others) as f32);
+                });
+                SoftLabels::Ids {
+                    ids_per_row: *ids_per_row,
+                    log_probabilities: values,
+                    log_tail_mass: tails,
+                }
+            }
+            Encoding::Sampled { draws, seed } => {
+                let (mut distinct, mut ids, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+                self.soften(temperature, |row, log_probabilities| {
+                    distinct.push(sample::draw(
+                        log_probabilities,
+                        *draws,
+                        *seed,
+                        row as u64,
+                        &mut ids,
+                        &mut counts,
+                    ));
+                });
+                SoftLabels::Sampled { draws: *draws, distinct, ids, counts }
+            }
+            Encoding::Hidden { .. } => SoftLabels::Hidden {
+                width: self.width,
+                states: self.good.iter().flat_map(|&row| self.hidden(row)).copied().collect(),
+            },
+        }
+    }
+}
+
+/// The lowest finite log-probability that a dtype holds. What is below it is a probability that no
+/// floating-point number holds, and travels as 0.
+fn lowest_log_probability(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => -65504.0,
+        _ => -3.0e38,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! Encodings against one another and against closed forms.
+
+use super::*;
+
+const LOGITS: [f32; 8] = [1.0, 3.0, 3.0, -2.0, 0.5, -1e4, 1e4, 0.0];
+
+fn forward() -> Forward {
+    Forward { rows: 2, logits: LOGITS.to_vec(), hidden: vec![1.0, 2.0, 3.0, 4.0] }
+}
+
+fn batch(encoding: &Encoding, temperature: f32) -> LabelBatch {
+    let (labels, errors) = encode(&forward(), encoding, &[temperature]).unwrap();
+    assert!(errors.is_empty());
+    labels::decode(&labels[0]).unwrap()
+}
+
+fn dense(kind: DenseKind, temperature: f32) -> Vec<f32> {
+    match batch(&Encoding::Dense { kind, dtype: DType::F32 }, temperature).labels {
+        SoftLabels::Dense { values, .. } => values,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn dense_kinds_agree() {
+    for temperature in [0.5, 1.0, 4.0, 20.0] {
+        let logs = dense(DenseKind::LogProbabilities, temperature);
+        let probabilities = dense(DenseKind::Probabilities, temperature);
+        for (row, logits) in LOGITS.chunks(4).enumerate() {
+            let scaled = logits.iter().map(|z| f64::from(*z) / f64::from(temperature));
+            let top = scaled.clone().fold(f64::MIN, f64::max);
+            let sum: f64 = scaled.clone().map(|x| (x - top).exp()).sum();
+            for (class, x) in scaled.enumerate() {
+                let expected = x - top - sum.ln();
+                let at = row * 4 + class;
+                let log = f64::from(logs[at]);
+                assert!(
+                    (log - expected).abs() <= 1e-6 * expected.abs().max(1e-6),
+                    "{log} {expected}"
+                );
+                assert!((f64::from(probabilities[at]) - expected.exp()).abs() < 1e-7);
+            }
+        }
+    }
+    assert_eq!(dense(DenseKind::Logits, 1.0), LOGITS);
+}
+
+#[test]
+fn top_k_and_ids_are_the_dense_values_and_what_is_left() {
+    let logs = dense(DenseKind::LogProbabilities, 2.0);
+    let SoftLabels::TopK { ids, log_probabilities, log_tail_mass, .. } =
+        batch(&Encoding::TopK { k: 2, dtype: DType::F32 }, 2.0).labels
+    else {
+        panic!("not top_k")
+    };
+    assert_eq!(ids, [1, 2, 2, 0], "equal logits in order of id");
+    for row in 0..2 {
+        let mut mass = 0.0_f64;
+        for j in 0..2 {
+            let id = ids[row * 2 + j] as usize;
+            assert_eq!(log_probabilities[row * 2 + j], logs[row * 4 + id]);
+            mass += f64::from(log_probabilities[row * 2 + j]).exp();
+        }
+        assert!((f64::from(log_tail_mass[row]).exp() - (1.0 - mass)).abs() < 1e-6);
+    }
+
+    let ids = vec![3, 0, 1, 2];
+    let encoding = Encoding::Ids { ids_per_row: 2, ids, dtype: DType::F32 };
+    let SoftLabels::Ids { log_probabilities, log_tail_mass, .. } = batch(&encoding, 2.0).labels
+    else {
+        panic!("not ids")
+    };
+    assert_eq!(log_probabilities, [logs[3], logs[0], logs[5], logs[6]]);
+    let left = f64::from(logs[1]).exp() + f64::from(logs[2]).exp();
+    assert!((f64::from(log_tail_mass[0]).exp() - left).abs() < 1e-6);
+}
+
+#[test]
+fn every_class_leaves_no_tail() {
+    let SoftLabels::TopK { log_tail_mass, .. } =
+        batch(&Encoding::TopK { k: 4, dtype: DType::Bf16 }, 1.0).labels
+    else {
+        panic!("not top_k")
+    };
+    assert_eq!(log_tail_mass, [f32::NEG_INFINITY; 2]);
+}
+
+#[test]
+fn a_log_probability_below_the_dtypes_range_is_zero_mass() {
+    let encoding = Encoding::Dense { kind: DenseKind::LogProbabilities, dtype: DType::F16 };
+    let SoftLabels::Dense { values, .. } = batch(&encoding, 0.1).labels else {
+        panic!("not dense")
+    };
+    assert_eq!(values[5], f32::NEG_INFINITY);
+    assert!(values[..4].iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn several_temperatures_come_from_one_forward_in_order() {
+    let encoding = Encoding::Dense { kind: DenseKind::LogProbabilities, dtype: DType::F32 };
+    let (labels, _) = encode(&forward(), &encoding, &[4.0, 1.0, 20.0]).unwrap();
+    let got: Vec<f32> = labels.iter().map(|labels| labels.temperature).collect();
+    assert_eq!(got, [4.0, 1.0, 20.0]);
+    for labels in &labels {
+        let SoftLabels::Dense { values, .. } = labels::decode(labels).unwrap().labels else {
+            panic!("not dense")
+        };
+        assert_eq!(values, dense(DenseKind::LogProbabilities, labels.temperature));
+    }
+    let hidden = Encoding::Hidden { dtype: DType::F32 };
+    assert_eq!(encode(&forward(), &hidden, &[4.0, 1.0]).unwrap().0.len(), 1);
+}
+
+#[test]
+fn a_row_that_is_not_finite_is_left_out_and_named() {
+    let mut forward = forward();
+    forward.logits[2] = f32::NAN;
+    for encoding in [
+        Encoding::Dense { kind: DenseKind::Probabilities, dtype: DType::F32 },
+        Encoding::TopK { k: 1, dtype: DType::F32 },
+        Encoding::Ids { ids_per_row: 1, ids: vec![0, 2], dtype: DType::F32 },
+        Encoding::Sampled { draws: 3, seed: 1 },
+        Encoding::Hidden { dtype: DType::F32 },
+    ] {
+        let (labels, errors) = encode(&forward, &encoding, &[1.0]).unwrap();
+        assert_eq!(errors.len(), 1);
+        assert_eq!(errors[0].row, 0);
+        assert_eq!(labels::decode(&labels[0]).unwrap().rows, 1, "{encoding:?}");
+    }
+    forward.logits[4] = f32::INFINITY;
+    let encoding = Encoding::TopK { k: 1, dtype: DType::F32 };
+    let (labels, errors) = encode(&forward, &encoding, &[1.0]).unwrap();
+    assert_eq!(errors.len(), 2);
+    assert_eq!(labels::decode(&labels[0]).unwrap().rows, 0);
+}

@@ -1,0 +1,152 @@
+//! The `teacher-server` binary.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use stillhouse_runtime::{
+    allocator,
+    config::{self, ConfigError},
+    exit,
+    metrics_server::MetricsServer,
+    shutdown::Signals,
+    telemetry::{self, Metrics},
+};
+use teacher_server::{Server, Settings, StartError, metrics};
+use toml::Table;
+use tracing::{error, info};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Serve a trained model's soft labels over gRPC.
+///
+/// Settings: defaults, then --config FILE, then the environment, then flags; later ones win.
+/// Exit codes: 0 stopped by a signal, 64 wrong configuration or model, 75 the port is taken.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Folder with config.json and model.safetensors.
+    #[arg(long, value_name = "DIR", env = "STILLHOUSE_MODEL")]
+    model: Option<PathBuf>,
+    /// Address of the gRPC service [default: 127.0.0.1:7070].
+    #[arg(long, value_name = "ADDR", env = "STILLHOUSE_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Address that Prometheus scrapes, at /metrics [default: none].
+    #[arg(long, value_name = "ADDR", env = "STILLHOUSE_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
+    /// What computes the labels: cpu.
+    #[arg(long, value_name = "DEVICE", env = "STILLHOUSE_DEVICE")]
+    device: Option<String>,
+    /// Log lines as `text` or `json`.
+    #[arg(long, value_name = "FORMAT", env = "STILLHOUSE_LOG_FORMAT")]
+    log_format: Option<String>,
+    /// TOML file with any of the settings.
+    #[arg(long, value_name = "FILE", env = "STILLHOUSE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Any setting, by its path: --set limits.max_rows=256. Can be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl Arguments {
+    fn settings(&self) -> Result<Settings, ConfigError> {
+        let mut table = match &self.config {
+            Some(file) => config::read_file(file)?,
+            None => Table::new(),
+        };
+        let flags = [
+            ("model", self.model.as_ref().map(|path| path.display().to_string())),
+            ("listen", self.listen.map(|address| address.to_string())),
+            ("metrics_listen", self.metrics_listen.map(|address| address.to_string())),
+            ("device", self.device.clone()),
+        ];
+        for (key, value) in flags {
+            if let Some(value) = value {
+                table.insert(key.to_owned(), value.into());
+            }
+        }
+        if let Some(format) = &self.log_format {
+            config::assign(&mut table, &format!("log.format={format}"))?;
+        }
+        for assignment in &self.set {
+            config::assign(&mut table, assignment)?;
+        }
+        let settings: Settings = config::read(table)?;
+        settings.validate()?;
+        Ok(settings)
+    }
+}
+
+/// What ends the process early.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Settings(#[from] ConfigError),
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::TelemetryError),
+    #[error("metrics_listen: {0} cannot be bound: {1}")]
+    MetricsPort(SocketAddr, std::io::Error),
+    #[error("signals cannot be handled: {0}")]
+    Signals(std::io::Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Start(StartError::Bind { .. }) | Self::MetricsPort(..) => exit::TEMPORARY,
+            Self::Start(StartError::Settings(_) | StartError::Model { .. })
+            | Self::Settings(_)
+            | Self::Telemetry(_) => exit::CONFIGURATION,
+            _ => exit::FAILED,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    allocator::keep_freed_pages();
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(&arguments)),
+        Err(error) => Err(Failure::Start(StartError::Thread(error))),
+    };
+    match result {
+        Ok(()) => ExitCode::from(exit::DONE),
+        Err(failure) => {
+            // Logging may not have been started; standard error is there always.
+            #[expect(clippy::print_stderr, reason = "the last words of the process")]
+            {
+                eprintln!("teacher-server: {failure}");
+            }
+            error!(%failure, "failed");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let settings = arguments.settings()?;
+    telemetry::start_logs(&settings.log.level, settings.log.format)?;
+    let mut signals = Signals::install().map_err(Failure::Signals)?;
+    let metrics = Metrics::install(metrics::CATALOGUE)?;
+    tokio::spawn(metrics.clone().upkeep());
+    if let Some(address) = settings.metrics_listen {
+        let server = MetricsServer::bind(address)
+            .await
+            .map_err(|error| Failure::MetricsPort(address, error))?;
+        info!(address = %server.address(), "metrics");
+        tokio::spawn(server.serve(metrics));
+    }
+    info!(model = %settings.model.display(), "loading");
+    let server = Server::bind(settings).await?;
+    info!(address = %server.address(), fingerprint = server.fingerprint(), "serving");
+    server
+        .serve(async move {
+            let signal = signals.next().await;
+            info!(signal, "stopping");
+        })
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! The catalogue of what a teacher server measures.
+//!
+//! Everything is registered at start, so that a dashboard and an alert find it before the first
+//! request.
+
+use metrics::Unit;
+use stillhouse_runtime::telemetry::{Kind, Metric};
+
+/// Upper bounds for times from 50 microseconds to 10 seconds.
+const SECONDS: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0,
+];
+
+/// Upper bounds for rows in a batch.
+const ROWS: &[f64] =
+    &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
+
+macro_rules! names {
+    ($($constant:ident = $name:literal),* $(,)?) => {
+        $(pub(crate) const $constant: &str = concat!("stillhouse_teacher_", $name);)*
+    };
+}
+
+names! {
+    SERVING = "serving",
+    REQUESTS = "requests_total",
+    ROWS_LABELLED = "rows_total",
+    ROW_ERRORS = "row_errors_total",
+    LABEL_BYTES = "label_bytes_total",
+    REFUSED = "refused_total",
+    STREAMS = "open_streams",
+    QUEUE_ROWS = "queue_rows",
+    QUEUE_CLIENTS = "queue_clients",
+    QUEUE_WAIT = "queue_wait_seconds",
+    BATCHES = "batches_total",
+    BATCH_ROWS = "batch_rows",
+    FORWARD = "forward_seconds",
+    ENCODE = "encode_seconds",
+    DEVICE_PANICS = "device_panics_total",
+}
+
+/// The outcomes of a request, as the label `outcome` of `requests_total`.
+const OUTCOMES: &[&[(&str, &str)]] = &[
+    &[("outcome", "labelled")],
+    &[("outcome", "invalid")],
+    &[("outcome", "refused")],
+    &[("outcome", "deadline")],
+    &[("outcome", "cancelled")],
+    &[("outcome", "draining")],
+    &[("outcome", "failed")],
+];
+
+/// The encodings, as the label `encoding`.
+const ENCODINGS: &[&[(&str, &str)]] = &[
+    &[("encoding", "dense")],
+    &[("encoding", "top_k")],
+    &[("encoding", "ids")],
+    &[("encoding", "sampled")],
+    &[("encoding", "hidden")],
+];
+
+/// Why an admission was refused, as the label `reason`.
+const REFUSALS: &[&[(&str, &str)]] =
+    &[&[("reason", "queue")], &[("reason", "client")], &[("reason", "clients")]];
+
+/// Why a batch was launched when it was, as the label `reason`.
+const LAUNCHES: &[&[(&str, &str)]] = &[
+    &[("reason", "full")],
+    &[("reason", "waited")],
+    &[("reason", "deadline")],
+    &[("reason", "draining")],
+];
+
+const fn metric(name: &'static str, kind: Kind, unit: Unit, help: &'static str) -> Metric {
+    Metric { name, kind, unit, help, series: &[] }
+}
+
+/// Every metric of a teacher server.
+pub const CATALOGUE: &[Metric] = &[
+    metric(
+        SERVING,
+        Kind::Gauge,
+        Unit::Count,
+        "1 while requests are accepted, 0 while loading or draining.",
+    ),
+    Metric {
+        name: REQUESTS,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Label requests, unary or on a stream, by outcome.",
+        series: OUTCOMES,
+    },
+    Metric {
+        name: ROWS_LABELLED,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Rows answered with labels, by encoding.",
+        series: ENCODINGS,
+    },
+    metric(
+        ROW_ERRORS,
+        Kind::Counter,
+        Unit::Count,
+        "Rows without a label, because the teacher's output was not finite.",
+    ),
+    Metric {
+        name: LABEL_BYTES,
+        kind: Kind::Counter,
+        unit: Unit::Bytes,
+        help: "Encoded labels, by encoding.",
+        series: ENCODINGS,
+    },
+    Metric {
+        name: REFUSED,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Requests answered with RESOURCE_EXHAUSTED, by the bound that was reached.",
+        series: REFUSALS,
+    },
+    metric(STREAMS, Kind::Gauge, Unit::Count, "Open label streams."),
+    metric(QUEUE_ROWS, Kind::Gauge, Unit::Count, "Rows waiting for the device."),
+    metric(QUEUE_CLIENTS, Kind::Gauge, Unit::Count, "Clients with rows waiting for the device."),
+    metric(
+        QUEUE_WAIT,
+        Kind::Histogram(SECONDS),
+        Unit::Seconds,
+        "From admission to the launch of the batch, per request.",
+    ),
+    Metric {
+        name: BATCHES,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Forward passes, by why the batch did not wait for more.",
+        series: LAUNCHES,
+    },
+    metric(BATCH_ROWS, Kind::Histogram(ROWS), Unit::Count, "Rows in a forward pass."),
+    metric(FORWARD, Kind::Histogram(SECONDS), Unit::Seconds, "Time of a forward pass."),
+    metric(
+        ENCODE,
+        Kind::Histogram(SECONDS),
+        Unit::Seconds,
+        "Softmax, selection and packing, per request.",
+    ),
+    metric(
+        DEVICE_PANICS,
+        Kind::Counter,
+        Unit::Count,
+        "Panics of the device thread, each failing one batch.",
+    ),
+];

@@ -1,0 +1,66 @@
+//! What can be served.
+
+use std::path::Path;
+
+use stillhouse_nn::{Classifier, Head, Inference, ModelError};
+
+/// A loaded model: a pure function from rows of features to logits and hidden states.
+///
+/// The results of a row must not depend on the other rows of the batch, bit for bit on CPU.
+pub trait Model: Send + Sync + 'static {
+    /// Elements per input row.
+    fn input_width(&self) -> usize;
+    /// Classes, V.
+    fn classes(&self) -> usize;
+    /// Width d of the hidden state before the output projection.
+    fn hidden_size(&self) -> usize;
+    /// What U8 features are multiplied by.
+    fn rescale_factor(&self) -> f64;
+    /// SHA-256 over weights, configuration and compute dtype.
+    fn fingerprint(&self) -> [u8; 32];
+    /// The forward pass. `input` is `[rows, input_width]`.
+    ///
+    /// # Errors
+    /// If the forward pass fails; the whole batch fails with it.
+    fn infer(&self, input: &[f32], rows: usize) -> Result<Inference, ModelError>;
+    /// The output projection.
+    fn head(&self) -> Head;
+}
+
+impl Model for Classifier {
+    fn input_width(&self) -> usize {
+        Self::input_width(self)
+    }
+
+    fn classes(&self) -> usize {
+        Self::classes(self)
+    }
+
+    fn hidden_size(&self) -> usize {
+        Self::hidden_size(self)
+    }
+
+    fn rescale_factor(&self) -> f64 {
+        Self::rescale_factor(self)
+    }
+
+    fn fingerprint(&self) -> [u8; 32] {
+        Self::fingerprint(self)
+    }
+
+    fn infer(&self, input: &[f32], rows: usize) -> Result<Inference, ModelError> {
+        Self::infer(self, input, rows)
+    }
+
+    fn head(&self) -> Head {
+        Self::head(self)
+    }
+}
+
+/// Loads the classifier of a folder.
+///
+/// # Errors
+/// If a file is missing or does not hold the model that its configuration describes.
+pub fn load(folder: &Path) -> Result<Classifier, ModelError> {
+    Classifier::load(folder)
+}

@@ -1,0 +1,212 @@
+//! The thin shell around the batcher: a lock, a condition for the device thread, and a future for
+//! each admitted request.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use stillhouse_batcher::{Batch, Batcher, Config, ConfigError, Formed, Forming, Request, Ticket};
+use tokio::sync::oneshot;
+
+use crate::{encode::Forward, error::ServeError, metrics as names, settings::Batching};
+
+/// The rows of one request, waiting for the device.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) input: Vec<f32>,
+    pub(crate) rows: usize,
+    reply: oneshot::Sender<Result<Done, ServeError>>,
+}
+
+impl Job {
+    /// Answers the request. One whose client went away is dropped.
+    pub(crate) fn answer(self, result: Result<Done, ServeError>) {
+        drop(self.reply.send(result));
+    }
+}
+
+/// What a request gets back from the device.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) forward: Forward,
+    pub(crate) queue: Duration,
+    pub(crate) compute: Duration,
+}
+
+/// Requests go in on one side, batches come out on the other.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    /// Owned by whoever holds the lock for a few microseconds: requests to enter and leave, the
+    /// device thread to take a batch.
+    batcher: Mutex<Batcher<Job>>,
+    /// Told when there may be something new for the device thread.
+    changed: Condvar,
+    /// The batcher's time counts from here.
+    epoch: Instant,
+    /// Set once, when the device thread should end.
+    closed: AtomicBool,
+    /// Set once, when the device can no longer compute.
+    lost: AtomicBool,
+}
+
+impl Scheduler {
+    pub(crate) fn new(batching: &Batching) -> Result<Self, ConfigError> {
+        let batcher = Batcher::new(Config {
+            max_batch_cost: batching.max_batch_rows.into(),
+            max_queue_cost: batching.max_queue_rows.into(),
+            max_client_cost: batching.max_client_rows.into(),
+            max_clients: batching.max_clients as usize,
+            max_wait: Duration::from_micros(batching.max_wait_us.into()),
+            ..Config::default()
+        })?;
+        Ok(Self {
+            batcher: Mutex::new(batcher),
+            changed: Condvar::new(),
+            epoch: Instant::now(),
+            closed: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+        })
+    }
+
+    /// Admits a request, or says why not.
+    pub(crate) fn submit(
+        self: &Arc<Self>,
+        client: Arc<str>,
+        input: Vec<f32>,
+        rows: usize,
+        deadline: Option<Instant>,
+    ) -> Result<Pending, ServeError> {
+        if self.lost.load(Ordering::Acquire) {
+            return Err(ServeError::DeviceLost("it failed several batches in a row".to_owned()));
+        }
+        let (reply, result) = oneshot::channel();
+        let now = self.epoch.elapsed();
+        let ticket = {
+            let mut batcher = self.lock();
+            let ticket = batcher
+                .admit(
+                    now,
+                    Request {
+                        client,
+                        cost: rows as u64,
+                        length: 1,
+                        deadline: deadline.map(|at| at.saturating_duration_since(self.epoch)),
+                        payload: Job { input, rows, reply },
+                    },
+                )
+                .map_err(|(refusal, _)| ServeError::from(refusal))?;
+            gauge_queue(&batcher);
+            ticket
+        };
+        self.changed.notify_one();
+        Ok(Pending { scheduler: Arc::clone(self), ticket, result, answered: false })
+    }
+
+    /// Takes a request out that has not been launched; it is answered with CANCELLED.
+    pub(crate) fn cancel(&self, ticket: Ticket) {
+        let job = self.lock().cancel(ticket);
+        if let Some(job) = job {
+            job.answer(Err(ServeError::Cancelled));
+        }
+    }
+
+    /// Waits for the next batch; none when the scheduler is closed. For the device thread.
+    pub(crate) fn next_batch(&self) -> Option<Batch<Job>> {
+        let mut batcher = self.lock();
+        loop {
+            let now = self.epoch.elapsed();
+            let Formed { decision, expired } = batcher.form(now);
+            for expired in expired {
+                expired.payload.answer(Err(ServeError::Deadline));
+            }
+            gauge_queue(&batcher);
+            batcher = match decision {
+                Forming::Launch(batch) => return Some(batch),
+                Forming::Wait(at) => {
+                    // At least a moment, so that rounding cannot turn the wait into a spin.
+                    let wait = at.saturating_sub(now).max(Duration::from_micros(20));
+                    let woken = self.changed.wait_timeout(batcher, wait);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+                Forming::Idle if self.closed.load(Ordering::Acquire) => return None,
+                Forming::Idle => self.changed.wait(batcher).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Tells how long a batch took, for the estimate behind `RetryInfo`.
+    pub(crate) fn completed(&self, rows: usize, took: Duration) {
+        self.lock().completed(rows as u64, took);
+    }
+
+    /// From now on nothing is admitted; what was admitted still runs.
+    pub(crate) fn drain(&self) {
+        self.lock().drain();
+    }
+
+    /// Ends the device thread once nothing waits.
+    pub(crate) fn close(&self) {
+        // Under the lock, so that the device thread is either before its check or in its wait.
+        let _batcher = self.lock();
+        self.closed.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// From now on requests are answered with UNAVAILABLE.
+    pub(crate) fn lose_device(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Batcher<Job>> {
+        // The batcher's own methods leave it consistent, and nothing else runs under the lock.
+        self.batcher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn gauge_queue(batcher: &Batcher<Job>) {
+    metrics::gauge!(names::QUEUE_ROWS).set(batcher.queued_cost() as f64);
+    metrics::gauge!(names::QUEUE_CLIENTS).set(batcher.clients() as f64);
+}
+
+/// An admitted request. Dropped before its answer, it leaves the queue.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    scheduler: Arc<Scheduler>,
+    ticket: Ticket,
+    result: oneshot::Receiver<Result<Done, ServeError>>,
+    answered: bool,
+}
+
+impl Pending {
+    pub(crate) fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+}
+
+impl Future for Pending {
+    type Output = Result<Done, ServeError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = ready!(Pin::new(&mut self.result).poll(context));
+        self.answered = true;
+        // The job was dropped unanswered: its device thread is gone.
+        Poll::Ready(
+            answer.unwrap_or_else(|_| Err(ServeError::DeviceLost("its thread ended".to_owned()))),
+        )
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.answered {
+            drop(self.scheduler.lock().cancel(self.ticket));
+        }
+    }
+}

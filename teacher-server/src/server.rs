@@ -1,0 +1,273 @@
+//! Binding, serving and draining.
+
+use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+
+use bytes::Bytes;
+use stillhouse_nn::ModelError;
+use stillhouse_proto::v1::{FILE_DESCRIPTOR_SET, teacher_service_server::TeacherServiceServer};
+use stillhouse_runtime::config::ConfigError;
+use tokio::{net::TcpListener, sync::watch, task, time::Instant};
+use tonic::{server::NamedService as _, transport::server::TcpIncoming};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tracing::{info, warn};
+
+use crate::{
+    device, metrics as names,
+    model::{self, Model},
+    scheduler::Scheduler,
+    service::{self, Core, Teacher},
+    settings::Settings,
+    validate::Contract,
+};
+
+/// HTTP/2 flow-control windows: a few dense batches, so that one stream can fill a fast link.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// A peer that does not answer a ping for this long is gone, and its requests with it.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Once every admitted request is answered, connections get this long to read the answers.
+const CLOSE_GRACE: Duration = Duration::from_millis(500);
+
+/// Why a server could not start or ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting is out of its range.
+    #[error(transparent)]
+    Settings(#[from] ConfigError),
+    /// The model cannot be served.
+    #[error("model {folder}: {source}")]
+    Model {
+        /// Its folder.
+        folder: String,
+        /// Why.
+        source: Box<ModelError>,
+    },
+    /// The address cannot be listened on.
+    #[error("listen: {address} cannot be bound: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why: another process has the port, the address is not this machine's, ...
+        source: io::Error,
+    },
+    /// A thread could not be started.
+    #[error("the device thread cannot be started: {0}")]
+    Thread(io::Error),
+    /// The connection handling failed.
+    #[error("serving failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// A server that holds its port and its model, and does not serve yet.
+pub struct Server {
+    settings: Settings,
+    listener: TcpListener,
+    address: SocketAddr,
+    core: Arc<Core>,
+    scheduler: Arc<Scheduler>,
+    drain: watch::Sender<bool>,
+    device: JoinHandle<()>,
+    device_lost: watch::Receiver<bool>,
+}
+
+impl Server {
+    /// Takes the port, loads the model and starts the device thread.
+    ///
+    /// # Errors
+    /// If a setting is out of range, the port is taken, or the model cannot be loaded.
+    pub async fn bind(settings: Settings) -> Result<Self, StartError> {
+        settings.validate()?;
+        let listener = listen(settings.listen).await?;
+        let folder = settings.model.clone();
+        let loaded = task::spawn_blocking(move || model::load(&folder)).await;
+        let loaded = loaded.map_err(|error| StartError::Thread(error.into()))?;
+        let model = loaded.map_err(|source| StartError::Model {
+            folder: settings.model.display().to_string(),
+            source: Box::new(source),
+        })?;
+        Self::with_model(settings, listener, Arc::new(model))
+    }
+
+    /// Serves a model that is loaded already, in place of the one in `settings.model`.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub async fn bind_model(settings: Settings, model: Arc<dyn Model>) -> Result<Self, StartError> {
+        settings.validate()?;
+        let listener = listen(settings.listen).await?;
+        Self::with_model(settings, listener, model)
+    }
+
+    fn with_model(
+        settings: Settings,
+        listener: TcpListener,
+        model: Arc<dyn Model>,
+    ) -> Result<Self, StartError> {
+        let address = listener
+            .local_addr()
+            .map_err(|source| StartError::Bind { address: settings.listen, source })?;
+        let scheduler = Arc::new(Scheduler::new(&settings.batching).map_err(|error| {
+            ConfigError::Value { key: "batching".to_owned(), reason: error.to_string() }
+        })?);
+        let (drain, draining) = watch::channel(false);
+        let (lost, device_lost) = watch::channel(false);
+        let device = device::spawn(Arc::clone(&model), Arc::clone(&scheduler), lost)
+            .map_err(StartError::Thread)?;
+        let core = Arc::new(Core {
+            name: display_name(&settings),
+            fingerprint: Bytes::copy_from_slice(&model.fingerprint()),
+            contract: Contract {
+                input_width: model.input_width(),
+                classes: model.classes(),
+                hidden_size: model.hidden_size(),
+                rescale_factor: model.rescale_factor() as f32,
+                limits: settings.limits.clone(),
+            },
+            model,
+            scheduler: Arc::clone(&scheduler),
+            draining,
+        });
+        Ok(Self { settings, listener, address, core, scheduler, drain, device, device_lost })
+    }
+
+    /// The address, with the port that was chosen where 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The teacher's fingerprint, as hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        self.core.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Serves until `stop` is ready, then drains: health turns NOT_SERVING, what was admitted is
+    /// finished, streams and connections are closed. Returns within `drain.limit_seconds` of
+    /// `stop`, even if a client holds an idle stream open.
+    ///
+    /// # Errors
+    /// If the transport fails while serving.
+    pub async fn serve(self, stop: impl Future<Output = ()> + Send) -> Result<(), StartError> {
+        let limit = self.settings.drain_limit();
+        let (health, health_service) = tonic_health::server::health_reporter();
+        report(&health, ServingStatus::Serving).await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .ok();
+
+        let (close, mut closing) = watch::channel(false);
+        let router = tonic::transport::Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(self.settings.limits.max_connection_streams)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .add_service(service::server(Arc::clone(&self.core)))
+            .add_service(health_service)
+            .add_optional_service(reflection);
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let mut serving = task::spawn(router.serve_with_incoming_shutdown(incoming, async move {
+            // An error means that the sender is gone, and so is the server.
+            drop(closing.wait_for(|closing| *closing).await);
+        }));
+
+        let mut lost = self.device_lost.clone();
+        tokio::pin!(stop);
+        tokio::select! {
+                () = &mut stop => {},
+                () = device_lost(&mut lost) => {
+                    report(&health, ServingStatus::NotServing).await;
+                    warn!("the device is lost; health is NOT_SERVING");
+                    stop.as_mut().await;
+                }
+                ended = &mut serving => return flatten(ended),
+        }
+
+        let deadline = Instant::now() + limit;
+        info!(limit_seconds = limit.as_secs_f64(), "draining");
+        report(&health, ServingStatus::NotServing).await;
+        self.scheduler.drain();
+        self.drain.send_replace(true);
+        self.scheduler.close();
+        // The device thread ends when everything that was admitted has been answered.
+        let device = self.device;
+        let finished = task::spawn_blocking(move || device.join().is_ok());
+        if tokio::time::timeout_at(deadline, finished).await.is_err() {
+            warn!("the drain limit passed with work left; it is dropped");
+        }
+        close.send_replace(true);
+        let grace = (Instant::now() + CLOSE_GRACE).min(deadline);
+        match tokio::time::timeout_at(grace, &mut serving).await {
+            Ok(ended) => flatten(ended)?,
+            // A client holds a stream open that has nothing to say, such as a health watch.
+            Err(_) => serving.abort(),
+        }
+        info!("stopped");
+        Ok(())
+    }
+
+    /// Serves in the background until [`Running::shutdown`].
+    pub fn spawn(self) -> Running {
+        let address = self.address;
+        let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
+        let task = task::spawn(self.serve(async move { drop(stopping.await) }));
+        Running { address, stop, task }
+    }
+}
+
+/// A server in the background of this process. Dropped, it drains by itself.
+pub struct Running {
+    address: SocketAddr,
+    stop: tokio::sync::oneshot::Sender<()>,
+    task: task::JoinHandle<Result<(), StartError>>,
+}
+
+impl Running {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Drains and waits for the end.
+    ///
+    /// # Errors
+    /// If the transport failed while serving.
+    pub async fn shutdown(self) -> Result<(), StartError> {
+        drop(self.stop);
+        self.task.await.map_err(|error| StartError::Thread(error.into()))?
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, source })
+}
+
+/// Waits until the device thread says that its device is lost; for ever if it ends in good health.
+async fn device_lost(lost: &mut watch::Receiver<bool>) {
+    if lost.wait_for(|lost| *lost).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn report(health: &HealthReporter, status: ServingStatus) {
+    health.set_service_status("", status).await;
+    let service = TeacherServiceServer::<Teacher>::NAME;
+    health.set_service_status(service, status).await;
+    let serving = if status == ServingStatus::Serving { 1.0 } else { 0.0 };
+    metrics::gauge!(names::SERVING).set(serving);
+}
+
+fn display_name(settings: &Settings) -> String {
+    if !settings.name.is_empty() {
+        return settings.name.clone();
+    }
+    let folder = settings.model.file_name().unwrap_or(settings.model.as_os_str());
+    folder.to_string_lossy().into_owned()
+}
+
+fn flatten(
+    ended: Result<Result<(), tonic::transport::Error>, task::JoinError>,
+) -> Result<(), StartError> {
+    ended.map_err(|error| StartError::Thread(error.into()))?.map_err(StartError::Transport)
+}

@@ -1,0 +1,40 @@
+//! `Describe`.
+
+use bytes::Bytes;
+use stillhouse_proto::v1::{
+    DType, DescribeResponse, EncodingKind, FeatureSignature, InputSignature, ServerLimits, Task,
+    input_signature::Kind,
+};
+
+use super::Core;
+use crate::validate::FEATURE_DTYPES;
+
+pub(super) fn describe(core: &Core) -> DescribeResponse {
+    let contract = &core.contract;
+    let dtypes = FEATURE_DTYPES.iter().map(|dtype| *dtype as i32).collect();
+    let features = FeatureSignature { width: contract.input_width as u64, dtypes };
+    DescribeResponse {
+        name: core.name.clone(),
+        fingerprint: Bytes::clone(&core.fingerprint),
+        task: Task::Classification.into(),
+        input: Some(InputSignature { kind: Some(Kind::Features(features)) }),
+        classes: contract.classes as u32,
+        hidden_size: contract.hidden_size as u32,
+        limits: Some(ServerLimits {
+            max_rows: contract.limits.max_rows,
+            max_tokens: 0,
+            max_message_bytes: contract.limits.max_message_bytes.into(),
+            max_temperatures: contract.limits.max_temperatures,
+            max_stream_in_flight: contract.limits.max_stream_in_flight,
+        }),
+        encodings: vec![
+            EncodingKind::Dense.into(),
+            EncodingKind::TopK.into(),
+            EncodingKind::Ids.into(),
+            EncodingKind::Sampled.into(),
+            EncodingKind::Hidden.into(),
+        ],
+        compute_dtype: DType::F32.into(),
+        server_version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}

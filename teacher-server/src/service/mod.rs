@@ -1,0 +1,222 @@
+//! The rpcs of `distill.v1.TeacherService`.
+//!
+//! [`Core`] is what all of them share; [`stream`] is `LabelStream`, [`head`] is `FetchHead`, and
+//! [`deadline`] reads the `grpc-timeout` of a call.
+
+mod deadline;
+mod describe;
+mod head;
+mod stream;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use stillhouse_batcher::Ticket;
+use stillhouse_proto::v1::{
+    DescribeRequest, DescribeResponse, FetchHeadRequest, LabelRequest, LabelResponse,
+    LabelStreamRequest, LabelStreamResponse, Timing, teacher_service_server::TeacherService,
+};
+use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    encode::{self, Encoding},
+    error::ServeError,
+    metrics as names,
+    model::Model,
+    scheduler::{Done, Pending, Scheduler},
+    validate::Contract,
+};
+
+/// Encoding more values than this leaves the async threads.
+const VALUES_ENCODED_INLINE: usize = 1 << 16;
+
+/// What all rpcs share. Lives as long as the server.
+pub(crate) struct Core {
+    pub(crate) name: String,
+    pub(crate) fingerprint: Bytes,
+    pub(crate) contract: Contract,
+    pub(crate) model: Arc<dyn Model>,
+    pub(crate) scheduler: Arc<Scheduler>,
+    /// Becomes true when the server drains.
+    pub(crate) draining: watch::Receiver<bool>,
+}
+
+/// A request that the scheduler has admitted.
+struct Submitted {
+    id: u64,
+    encoding: Encoding,
+    temperatures: Vec<f32>,
+    pending: Pending,
+}
+
+impl Core {
+    /// Validates and admits a request. `peer` names a client that gives no name; `deadline` is the
+    /// call's.
+    fn submit(
+        &self,
+        request: LabelRequest,
+        peer: &Arc<str>,
+        deadline: Option<Instant>,
+    ) -> Result<Submitted, ServeError> {
+        let accepted = self.contract.accept(request)?;
+        let own = accepted.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let client =
+            if accepted.client.is_empty() { Arc::clone(peer) } else { Arc::from(accepted.client) };
+        let pending = self.scheduler.submit(
+            client,
+            accepted.input,
+            accepted.rows,
+            deadline.into_iter().chain(own).min(),
+        )?;
+        Ok(Submitted {
+            id: accepted.id,
+            encoding: accepted.encoding,
+            temperatures: accepted.temperatures,
+            pending,
+        })
+    }
+
+    /// Waits for the device, then encodes.
+    async fn finish(&self, submitted: Submitted) -> Result<LabelResponse, ServeError> {
+        let Submitted { id, encoding, temperatures, pending } = submitted;
+        let done = pending.await?;
+        let fingerprint = self.fingerprint.clone();
+        let values = done.forward.logits.len().saturating_mul(temperatures.len());
+        let encode = move || respond(id, fingerprint, &done, &encoding, &temperatures);
+        if values <= VALUES_ENCODED_INLINE {
+            return encode();
+        }
+        let encoded = tokio::task::spawn_blocking(encode).await;
+        encoded.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
+    }
+
+    async fn label(
+        &self,
+        request: LabelRequest,
+        peer: &Arc<str>,
+        deadline: Option<Instant>,
+    ) -> Result<LabelResponse, ServeError> {
+        let result = match self.submit(request, peer, deadline) {
+            Ok(submitted) => self.finish(submitted).await,
+            Err(error) => Err(error),
+        };
+        count(&result);
+        result
+    }
+}
+
+impl Submitted {
+    fn ticket(&self) -> Ticket {
+        self.pending.ticket()
+    }
+}
+
+fn respond(
+    id: u64,
+    fingerprint: Bytes,
+    done: &Done,
+    encoding: &Encoding,
+    temperatures: &[f32],
+) -> Result<LabelResponse, ServeError> {
+    let start = Instant::now();
+    let (labels, row_errors) = encode::encode(&done.forward, encoding, temperatures)?;
+    let took = start.elapsed();
+
+    metrics::histogram!(names::ENCODE).record(took);
+    let rows = done.forward.rows - row_errors.len();
+    metrics::counter!(names::ROWS_LABELLED, "encoding" => encoding.name()).increment(rows as u64);
+    metrics::counter!(names::ROW_ERRORS).increment(row_errors.len() as u64);
+    let bytes: usize = labels.iter().map(prost::Message::encoded_len).sum();
+    metrics::counter!(names::LABEL_BYTES, "encoding" => encoding.name()).increment(bytes as u64);
+
+    Ok(LabelResponse {
+        id,
+        fingerprint,
+        labels,
+        row_errors,
+        cached_rows: 0,
+        timing: Some(Timing {
+            queue_us: microseconds(done.queue),
+            compute_us: microseconds(done.compute),
+            encode_us: microseconds(took),
+        }),
+    })
+}
+
+fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn count(result: &Result<LabelResponse, ServeError>) {
+    let outcome = result.as_ref().map_or_else(ServeError::outcome, |_| "labelled");
+    metrics::counter!(names::REQUESTS, "outcome" => outcome).increment(1);
+    if let Err(ServeError::Exhausted { reason, .. }) = result {
+        metrics::counter!(names::REFUSED, "reason" => *reason).increment(1);
+    }
+}
+
+/// Name for a client that gives none: its address, without the port, so that one host is one
+/// client however many connections it opens.
+fn peer<T>(request: &Request<T>) -> Arc<str> {
+    match request.remote_addr() {
+        Some(address) => Arc::from(address.ip().to_string()),
+        None => Arc::from("unknown"),
+    }
+}
+
+/// The service as tonic knows it.
+#[derive(Clone)]
+pub(crate) struct Teacher(pub(crate) Arc<Core>);
+
+#[tonic::async_trait]
+impl TeacherService for Teacher {
+    type LabelStreamStream = ReceiverStream<Result<LabelStreamResponse, Status>>;
+    type FetchHeadStream = head::Pieces;
+
+    async fn describe(
+        &self,
+        _: Request<DescribeRequest>,
+    ) -> Result<Response<DescribeResponse>, Status> {
+        Ok(Response::new(describe::describe(&self.0)))
+    }
+
+    async fn label(
+        &self,
+        request: Request<LabelRequest>,
+    ) -> Result<Response<LabelResponse>, Status> {
+        let deadline = deadline::of(request.metadata())?;
+        let peer = peer(&request);
+        Ok(Response::new(self.0.label(request.into_inner(), &peer, deadline).await?))
+    }
+
+    async fn label_stream(
+        &self,
+        request: Request<Streaming<LabelStreamRequest>>,
+    ) -> Result<Response<Self::LabelStreamStream>, Status> {
+        let deadline = deadline::of(request.metadata())?;
+        let peer = peer(&request);
+        Ok(Response::new(stream::open(Arc::clone(&self.0), peer, deadline, request.into_inner())))
+    }
+
+    async fn fetch_head(
+        &self,
+        request: Request<FetchHeadRequest>,
+    ) -> Result<Response<Self::FetchHeadStream>, Status> {
+        Ok(Response::new(head::pieces(Arc::clone(&self.0), &request.into_inner()).await?))
+    }
+}
+
+/// The service with the message limits of the settings.
+pub(crate) fn server(
+    core: Arc<Core>,
+) -> stillhouse_proto::v1::teacher_service_server::TeacherServiceServer<Teacher> {
+    let most = core.contract.limits.max_message_bytes as usize;
+    stillhouse_proto::v1::teacher_service_server::TeacherServiceServer::new(Teacher(core))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(most)
+}

@@ -1,0 +1,143 @@
+//! `LabelStream`: pipelined requests, answered as they finish.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{
+    StreamExt as _,
+    stream::{FuturesUnordered, Stream},
+};
+use stillhouse_batcher::Ticket;
+use stillhouse_proto::v1::{
+    CancelRequest, LabelRequest, LabelResponse, LabelStreamRequest, LabelStreamResponse,
+    label_stream_request::Action, label_stream_response::Result as Answer,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::{Core, count};
+use crate::{error::ServeError, metrics as names};
+
+/// Answers that wait for the connection. Beyond it the stream stops taking requests, so a client
+/// that does not read cannot make the server's memory grow.
+const ANSWERS_WAITING: usize = 4;
+
+/// What the stream's client sees: a bounded channel, written by the stream's own task.
+pub(super) fn open(
+    core: Arc<Core>,
+    peer: Arc<str>,
+    deadline: Option<Instant>,
+    inbound: Streaming<LabelStreamRequest>,
+) -> ReceiverStream<Result<LabelStreamResponse, Status>> {
+    let (out, answers) = mpsc::channel(ANSWERS_WAITING);
+    tokio::spawn(async move {
+        metrics::gauge!(names::STREAMS).increment(1.0);
+        if let Some(end) = serve(&core, &peer, deadline, inbound, &out).await {
+            drop(out.send(Err(end)).await);
+        }
+        metrics::gauge!(names::STREAMS).decrement(1.0);
+    });
+    ReceiverStream::new(answers)
+}
+
+/// Serves one stream and returns the status that it ends with; none: OK, or the client is gone.
+async fn serve(
+    core: &Core,
+    peer: &Arc<str>,
+    deadline: Option<Instant>,
+    mut inbound: impl Stream<Item = Result<LabelStreamRequest, Status>> + Unpin,
+    out: &mpsc::Sender<Result<LabelStreamResponse, Status>>,
+) -> Option<Status> {
+    let most = core.contract.limits.max_stream_in_flight as usize;
+    let mut draining = core.draining.clone();
+    let mut in_flight: HashMap<u64, Ticket> = HashMap::new();
+    let mut answers = FuturesUnordered::new();
+    let mut end = None;
+    let mut reading = true;
+    loop {
+        tokio::select! {
+            Some((id, result)) = answers.next(), if !answers.is_empty() => {
+                in_flight.remove(&id);
+                if send(out, id, result).await.is_err() {
+                    return None;
+                }
+            }
+            message = inbound.next(), if reading && answers.len() < most => match message {
+                None => reading = false,
+                Some(Err(status)) => return Some(status),
+                Some(Ok(LabelStreamRequest { action: Some(Action::Cancel(cancel)) })) => {
+                    drop_batch(core, &in_flight, &cancel);
+                }
+                Some(Ok(LabelStreamRequest { action })) => {
+                    let request = match action {
+                        Some(Action::Label(request)) => request,
+                        _ => LabelRequest::default(),
+                    };
+                    let id = request.id;
+                    let submitted = if in_flight.contains_key(&id) {
+                        let expected = "an id that is not in flight on this stream";
+                        Err(ServeError::invalid("id", id, expected))
+                    } else {
+                        core.submit(request, peer, deadline)
+                    };
+                    match submitted {
+                        Ok(submitted) => {
+                            in_flight.insert(id, submitted.ticket());
+                            answers.push(async move { (id, core.finish(submitted).await) });
+                        }
+                        Err(error) => {
+                            if send(out, id, Err(error)).await.is_err() {
+                                return None;
+                            }
+                        }
+                    }
+                }
+            },
+            () = turned(&mut draining), if reading => {
+                reading = false;
+                end = Some(Status::from(ServeError::Draining));
+            }
+            () = out.closed() => return None,
+            else => return end,
+        }
+    }
+}
+
+/// Waits until the flag is set, or nobody is left to set it.
+async fn turned(flag: &mut watch::Receiver<bool>) {
+    drop(flag.wait_for(|set| *set).await);
+}
+
+fn drop_batch(core: &Core, in_flight: &HashMap<u64, Ticket>, cancel: &CancelRequest) {
+    if let Some(ticket) = in_flight.get(&cancel.id) {
+        core.scheduler.cancel(*ticket);
+    }
+}
+
+async fn send(
+    out: &mpsc::Sender<Result<LabelStreamResponse, Status>>,
+    id: u64,
+    result: Result<LabelResponse, ServeError>,
+) -> Result<(), mpsc::error::SendError<Result<LabelStreamResponse, Status>>> {
+    count(&result);
+    let answer = match result {
+        Ok(response) => Answer::Response(response),
+        Err(error) => {
+            pace(&error).await;
+            Answer::Error(error.to_label_error())
+        }
+    };
+    out.send(Ok(LabelStreamResponse { id, result: Some(answer) })).await
+}
+
+/// A client that sends again at once, whatever it is told, would spend the server's time on
+/// refusals: each refused request costs its stream a moment.
+async fn pace(error: &ServeError) {
+    if matches!(error, ServeError::Exhausted { .. }) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}

@@ -1,0 +1,249 @@
+//! What a server is told: defaults < file < environment < flags.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use stillhouse_runtime::{config::ConfigError, telemetry::LogFormat};
+
+/// The contract's limit on temperatures in one request.
+pub const MAX_TEMPERATURES: u32 = 8;
+
+/// Settings of a teacher server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Folder with `config.json` and `model.safetensors`.
+    pub model: PathBuf,
+    /// Name that `Describe` answers with; empty: the model folder's name.
+    pub name: String,
+    /// Address of the gRPC service. Port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Address that metrics are scraped from; none: no listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// What computes the labels.
+    pub device: Device,
+    /// What one request, message or stream may carry.
+    pub limits: Limits,
+    /// How requests become batches.
+    pub batching: Batching,
+    /// How the server ends.
+    pub drain: Drain,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// What computes the labels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+}
+
+/// What one request, message or stream may carry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Rows in one request, 1 to `batching.max_batch_rows`.
+    pub max_rows: u32,
+    /// Bytes of one message, either way, 65536 to 2^31 - 1.
+    pub max_message_bytes: u32,
+    /// Temperatures in one request, 1 to 8.
+    pub max_temperatures: u32,
+    /// Requests in flight on one stream, 1 to 65536; the server stops reading past it.
+    pub max_stream_in_flight: u32,
+    /// Calls and streams open on one connection, 1 to 65536.
+    pub max_connection_streams: u32,
+}
+
+/// How requests become batches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Batching {
+    /// Rows in one forward pass, 1 or more.
+    pub max_batch_rows: u32,
+    /// Rows that may wait over all clients; past it requests get RESOURCE_EXHAUSTED. At least
+    /// `max_batch_rows`.
+    pub max_queue_rows: u32,
+    /// Rows that may wait for one client. At least `max_batch_rows`.
+    pub max_client_rows: u32,
+    /// Clients with waiting rows, 1 to 2^20.
+    pub max_clients: u32,
+    /// How long a batch that is not full waits for more, in microseconds; 0: not at all.
+    pub max_wait_us: u32,
+}
+
+/// How the server ends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drain {
+    /// Longest time between SIGTERM and exit, in seconds, above 0 and at most 3600.
+    pub limit_seconds: f64,
+}
+
+/// What is logged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A filter: `info`, `debug`, or per module as in `info,teacher_server=debug`.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            name: String::new(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            metrics_listen: None,
+            device: Device::Cpu,
+            limits: Limits::default(),
+            batching: Batching::default(),
+            drain: Drain::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_rows: 1024,
+            max_message_bytes: 64 << 20,
+            max_temperatures: MAX_TEMPERATURES,
+            max_stream_in_flight: 64,
+            max_connection_streams: 1024,
+        }
+    }
+}
+
+impl Default for Batching {
+    fn default() -> Self {
+        Self {
+            max_batch_rows: 1024,
+            max_queue_rows: 65_536,
+            max_client_rows: 16_384,
+            max_clients: 4096,
+            max_wait_us: 0,
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { limit_seconds: 25.0 }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+impl Settings {
+    /// Default settings for the model in a folder, on a free loopback port.
+    pub fn embedded(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            ..Self::default()
+        }
+    }
+
+    /// Checks every value against its range.
+    ///
+    /// # Errors
+    /// Names the first key that is out of range, its value and the range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.model.as_os_str().is_empty() {
+            return Err(out_of_range("model", "none", "a folder (--model DIR)"));
+        }
+        let Limits {
+            max_rows,
+            max_message_bytes,
+            max_temperatures,
+            max_stream_in_flight,
+            max_connection_streams,
+        } = self.limits;
+        let Batching { max_batch_rows, max_queue_rows, max_client_rows, max_clients, .. } =
+            self.batching;
+        let most = u32::MAX;
+        for (key, value, least, most) in [
+            ("batching.max_batch_rows", max_batch_rows, 1, most),
+            ("limits.max_rows", max_rows, 1, max_batch_rows),
+            ("batching.max_queue_rows", max_queue_rows, max_batch_rows, most),
+            ("batching.max_client_rows", max_client_rows, max_batch_rows, most),
+            ("batching.max_clients", max_clients, 1, 1 << 20),
+            ("limits.max_message_bytes", max_message_bytes, 1 << 16, i32::MAX as u32),
+            ("limits.max_temperatures", max_temperatures, 1, MAX_TEMPERATURES),
+            ("limits.max_stream_in_flight", max_stream_in_flight, 1, 1 << 16),
+            ("limits.max_connection_streams", max_connection_streams, 1, 1 << 16),
+        ] {
+            if !(least..=most).contains(&value) {
+                return Err(out_of_range(key, value, format_args!("{least} to {most}")));
+            }
+        }
+        let limit = self.drain.limit_seconds;
+        if !(limit > 0.0 && limit <= 3600.0) {
+            return Err(out_of_range("drain.limit_seconds", limit, "above 0, at most 3600"));
+        }
+        Ok(())
+    }
+
+    /// `drain.limit_seconds`; call after [`Settings::validate`].
+    pub(crate) fn drain_limit(&self) -> Duration {
+        Duration::try_from_secs_f64(self.drain.limit_seconds).unwrap_or(Duration::ZERO)
+    }
+}
+
+fn out_of_range(
+    key: &str,
+    value: impl std::fmt::Display,
+    range: impl std::fmt::Display,
+) -> ConfigError {
+    ConfigError::Value { key: key.to_owned(), reason: format!("is {value}; must be {range}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use stillhouse_runtime::config;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<Settings, ConfigError> {
+        let settings: Settings = config::read(text.parse().unwrap())?;
+        settings.validate()?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn defaults_are_valid_and_survive_a_round_trip() {
+        let settings = Settings::embedded("m");
+        settings.validate().unwrap();
+        assert_eq!(read(&toml::to_string(&settings).unwrap()).unwrap(), settings);
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_named_with_its_range() {
+        for (text, expected) in [
+            ("", "model: is none"),
+            ("model='m'\n[limits]\nmax_rows = 0", "limits.max_rows: is 0; must be 1 to 1024"),
+            ("model='m'\n[limits]\nmax_rows = 2000", "limits.max_rows: is 2000; must be 1 to 1024"),
+            ("model='m'\n[limits]\nmax_temperatures = 9", "is 9; must be 1 to 8"),
+            ("model='m'\n[batching]\nmax_queue_rows = 10", "is 10; must be 1024 to"),
+            ("model='m'\n[drain]\nlimit_seconds = 0", "is 0; must be above 0"),
+            ("model='m'\n[drain]\nlimit_seconds = nan", "is NaN; must be above 0"),
+            ("model='m'\ndevice = 'tpu'", "device: unknown variant `tpu`"),
+            ("model='m'\nlisten = 'here'", "listen: invalid socket address"),
+            ("model='m'\n[limits]\nmax_row = 1", "did you mean `limits.max_rows`?"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text:?} gave {error:?}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Every way a request can be wrong, and what it is told.
+
+use bytes::Bytes;
+use stillhouse_proto::v1::{
+    DenseEncoding, HiddenEncoding, IdsEncoding, SampledEncoding, Sequences, Tensor, TopKEncoding,
+};
+
+use super::*;
+
+fn contract() -> Contract {
+    Contract {
+        input_width: 3,
+        classes: 5,
+        hidden_size: 4,
+        rescale_factor: 1.0 / 255.0,
+        limits: Limits { max_rows: 8, max_message_bytes: 4096, ..Limits::default() },
+    }
+}
+
+fn features(dtype: DType, shape: &[u64], bytes: usize) -> Option<Inputs> {
+    let data = Bytes::from(vec![0; bytes]);
+    Some(Inputs::Features(Tensor { dtype: dtype.into(), shape: shape.to_vec(), data }))
+}
+
+fn wrap(kind: Kind) -> Option<v1::Encoding> {
+    Some(v1::Encoding { kind: Some(kind) })
+}
+
+fn good() -> LabelRequest {
+    LabelRequest {
+        id: 7,
+        client: "student".to_owned(),
+        inputs: features(DType::F32, &[2, 3], 24),
+        temperatures: vec![1.0, 4.0],
+        encoding: wrap(Kind::Dense(DenseEncoding::default())),
+        timeout_ms: 0,
+    }
+}
+
+fn ids(ids_per_row: u32, ids: &[u32]) -> Option<v1::Encoding> {
+    let ids = stillhouse_proto::request::pack_ids(ids);
+    wrap(Kind::Ids(IdsEncoding { ids_per_row, ids, dtype: 0 }))
+}
+
+#[track_caller]
+fn refuses(change: impl FnOnce(&mut LabelRequest), expected: &[&str]) {
+    let mut request = good();
+    change(&mut request);
+    let error = contract().accept(request).unwrap_err();
+    assert!(matches!(error, ServeError::Invalid { .. }), "{error:?}");
+    let text = error.to_string();
+    for part in expected {
+        assert!(text.contains(part), "{text:?} does not say {part:?}");
+    }
+}
+
+#[test]
+fn a_good_request_is_accepted_as_it_is() {
+    let accepted = contract().accept(good()).unwrap();
+    assert_eq!((accepted.id, accepted.rows, accepted.client.as_str()), (7, 2, "student"));
+    let dense = Encoding::Dense { kind: DenseKind::LogProbabilities, dtype: DType::F32 };
+    assert_eq!(accepted.encoding, dense, "unset kind and dtype have defaults");
+    assert_eq!(accepted.timeout, None);
+}
+
+#[test]
+fn u8_features_are_rescaled_and_narrow_floats_widened() {
+    let mut request = good();
+    let data = Bytes::from_static(&[0, 51, 255]);
+    request.inputs =
+        Some(Inputs::Features(Tensor { dtype: DType::U8.into(), shape: vec![1, 3], data }));
+    let accepted = contract().accept(request).unwrap();
+    assert_eq!(
+        accepted.input,
+        [0.0, 51.0 * (1.0 / 255.0_f64) as f32, 255.0 * (1.0 / 255.0_f64) as f32]
+    );
+
+    let mut request = good();
+    let data = Bytes::from_static(&[0x80, 0x3f, 0, 0, 0x80, 0xbf]);
+    request.inputs =
+        Some(Inputs::Features(Tensor { dtype: DType::Bf16.into(), shape: vec![1, 3], data }));
+    assert_eq!(contract().accept(request).unwrap().input, [1.0, 0.0, -1.0]);
+}
+
+#[test]
+fn temperatures_out_of_range() {
+    for (value, shown) in
+        [(0.0, "0"), (-1.0, "-1"), (f32::NAN, "NaN"), (f32::INFINITY, "inf"), (-0.0, "-0")]
+    {
+        refuses(
+            |request| request.temperatures[1] = value,
+            &["temperatures[1]", &format!("is {shown};"), "a finite number above 0"],
+        );
+    }
+    refuses(|request| request.temperatures = vec![1.0; 9], &["temperatures", "9", "1 to 8"]);
+    refuses(|request| request.temperatures.clear(), &["temperatures", "a list of 0", "1 to 8"]);
+}
+
+#[test]
+fn features_that_do_not_fit() {
+    use DType::{F32, Unspecified};
+    refuses(|r| r.inputs = None, &["inputs", "not set"]);
+    refuses(|r| r.inputs = Some(Inputs::Sequences(Sequences::default())), &["inputs", "sequences"]);
+    refuses(|r| r.inputs = features(F32, &[0, 3], 0), &["features.shape[0]", "0 rows", "1 to 8"]);
+    refuses(|r| r.inputs = features(F32, &[], 0), &["features.shape[0]", "0 rows"]);
+    refuses(|r| r.inputs = features(F32, &[9, 3], 108), &["features.shape[0]", "9 rows", "1 to 8"]);
+    refuses(|r| r.inputs = features(F32, &[2, 4], 32), &["features.shape", "[2, 4]", "[rows, 3]"]);
+    refuses(|r| r.inputs = features(F32, &[2, 3, 1], 24), &["features.shape", "[rows, 3]"]);
+    refuses(|r| r.inputs = features(F32, &[2, 3], 23), &["features", "23", "24"]);
+    refuses(|r| r.inputs = features(Unspecified, &[2, 3], 24), &["features", "dtype"]);
+    refuses(
+        |r| {
+            let data = Bytes::from(vec![0; 24]);
+            r.inputs = Some(Inputs::Features(Tensor { dtype: 77, shape: vec![2, 3], data }));
+        },
+        &["features", "dtype", "77"],
+    );
+}
+
+#[test]
+fn encodings_out_of_range() {
+    let top_k = |k| wrap(Kind::TopK(TopKEncoding { k, dtype: 0 }));
+    let sampled = |draws| wrap(Kind::Sampled(SampledEncoding { draws, seed: 0 }));
+    refuses(|r| r.encoding = None, &["encoding", "not set", "one of dense"]);
+    refuses(|r| r.encoding = top_k(0), &["encoding.top_k.k", "is 0", "1 to the 5 classes"]);
+    refuses(|r| r.encoding = top_k(6), &["encoding.top_k.k", "is 6", "1 to the 5 classes"]);
+    refuses(|r| r.encoding = sampled(0), &["encoding.sampled.draws", "is 0", "1 to 65535"]);
+    refuses(|r| r.encoding = sampled(65_536), &["encoding.sampled.draws", "65536"]);
+    refuses(
+        |r| r.encoding = wrap(Kind::Dense(DenseEncoding { kind: 9, dtype: 0 })),
+        &["encoding.dense.kind", "9"],
+    );
+    refuses(
+        |r| r.encoding = wrap(Kind::Hidden(HiddenEncoding { dtype: DType::U8.into() })),
+        &["encoding.hidden.dtype", "U8", "F32, F16 or BF16"],
+    );
+}
+
+#[test]
+fn ids_out_of_range() {
+    refuses(|r| r.encoding = ids(0, &[]), &["ids_per_row", "is 0", "1 to the 5 classes"]);
+    refuses(
+        |r| r.encoding = ids(2, &[0, 1, 2]),
+        &["encoding.ids: length of ids is 12 bytes", "16"],
+    );
+    refuses(|r| r.encoding = ids(2, &[0, 1, 2, 5]), &["encoding.ids", "ids[3] is 5", "0 to 4"]);
+    refuses(|r| r.encoding = ids(2, &[0, 1, 2, 2]), &["encoding.ids", "ids of row 1 is 2 twice"]);
+    let mut request = good();
+    request.encoding = ids(2, &[0, 1, 1, 0]);
+    assert!(contract().accept(request).is_ok(), "the same id may come in two rows");
+}
+
+#[test]
+fn a_reply_too_large_for_one_message_is_refused_before_it_is_computed() {
+    let mut contract = contract();
+    contract.classes = 400;
+    let mut request = good();
+    request.temperatures = vec![1.0; 2];
+    let error = contract.accept(request.clone()).unwrap_err().to_string();
+    assert!(error.contains("at most 4096 bytes"), "{error}");
+    request.temperatures = vec![1.0];
+    assert!(contract.accept(request).is_ok());
+}
+
+#[test]
+fn a_client_name_has_a_longest_length() {
+    refuses(|r| r.client = "x".repeat(129), &["client", "129 bytes", "at most 128"]);
+}
