@@ -12,43 +12,19 @@ use stillhouse_batcher::sim::{Device, Policy, SimError, Student, run};
 const LENGTH: Duration = Duration::from_secs(60);
 
 fn main() -> Result<(), SimError> {
-    let config = Config {
-        max_batch_cost: 256,
-        ..Config::default()
-    };
+    let config = Config { max_batch_cost: 256, ..Config::default() };
     // 256 rows take 10 ms: 25,600 rows per second at best.
-    let device = Device {
-        per_batch: Duration::from_micros(2320),
-        per_cost: Duration::from_micros(30),
-    };
-    let flood = Student {
-        name: "flood",
-        weight: 1,
-        in_flight: 128,
-        cost: 32,
-        length: 1,
-    };
-    let small = Student {
-        name: "small",
-        weight: 1,
-        in_flight: 8,
-        cost: 32,
-        length: 1,
-    };
-    let heavy = Student {
-        weight: 3,
-        ..small.clone()
-    };
+    let device =
+        Device { per_batch: Duration::from_micros(2320), per_cost: Duration::from_micros(30) };
+    let flood = Student { name: "flood", weight: 1, in_flight: 128, cost: 32, length: 1 };
+    let small = Student { name: "small", weight: 1, in_flight: 8, cost: 32, length: 1 };
+    let heavy = Student { weight: 3, ..small.clone() };
     println!("Batches of up to 256 rows, 2.32 ms + 30 us per row; 32 rows per request.");
     println!("flood keeps 128 requests in flight, small keeps 8; 60 s of simulated time.");
     let runs = [
         ("first in, first out", Policy::Fifo, &small),
         ("fair sharing", Policy::FairSharing, &small),
-        (
-            "fair sharing, small has weight 3",
-            Policy::FairSharing,
-            &heavy,
-        ),
+        ("fair sharing, small has weight 3", Policy::FairSharing, &heavy),
     ];
     for (title, policy, small) in runs {
         println!("\n{title}");

@@ -99,11 +99,7 @@ impl<T> Batcher<T> {
     /// The weight is 0 or above [`MAX_WEIGHT`](crate::MAX_WEIGHT), or the table of weights is full.
     pub fn set_weight(&mut self, client: &str, weight: u32) -> Result<(), WeightError> {
         self.weights.set(client, weight)?;
-        if let Some(client) = self
-            .names
-            .get(client)
-            .and_then(|id| self.clients.get_mut(id))
-        {
+        if let Some(client) = self.names.get(client).and_then(|id| self.clients.get_mut(id)) {
             self.queued_weight -= u64::from(client.account.weight);
             self.queued_weight += u64::from(weight);
             client.account.weight = weight;
@@ -120,23 +116,11 @@ impl<T> Batcher<T> {
         if let Some(refusal) = self.refusal(now, &request) {
             return Err((refusal, request.payload));
         }
-        let Request {
-            client: name,
-            cost,
-            length,
-            deadline,
-            payload,
-        } = request;
+        let Request { client: name, cost, length, deadline, payload } = request;
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let class = self.lengths.class(length);
-        let queued = Queued {
-            ticket,
-            cost,
-            class,
-            deadline,
-            admitted: now,
-        };
+        let queued = Queued { ticket, cost, class, deadline, admitted: now };
         let client = self.client_id(&name);
         if let Some(client) = self.clients.get_mut(&client) {
             client.queue.insert(queued);
@@ -145,16 +129,7 @@ impl<T> Batcher<T> {
             self.deadlines.insert((deadline, ticket));
         }
         self.queued_cost += cost;
-        self.entries.insert(
-            ticket,
-            Entry {
-                client,
-                name,
-                length,
-                queued,
-                payload,
-            },
-        );
+        self.entries.insert(ticket, Entry { client, name, length, queued, payload });
         Ok(ticket)
     }
 
@@ -233,9 +208,7 @@ impl<T> Batcher<T> {
 
     /// When the oldest queued request was admitted.
     pub(crate) fn oldest(&self) -> Option<Time> {
-        self.entries
-            .first_key_value()
-            .map(|(_, entry)| entry.queued.admitted)
+        self.entries.first_key_value().map(|(_, entry)| entry.queued.admitted)
     }
 
     /// Takes a request out of the queue, with all accounting of it; its client too, if that was its
@@ -269,22 +242,13 @@ impl<T> Batcher<T> {
         let account = self.ring.join(id, weight);
         self.queued_weight += u64::from(weight);
         self.names.insert(name.clone(), id);
-        let client = Client {
-            name: name.clone(),
-            queue: ClientQueue::default(),
-            account,
-        };
+        let client = Client { name: name.clone(), queue: ClientQueue::default(), account };
         self.clients.insert(id, client);
         id
     }
 
     fn refusal(&self, now: Time, request: &Request<T>) -> Option<Refusal> {
-        let Config {
-            max_batch_cost: max,
-            max_queue_cost,
-            max_clients,
-            ..
-        } = self.config;
+        let Config { max_batch_cost: max, max_queue_cost, max_clients, .. } = self.config;
         let cost = request.cost;
         if !(1..=max).contains(&cost) {
             return Some(Refusal::CostOutOfRange { cost, max });
@@ -295,18 +259,12 @@ impl<T> Batcher<T> {
         if request.deadline.is_some_and(|deadline| deadline <= now) {
             return Some(Refusal::Expired);
         }
-        let client = self
-            .names
-            .get(&request.client)
-            .and_then(|id| self.clients.get(id));
+        let client = self.names.get(&request.client).and_then(|id| self.clients.get(id));
         let queued = self.queued_cost;
         let Some(client) = client else {
             if self.clients.len() >= max_clients {
                 let retry_after = self.rate.time_for(queued, 1.0);
-                return Some(Refusal::TooManyClients {
-                    clients: max_clients,
-                    retry_after,
-                });
+                return Some(Refusal::TooManyClients { clients: max_clients, retry_after });
             }
             return self.queue_refusal(cost, max_queue_cost);
         };
@@ -319,22 +277,13 @@ impl<T> Batcher<T> {
         let excess = (queued + cost).saturating_sub(limit);
         (excess > 0).then(|| {
             let retry_after = self.rate.time_for(excess, 1.0);
-            Refusal::QueueFull {
-                cost,
-                queued,
-                limit,
-                retry_after,
-            }
+            Refusal::QueueFull { cost, queued, limit, retry_after }
         })
     }
 
     /// In the upper half of the queue a client with work queued may hold no more than its share.
     fn client_refusal(&self, client: &Client, cost: u64) -> Option<Refusal> {
-        let Config {
-            max_queue_cost,
-            max_client_cost,
-            ..
-        } = self.config;
+        let Config { max_queue_cost, max_client_cost, .. } = self.config;
         let share = f64::from(client.account.weight) / self.queued_weight as f64;
         let mut limit = max_client_cost;
         if self.queued_cost + cost > max_queue_cost / 2 {
@@ -344,12 +293,7 @@ impl<T> Batcher<T> {
         let excess = (queued + cost).saturating_sub(limit);
         (excess > 0).then(|| {
             let retry_after = self.rate.time_for(excess, share);
-            Refusal::ClientFull {
-                cost,
-                queued,
-                limit,
-                retry_after,
-            }
+            Refusal::ClientFull { cost, queued, limit, retry_after }
         })
     }
 }

@@ -60,22 +60,11 @@ impl Config {
     /// The first field that is out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         within("max_batch_cost", self.max_batch_cost, 1, MAX_COST)?;
-        within(
-            "max_queue_cost",
-            self.max_queue_cost,
-            self.max_batch_cost,
-            MAX_COST,
-        )?;
-        within(
-            "max_client_cost",
-            self.max_client_cost,
-            self.max_batch_cost,
-            MAX_COST,
-        )?;
+        within("max_queue_cost", self.max_queue_cost, self.max_batch_cost, MAX_COST)?;
+        within("max_client_cost", self.max_client_cost, self.max_batch_cost, MAX_COST)?;
         within("max_clients", self.max_clients, 1, MAX_CLIENTS)?;
         within("default_weight", self.default_weight, 1, MAX_WEIGHT)?;
-        // Written so that NaN fails.
-        if !(self.max_length_ratio >= 1.0) {
+        if self.max_length_ratio.is_nan() || self.max_length_ratio < 1.0 {
             return Err(ConfigError {
                 field: "max_length_ratio",
                 value: self.max_length_ratio.to_string(),
@@ -104,11 +93,7 @@ where
     if low <= value && value <= high {
         return Ok(());
     }
-    Err(ConfigError {
-        field,
-        value: value.to_string(),
-        accepted: format!("{low} to {high}"),
-    })
+    Err(ConfigError { field, value: value.to_string(), accepted: format!("{low} to {high}") })
 }
 
 /// A field of [`Config`] that is out of range.
@@ -136,68 +121,18 @@ mod tests {
     fn every_field_is_checked_and_named() {
         let ok = Config::default();
         let bad = [
-            (
-                "max_batch_cost",
-                Config {
-                    max_batch_cost: 0,
-                    ..ok.clone()
-                },
-            ),
-            (
-                "max_queue_cost",
-                Config {
-                    max_queue_cost: 1023,
-                    ..ok.clone()
-                },
-            ),
-            (
-                "max_client_cost",
-                Config {
-                    max_client_cost: 1 << 41,
-                    ..ok.clone()
-                },
-            ),
-            (
-                "max_clients",
-                Config {
-                    max_clients: 0,
-                    ..ok.clone()
-                },
-            ),
-            (
-                "default_weight",
-                Config {
-                    default_weight: 0,
-                    ..ok.clone()
-                },
-            ),
-            (
-                "max_length_ratio",
-                Config {
-                    max_length_ratio: 0.5,
-                    ..ok.clone()
-                },
-            ),
-            (
-                "max_length_ratio",
-                Config {
-                    max_length_ratio: f64::NAN,
-                    ..ok.clone()
-                },
-            ),
+            ("max_batch_cost", Config { max_batch_cost: 0, ..ok.clone() }),
+            ("max_queue_cost", Config { max_queue_cost: 1023, ..ok.clone() }),
+            ("max_client_cost", Config { max_client_cost: 1 << 41, ..ok.clone() }),
+            ("max_clients", Config { max_clients: 0, ..ok.clone() }),
+            ("default_weight", Config { default_weight: 0, ..ok.clone() }),
+            ("max_length_ratio", Config { max_length_ratio: 0.5, ..ok.clone() }),
+            ("max_length_ratio", Config { max_length_ratio: f64::NAN, ..ok.clone() }),
         ];
         for (field, config) in bad {
             assert_eq!(config.validate().unwrap_err().field, field);
         }
-        let error = Config {
-            max_queue_cost: 7,
-            ..ok
-        }
-        .validate()
-        .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "max_queue_cost is 7; accepted: 1024 to 1099511627776"
-        );
+        let error = Config { max_queue_cost: 7, ..ok }.validate().unwrap_err();
+        assert_eq!(error.to_string(), "max_queue_cost is 7; accepted: 1024 to 1099511627776");
     }
 }

@@ -30,18 +30,14 @@ pub(crate) struct Account {
 impl Account {
     /// Rounds until the credit covers `cost`.
     pub(crate) fn rounds_until(&self, cost: u64, quantum: u64) -> u64 {
-        cost.saturating_sub(self.credit)
-            .div_ceil(quantum * u64::from(self.weight))
+        cost.saturating_sub(self.credit).div_ceil(quantum * u64::from(self.weight))
     }
 
     /// Adds the grants of `rounds` rounds, up to the cap.
     pub(crate) fn grant(&mut self, rounds: u64, quantum: u64, cap: u64) {
         let weight = u64::from(self.weight);
         let gained = rounds.saturating_mul(quantum * weight);
-        self.credit = self
-            .credit
-            .saturating_add(gained)
-            .min(cap.saturating_mul(weight));
+        self.credit = self.credit.saturating_add(gained).min(cap.saturating_mul(weight));
     }
 
     /// Adds the grant of the current turn, unless it was cut short and had it before.
@@ -71,13 +67,7 @@ impl Ring {
     pub(crate) fn join(&mut self, id: ClientId, weight: u32) -> Account {
         let place = (self.round + 1, self.issue());
         self.turns.insert(place, id);
-        Account {
-            weight,
-            credit: 0,
-            granted: false,
-            place,
-            passed: None,
-        }
+        Account { weight, credit: 0, granted: false, place, passed: None }
     }
 
     pub(crate) fn leave(&mut self, account: &Account) {

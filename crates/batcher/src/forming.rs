@@ -20,8 +20,8 @@ struct Draft<T> {
 enum Turn {
     /// Its queue is empty; the client is gone.
     Emptied,
-    /// Its next request waits for so many rounds' credit. Whether the batch has room for it.
-    Short { rounds: u64, fits: bool },
+    /// Its next request waits for credit.
+    Short,
     /// Its next request is paid for and does not fit: the turn goes on in the next batch.
     CutShort,
     /// None of its requests may join, for their lengths.
@@ -33,10 +33,6 @@ enum Turn {
 struct Round {
     launched: bool,
     cut_short: bool,
-    /// A request that fits waits for credit only.
-    hopeful: bool,
-    /// Rounds until the first request that may join, whether it fits or not, is paid for.
-    rounds: Option<u64>,
 }
 
 impl<T> Batcher<T> {
@@ -64,9 +60,7 @@ impl<T> Batcher<T> {
             Due::Now(_) => now,
             Due::At(time) => time,
         };
-        let first = self
-            .next_deadline()
-            .map_or(launch, |deadline| deadline.min(launch));
+        let first = self.next_deadline().map_or(launch, |deadline| deadline.min(launch));
         Some(first.max(now))
     }
 
@@ -86,28 +80,19 @@ impl<T> Batcher<T> {
 
     fn fill(&mut self, now: Time, reason: LaunchReason) -> Batch<T> {
         let room = self.config.max_batch_cost;
-        let mut draft = Draft {
-            now,
-            items: Vec::new(),
-            cost: 0,
-            room,
-            window: None,
-        };
+        let mut draft = Draft { now, items: Vec::new(), cost: 0, room, window: None };
         self.lead(&mut draft);
         while draft.room > 0 {
             let round = self.round(&mut draft);
-            if round.cut_short || !(round.launched || round.hopeful) {
+            if round.cut_short {
                 break;
             }
-            if let (false, Some(rounds)) = (round.launched, round.rounds) {
+            if !round.launched {
+                let Some(rounds) = self.rounds_to_next(&draft) else { break };
                 self.skip_rounds(rounds.saturating_sub(1));
             }
         }
-        Batch {
-            items: draft.items,
-            cost: draft.cost,
-            reason,
-        }
+        Batch { items: draft.items, cost: draft.cost, reason }
     }
 
     /// Lets the client that was passed over first spend what credit it has.
@@ -147,11 +132,7 @@ impl<T> Batcher<T> {
             match turn {
                 Turn::Emptied => {}
                 Turn::CutShort => summary.cut_short = true,
-                Turn::Short { rounds, fits } => {
-                    summary.hopeful |= fits;
-                    summary.rounds = Some(summary.rounds.map_or(rounds, |least| least.min(rounds)));
-                    self.ring.end_turn(id, &mut client.account);
-                }
+                Turn::Short => self.ring.end_turn(id, &mut client.account),
                 Turn::PassedOver => {
                     let head = client.queue.head(draft.now, self.config.age_guard);
                     if head.is_some_and(|head| head.cost <= client.account.credit) {
@@ -171,20 +152,12 @@ impl<T> Batcher<T> {
             let Some(client) = self.clients.get_mut(&id) else {
                 return Turn::Emptied;
             };
-            let pick = client
-                .queue
-                .pick(draft.now, self.config.age_guard, draft.window);
+            let pick = client.queue.pick(draft.now, self.config.age_guard, draft.window);
             let Some(&pick) = pick else {
                 return Turn::PassedOver;
             };
             if pick.cost > client.account.credit {
-                let rounds = client
-                    .account
-                    .rounds_until(pick.cost, self.config.quantum());
-                return Turn::Short {
-                    rounds,
-                    fits: pick.cost <= draft.room,
-                };
+                return Turn::Short;
             }
             if pick.cost > draft.room {
                 return Turn::CutShort;
@@ -194,6 +167,23 @@ impl<T> Batcher<T> {
                 draft.push(pick.ticket, entry);
             }
         }
+    }
+
+    /// Rounds until the first request that may join the batch for its length is paid for; `None`
+    /// where the batch has room for none of them. Clients that had their turn in an earlier batch
+    /// count too: a round that a batch goes on with does not visit them.
+    fn rounds_to_next(&self, draft: &Draft<T>) -> Option<u64> {
+        let quantum = self.config.quantum();
+        let mut fits = false;
+        let mut first = None;
+        for client in self.clients.values() {
+            let pick = client.queue.pick(draft.now, self.config.age_guard, draft.window);
+            let Some(pick) = pick else { continue };
+            let rounds = client.account.rounds_until(pick.cost, quantum);
+            fits |= pick.cost <= draft.room;
+            first = Some(first.map_or(rounds, |first: u64| first.min(rounds)));
+        }
+        first.filter(|_| fits)
     }
 
     /// Grants the credit of rounds in which nobody could have launched anything.
@@ -215,16 +205,8 @@ enum Due {
 
 impl<T> Draft<T> {
     fn push(&mut self, ticket: Ticket, entry: Entry<T>) {
-        let Entry {
-            name: client,
-            length,
-            queued,
-            payload,
-            ..
-        } = entry;
-        self.window
-            .get_or_insert(Window::around(queued.class))
-            .join(queued.class);
+        let Entry { name: client, length, queued, payload, .. } = entry;
+        self.window.get_or_insert(Window::around(queued.class)).join(queued.class);
         self.room -= queued.cost;
         self.cost += queued.cost;
         self.items.push(Launched {

@@ -21,9 +21,7 @@ pub(crate) struct Lengths {
 impl Lengths {
     /// `max_ratio` is 1 or more, or infinite.
     pub(crate) fn new(max_ratio: f64) -> Self {
-        Self {
-            per_ln: SPAN as f64 / max_ratio.ln(),
-        }
+        Self { per_ln: SPAN as f64 / max_ratio.ln() }
     }
 
     pub(crate) fn class(self, length: u32) -> LengthClass {
@@ -45,10 +43,7 @@ pub(crate) struct Window {
 
 impl Window {
     pub(crate) fn around(class: LengthClass) -> Self {
-        Self {
-            shortest: class,
-            longest: class,
-        }
+        Self { shortest: class, longest: class }
     }
 
     /// Lowest and highest class that may join.

@@ -28,10 +28,7 @@ pub(crate) struct Queued {
 
 impl Queued {
     fn rank(&self) -> Rank {
-        Rank {
-            deadline: self.deadline.unwrap_or(UNDATED),
-            ticket: self.ticket,
-        }
+        Rank { deadline: self.deadline.unwrap_or(UNDATED), ticket: self.ticket }
     }
 }
 
@@ -76,10 +73,7 @@ impl ClientQueue {
     /// What this client would run next if lengths did not matter: its oldest request without a
     /// deadline once that is `age_guard` old, otherwise the one with the earliest deadline.
     pub(crate) fn head(&self, now: Time, age_guard: Time) -> Option<&Queued> {
-        let undated = Rank {
-            deadline: UNDATED,
-            ticket: Ticket(0),
-        };
+        let undated = Rank { deadline: UNDATED, ticket: Ticket(0) };
         let (_, oldest_undated) = self.by_rank.range(undated..).next().unzip();
         oldest_undated
             .filter(|request| overdue(request, now, age_guard))
@@ -104,10 +98,7 @@ impl ClientQueue {
     }
 
     fn first_within(&self, window: Window) -> Option<&Queued> {
-        let lowest = Rank {
-            deadline: Time::ZERO,
-            ticket: Ticket(0),
-        };
+        let lowest = Rank { deadline: Time::ZERO, ticket: Ticket(0) };
         let (mut class, last) = window.bounds();
         let mut first: Option<Rank> = None;
         // A window spans at most seven classes.
@@ -162,13 +153,7 @@ mod tests {
     #[test]
     fn the_earliest_deadline_goes_first_and_none_goes_last() {
         let mut queue = ClientQueue::default();
-        for (ticket, deadline) in [
-            (1, None),
-            (2, Some(9)),
-            (3, Some(5)),
-            (4, None),
-            (5, Some(9)),
-        ] {
+        for (ticket, deadline) in [(1, None), (2, Some(9)), (3, Some(5)), (4, None), (5, Some(9))] {
             queue.insert(request(ticket, 1, deadline));
         }
         assert_eq!(queue.cost(), 5);
@@ -193,11 +178,7 @@ mod tests {
             queue.insert(request(ticket, length, None));
         }
         assert_eq!(drain(&mut queue, seconds(5), window), [2, 4, 5]);
-        assert_eq!(
-            drain(&mut queue, seconds(11), window),
-            [1],
-            "3 is not overdue yet"
-        );
+        assert_eq!(drain(&mut queue, seconds(11), window), [1], "3 is not overdue yet");
         assert_eq!(queue.len(), 1);
     }
 }

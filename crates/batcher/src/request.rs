@@ -23,13 +23,7 @@ pub struct Request<T> {
 impl<T> Request<T> {
     /// Work of length 1, without a deadline.
     pub fn new(client: impl Into<Arc<str>>, cost: u64, payload: T) -> Self {
-        Self {
-            client: client.into(),
-            cost,
-            length: 1,
-            deadline: None,
-            payload,
-        }
+        Self { client: client.into(), cost, length: 1, deadline: None, payload }
     }
 }
 

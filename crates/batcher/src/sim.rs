@@ -62,20 +62,14 @@ impl Report {
     /// Mean wait; zero where nothing was launched.
     pub fn mean_wait(&self) -> Time {
         let sum: Time = self.waits.iter().sum();
-        u32::try_from(self.waits.len())
-            .ok()
-            .and_then(|n| sum.checked_div(n))
-            .unwrap_or_default()
+        u32::try_from(self.waits.len()).ok().and_then(|n| sum.checked_div(n)).unwrap_or_default()
     }
 
     /// The wait that a share `p` (0 to 1) of the requests did not exceed; zero where nothing was
     /// launched.
     pub fn wait_percentile(&self, p: f64) -> Time {
         let rank = (self.waits.len() as f64 * p).ceil() as usize;
-        self.waits
-            .get(rank.saturating_sub(1))
-            .copied()
-            .unwrap_or_default()
+        self.waits.get(rank.saturating_sub(1)).copied().unwrap_or_default()
     }
 }
 
@@ -163,13 +157,7 @@ pub fn run(
     };
     for (index, student) in students.iter().enumerate() {
         for _ in 0..student.in_flight {
-            simulation.send(
-                Time::ZERO,
-                Sent {
-                    student: index,
-                    at: Time::ZERO,
-                },
-            );
+            simulation.send(Time::ZERO, Sent { student: index, at: Time::ZERO });
         }
     }
     while let Some(next) = simulation.step()? {
@@ -192,13 +180,7 @@ impl Simulation<'_> {
         if let Some(done) = self.running.take_if(|running| running.until <= self.now) {
             self.batcher.completed(done.cost, done.took);
             for request in done.requests {
-                self.send(
-                    self.now,
-                    Sent {
-                        at: self.now,
-                        ..request
-                    },
-                );
+                self.send(self.now, Sent { at: self.now, ..request });
             }
         }
         while let Some(arrival) = self.arrivals.first_entry()
@@ -245,21 +227,12 @@ impl Simulation<'_> {
             report.cost += item.cost;
         }
         let requests = items.into_iter().map(|item| item.payload).collect();
-        self.running = Some(Running {
-            until: self.now + took,
-            took,
-            cost,
-            requests,
-        });
+        self.running = Some(Running { until: self.now + took, took, cost, requests });
     }
 
     fn report(mut self) -> Vec<Report> {
         let all: u64 = self.reports.iter().map(|report| report.cost).sum();
-        let weights: f64 = self
-            .students
-            .iter()
-            .map(|student| f64::from(student.weight))
-            .sum();
+        let weights: f64 = self.students.iter().map(|student| f64::from(student.weight)).sum();
         for (report, student) in self.reports.iter_mut().zip(self.students) {
             report.waits.sort_unstable();
             let share = all as f64 * f64::from(student.weight) / weights;

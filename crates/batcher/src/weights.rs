@@ -33,10 +33,7 @@ pub(crate) struct Weights {
 
 impl Weights {
     pub(crate) fn new(default: u32) -> Self {
-        Self {
-            default,
-            own: HashMap::new(),
-        }
+        Self { default, own: HashMap::new() }
     }
 
     pub(crate) fn get(&self, client: &str) -> u32 {
@@ -71,32 +68,18 @@ mod tests {
             weights.set(&i.to_string(), 3).unwrap();
         }
         assert_eq!(weights.set("one more", 3), Err(WeightError::TooMany));
-        assert_eq!(
-            weights.set("7", 4),
-            Ok(()),
-            "known clients can still change"
-        );
+        assert_eq!(weights.set("7", 4), Ok(()), "known clients can still change");
         weights.set("7", 2).unwrap();
         assert_eq!(weights.get("7"), 2);
-        assert_eq!(
-            weights.set("one more", 3),
-            Ok(()),
-            "the default gave its place back"
-        );
+        assert_eq!(weights.set("one more", 3), Ok(()), "the default gave its place back");
     }
 
     #[test]
     fn a_weight_of_zero_is_refused() {
         let mut weights = Weights::new(1);
-        assert_eq!(
-            weights.set("a", 0),
-            Err(WeightError::OutOfRange { weight: 0 })
-        );
+        assert_eq!(weights.set("a", 0), Err(WeightError::OutOfRange { weight: 0 }));
         let above = MAX_WEIGHT + 1;
-        assert_eq!(
-            weights.set("a", above),
-            Err(WeightError::OutOfRange { weight: above })
-        );
+        assert_eq!(weights.set("a", above), Err(WeightError::OutOfRange { weight: above }));
         assert_eq!(weights.get("a"), 1);
     }
 }

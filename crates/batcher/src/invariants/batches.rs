@@ -12,20 +12,11 @@ pub(super) fn check<T>(config: &Config, now: Time, batch: &Batch<T>) -> Result<(
     let budget = config.max_batch_cost;
     if batch.items.is_empty() || sum != batch.cost || sum > budget {
         let items = batch.items.len();
-        return Err(Violation::BatchCost {
-            items,
-            sum,
-            claimed: batch.cost,
-            budget,
-        });
+        return Err(Violation::BatchCost { items, sum, claimed: batch.cost, budget });
     }
     for item in &batch.items {
         if let Some(deadline) = item.deadline.filter(|deadline| *deadline <= now) {
-            return Err(Violation::RanExpired {
-                ticket: item.ticket,
-                now,
-                deadline,
-            });
+            return Err(Violation::RanExpired { ticket: item.ticket, now, deadline });
         }
     }
     check_lengths(config, batch)
@@ -39,9 +30,8 @@ fn check_lengths<T>(config: &Config, batch: &Batch<T>) -> Result<(), Violation> 
         .enumerate()
         .filter(|(i, item)| *i == 0 || item.waited < config.age_guard)
         .map(|(_, item)| item.length.max(1));
-    let (shortest, longest) = bound_by_it.fold((u32::MAX, 0), |(low, high), length| {
-        (low.min(length), high.max(length))
-    });
+    let (shortest, longest) =
+        bound_by_it.fold((u32::MAX, 0), |(low, high), length| (low.min(length), high.max(length)));
     // Classes are computed in floating point.
     if f64::from(longest) / f64::from(shortest) > config.max_length_ratio * (1.0 + 1e-9) {
         return Err(Violation::LengthsApart { shortest, longest });

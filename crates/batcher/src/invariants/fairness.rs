@@ -4,15 +4,30 @@
 //! waiting request's own client launches in the time that is looked at, the request included, `B`
 //! the batch budget. Sums are in exact integers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::Violation;
 use super::ledger::{Ledger, Pending};
 use crate::{Config, Ticket, Time};
 
-/// Cost that each client has launched so far.
-type Launched = BTreeMap<Arc<str>, u64>;
+/// What is known of a client, from its first request or weight on.
+#[derive(Debug)]
+struct Client {
+    name: Arc<str>,
+    /// w.
+    weight: u64,
+    /// C.
+    largest: u64,
+    /// Whether its order changed while work waited: some was withdrawn, or overtaken by overdue
+    /// work.
+    reordered: bool,
+    /// Cost launched so far.
+    launched: u64,
+}
+
+/// Cost that each client, by index, had launched at some moment; nothing where it was not known.
+type Snapshot = Vec<u64>;
 
 #[derive(Debug)]
 pub(super) struct Fairness {
@@ -21,18 +36,13 @@ pub(super) struct Fairness {
     age_guard: Time,
     grouping: bool,
     default_weight: u32,
-    weights: BTreeMap<Arc<str>, u32>,
-    /// C.
-    largest: BTreeMap<Arc<str>, u64>,
-    /// Whether the client's order changed while it waited: work was withdrawn, or overtaken by
-    /// overdue work.
-    reordered: BTreeMap<Arc<str>, bool>,
-    launched: Launched,
+    index: HashMap<Arc<str>, usize>,
+    clients: Vec<Client>,
     /// As it was when the request was admitted.
-    at_admission: BTreeMap<Ticket, Launched>,
+    at_admission: BTreeMap<Ticket, Snapshot>,
     /// As it was when the request was first seen overdue, and the cost of its client's requests
     /// that may go before it, itself included.
-    at_overdue: BTreeMap<Ticket, (Launched, u64)>,
+    at_overdue: BTreeMap<Ticket, (Snapshot, u64)>,
 }
 
 impl Fairness {
@@ -43,46 +53,47 @@ impl Fairness {
             age_guard: config.age_guard,
             grouping: config.max_length_ratio.is_finite(),
             default_weight: config.default_weight,
-            weights: BTreeMap::new(),
-            largest: BTreeMap::new(),
-            reordered: BTreeMap::new(),
-            launched: Launched::new(),
+            index: HashMap::new(),
+            clients: Vec::new(),
             at_admission: BTreeMap::new(),
             at_overdue: BTreeMap::new(),
         }
     }
 
     pub(super) fn set_weight(&mut self, client: &str, weight: u32) {
-        self.weights.insert(client.into(), weight);
+        let client = self.client(&client.into());
+        self.clients[client].weight = weight.into();
     }
 
     pub(super) fn admitted(&mut self, ticket: Ticket, pending: &Pending) {
-        let largest = self.largest.entry(pending.client.clone()).or_default();
-        *largest = pending.cost.max(*largest);
+        let client = self.client(&pending.client);
+        self.clients[client].largest = self.clients[client].largest.max(pending.cost);
         if !self.grouping {
-            self.at_admission.insert(ticket, self.launched.clone());
+            self.at_admission.insert(ticket, self.snapshot());
         }
     }
 
     pub(super) fn withdrawn(&mut self, ticket: Ticket, pending: &Pending) {
         self.at_admission.remove(&ticket);
         self.at_overdue.remove(&ticket);
-        self.reordered.insert(pending.client.clone(), true);
+        let client = self.client(&pending.client);
+        self.clients[client].reordered = true;
     }
 
     /// Looks for requests without a deadline that became overdue. To be called before the batch
     /// that was formed at `now` is gone through.
     pub(super) fn note_overdue(&mut self, now: Time, ledger: &Ledger) {
-        let mut before: Launched = BTreeMap::new();
-        for (ticket, pending) in ledger
-            .pending()
-            .filter(|(_, pending)| pending.deadline.is_none())
-        {
-            let before = before.entry(pending.client.clone()).or_default();
-            *before += pending.cost;
-            if now.saturating_sub(pending.admitted) >= self.age_guard {
-                let now = || (self.launched.clone(), *before);
-                self.at_overdue.entry(ticket).or_insert_with(now);
+        let mut queued: HashMap<&str, u64> = HashMap::new();
+        for (ticket, pending) in ledger.pending() {
+            if now.saturating_sub(pending.admitted) < self.age_guard {
+                break;
+            }
+            if pending.deadline.is_none() {
+                let before = queued.entry(&pending.client).or_default();
+                *before += pending.cost;
+                if !self.at_overdue.contains_key(&ticket) {
+                    self.at_overdue.insert(ticket, (self.snapshot(), *before));
+                }
             }
         }
     }
@@ -94,46 +105,29 @@ impl Fairness {
         ticket: Ticket,
         pending: &Pending,
     ) -> Result<(), Violation> {
-        let client = &pending.client;
-        *self.launched.entry(client.clone()).or_default() += pending.cost;
+        let client = self.client(&pending.client);
         let overdue = now.saturating_sub(pending.admitted) >= self.age_guard;
-        if overdue && pending.deadline.is_none() {
-            self.reordered.insert(client.clone(), true);
-        }
-        let own_slack = match self.reordered.get(client) {
-            Some(true) => self.largest(client),
-            _ => 0,
-        };
+        let mine = &mut self.clients[client];
+        mine.launched += pending.cost;
+        mine.reordered |= overdue && pending.deadline.is_none();
+        let (largest, reordered) = (mine.largest, mine.reordered);
         if let Some(since) = self.at_admission.remove(&ticket) {
             // w_j / w_i * S_i + 2 * quantum * w_j + C_j
-            self.check(
-                ticket,
-                client,
-                "since admission",
-                &since,
-                own_slack,
-                |other| 2 * self.quantum * self.weight(other) + self.largest(other),
-            )?;
+            let own_slack = if reordered { largest } else { 0 };
+            self.check(ticket, client, "since admission", &since, own_slack, |other| {
+                2 * self.quantum * other.weight + other.largest
+            })?;
         }
         if let Some((since, bound)) = self.at_overdue.remove(&ticket) {
             let launched = self.launched_since(&since, client);
             if launched > bound {
-                return Err(Violation::Starved {
-                    ticket,
-                    launched,
-                    bound,
-                });
+                return Err(Violation::Starved { ticket, launched, bound });
             }
             // w_j / w_i * (S_i + C_i) + (B + 3 * quantum) * w_j: as above, but j may start with
             // the most credit that passing over lets it keep.
-            self.check(
-                ticket,
-                client,
-                "overdue",
-                &since,
-                self.largest(client),
-                |other| (self.budget + 3 * self.quantum) * self.weight(other),
-            )?;
+            self.check(ticket, client, "overdue", &since, largest, |other| {
+                (self.budget + 3 * self.quantum) * other.weight
+            })?;
         }
         Ok(())
     }
@@ -141,45 +135,45 @@ impl Fairness {
     fn check(
         &self,
         ticket: Ticket,
-        client: &Arc<str>,
+        client: usize,
         what: &'static str,
-        since: &Launched,
+        since: &Snapshot,
         own_slack: u64,
-        slack: impl Fn(&Arc<str>) -> u64,
+        slack: impl Fn(&Client) -> u64,
     ) -> Result<(), Violation> {
+        let mine = &self.clients[client];
         let own = self.launched_since(since, client) + own_slack;
-        for other in self.launched.keys().filter(|other| *other != client) {
-            let launched = self.launched_since(since, other);
-            let bound = own * self.weight(other) / self.weight(client) + slack(other);
-            if launched > bound {
-                let (client, other) = (client.clone(), other.clone());
-                return Err(Violation::Unfair {
-                    ticket,
-                    client,
-                    what,
-                    other,
-                    launched,
-                    bound,
-                });
+        for (index, other) in self.clients.iter().enumerate() {
+            let launched = self.launched_since(since, index);
+            let bound = own * other.weight / mine.weight + slack(other);
+            if index != client && launched > bound {
+                let (client, other) = (mine.name.clone(), other.name.clone());
+                return Err(Violation::Unfair { ticket, client, what, other, launched, bound });
             }
         }
         Ok(())
     }
 
-    fn launched_since(&self, since: &Launched, client: &Arc<str>) -> u64 {
-        let total = |at: &Launched| at.get(client).copied().unwrap_or_default();
-        total(&self.launched) - total(since)
+    fn launched_since(&self, since: &Snapshot, client: usize) -> u64 {
+        self.clients[client].launched - since.get(client).copied().unwrap_or_default()
     }
 
-    fn weight(&self, client: &Arc<str>) -> u64 {
-        self.weights
-            .get(client)
-            .copied()
-            .unwrap_or(self.default_weight)
-            .into()
+    fn snapshot(&self) -> Snapshot {
+        self.clients.iter().map(|client| client.launched).collect()
     }
 
-    fn largest(&self, client: &Arc<str>) -> u64 {
-        self.largest.get(client).copied().unwrap_or_default()
+    fn client(&mut self, name: &Arc<str>) -> usize {
+        if let Some(&index) = self.index.get(name) {
+            return index;
+        }
+        self.index.insert(name.clone(), self.clients.len());
+        self.clients.push(Client {
+            name: name.clone(),
+            weight: self.default_weight.into(),
+            largest: 0,
+            reordered: false,
+            launched: 0,
+        });
+        self.clients.len() - 1
     }
 }

@@ -1,6 +1,6 @@
 //! What was admitted and has no outcome yet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Violation;
@@ -30,6 +30,10 @@ impl Pending {
 pub(super) struct Ledger {
     pending: BTreeMap<Ticket, Pending>,
     latest: Option<Ticket>,
+    cost: u64,
+    /// Requests pending of each client that has any.
+    clients: HashMap<Arc<str>, usize>,
+    deadlines: BTreeSet<(Time, Ticket)>,
 }
 
 impl Ledger {
@@ -38,41 +42,45 @@ impl Ledger {
             return Err(Violation::TicketReused { ticket });
         }
         self.latest = Some(ticket);
+        self.cost += pending.cost;
+        *self.clients.entry(pending.client.clone()).or_default() += 1;
+        self.deadlines.extend(pending.deadline.map(|deadline| (deadline, ticket)));
         self.pending.insert(ticket, pending);
         Ok(())
     }
 
     /// Takes note of an outcome.
     pub(super) fn settle(&mut self, ticket: Ticket) -> Result<Pending, Violation> {
-        self.pending
-            .remove(&ticket)
-            .ok_or(Violation::SecondOutcome { ticket })
+        let pending = self.pending.remove(&ticket).ok_or(Violation::SecondOutcome { ticket })?;
+        self.cost -= pending.cost;
+        if let Some(deadline) = pending.deadline {
+            self.deadlines.remove(&(deadline, ticket));
+        }
+        if let Some(requests) = self.clients.get_mut(&pending.client) {
+            *requests -= 1;
+            if *requests == 0 {
+                self.clients.remove(&pending.client);
+            }
+        }
+        Ok(pending)
     }
 
     pub(super) fn pending(&self) -> impl Iterator<Item = (Ticket, &Pending)> {
-        self.pending
-            .iter()
-            .map(|(&ticket, pending)| (ticket, pending))
+        self.pending.iter().map(|(&ticket, pending)| (ticket, pending))
     }
 
     pub(super) fn len(&self) -> usize {
         self.pending.len()
     }
 
+    /// When the oldest pending request was admitted.
     pub(super) fn oldest(&self) -> Option<Time> {
-        self.pending.values().map(|pending| pending.admitted).min()
+        self.pending.first_key_value().map(|(_, pending)| pending.admitted)
     }
 
     /// Cost, requests, clients and the first deadline of what is pending.
     pub(super) fn accounts(&self) -> (u64, usize, usize, Option<Time>) {
-        let all = || self.pending.values();
-        let clients: BTreeSet<_> = all().map(|pending| &pending.client).collect();
-        let deadline = all().filter_map(|pending| pending.deadline).min();
-        (
-            all().map(|pending| pending.cost).sum(),
-            self.pending.len(),
-            clients.len(),
-            deadline,
-        )
+        let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
+        (self.cost, self.pending.len(), self.clients.len(), deadline)
     }
 }

@@ -150,10 +150,7 @@ impl<T> Checked<T> {
             Forming::Wait(until) => {
                 let latest = self.ledger.oldest().map(|time| time + self.config.max_wait);
                 if latest.is_none_or(|latest| latest <= now || *until > latest) {
-                    return Err(Violation::Idled {
-                        now,
-                        until: Some(*until),
-                    });
+                    return Err(Violation::Idled { now, until: Some(*until) });
                 }
             }
             Forming::Idle => {
@@ -192,10 +189,7 @@ impl<T> Checked<T> {
     fn settle_expired(&mut self, now: Time, expired: &[Expired<T>]) -> Result<(), Violation> {
         for item in expired {
             if item.deadline > now {
-                return Err(Violation::ExpiredEarly {
-                    ticket: item.ticket,
-                    now,
-                });
+                return Err(Violation::ExpiredEarly { ticket: item.ticket, now });
             }
             let pending = self.ledger.settle(item.ticket)?;
             self.fairness.withdrawn(item.ticket, &pending);
@@ -214,13 +208,7 @@ impl<T> Checked<T> {
                 waiting_helps && (Time::from_millis(1)..=Time::from_secs(60)).contains(&time)
             }
         };
-        if sane {
-            Ok(())
-        } else {
-            Err(Violation::RetryAfter {
-                refusal: refusal.clone(),
-            })
-        }
+        if sane { Ok(()) } else { Err(Violation::RetryAfter { refusal: refusal.clone() }) }
     }
 
     fn check_accounts(&self) -> Result<(), Violation> {

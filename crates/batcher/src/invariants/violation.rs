@@ -19,19 +19,10 @@ pub enum Violation {
     NoOutcome { requests: usize },
     /// Invariant 2.
     #[error("a batch of {items} requests costs {sum}, says {claimed}; the budget is {budget}")]
-    BatchCost {
-        items: usize,
-        sum: u64,
-        claimed: u64,
-        budget: u64,
-    },
+    BatchCost { items: usize, sum: u64, claimed: u64, budget: u64 },
     /// Invariant 3.
     #[error("{ticket:?} was launched at {now:?}, past its deadline {deadline:?}")]
-    RanExpired {
-        ticket: Ticket,
-        now: Time,
-        deadline: Time,
-    },
+    RanExpired { ticket: Ticket, now: Time, deadline: Time },
     /// Invariant 3.
     #[error("{ticket:?} was dropped at {now:?}, before its deadline")]
     ExpiredEarly { ticket: Ticket, now: Time },
@@ -49,18 +40,10 @@ pub enum Violation {
     },
     /// Invariant 5.
     #[error("{ticket:?} was overdue, and its own client launched {launched} first, bound {bound}")]
-    Starved {
-        ticket: Ticket,
-        launched: u64,
-        bound: u64,
-    },
+    Starved { ticket: Ticket, launched: u64, bound: u64 },
     /// Invariant 6.
     #[error("{client} has a deadline at {left:?} queued, and launched one at {launched:?}")]
-    DeadlineOrder {
-        client: Arc<str>,
-        left: Time,
-        launched: Time,
-    },
+    DeadlineOrder { client: Arc<str>, left: Time, launched: Time },
     /// Invariant 7.
     #[error("a batch holds lengths {shortest} and {longest}")]
     LengthsApart { shortest: u32, longest: u32 },

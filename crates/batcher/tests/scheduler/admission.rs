@@ -6,7 +6,7 @@ fn batcher(config: Config) -> Batcher<u32> {
     Batcher::new(config).unwrap()
 }
 
-/// Queues 64, 128 for one client.
+/// Room for four full batches, and for one and a half of one client.
 fn small() -> Config {
     Config {
         max_batch_cost: 16,
@@ -18,13 +18,10 @@ fn small() -> Config {
 }
 
 fn admit(batcher: &mut Batcher<u32>, client: &str, cost: u64) -> Option<Refusal> {
-    batcher
-        .admit(Time::ZERO, Request::new(client, cost, 7))
-        .err()
-        .map(|(refusal, payload)| {
-            assert_eq!(payload, 7);
-            refusal
-        })
+    batcher.admit(Time::ZERO, Request::new(client, cost, 7)).err().map(|(refusal, payload)| {
+        assert_eq!(payload, 7);
+        refusal
+    })
 }
 
 #[test]
@@ -33,10 +30,7 @@ fn a_cost_that_no_batch_can_hold_is_refused() {
     for cost in [0, 17, u64::MAX] {
         let refusal = admit(&mut batcher, "a", cost).unwrap();
         assert_eq!(refusal, Refusal::CostOutOfRange { cost, max: 16 });
-        assert_eq!(
-            refusal.to_string(),
-            format!("cost is {cost}; accepted: 1 to 16")
-        );
+        assert_eq!(refusal.to_string(), format!("cost is {cost}; accepted: 1 to 16"));
     }
     assert_eq!(admit(&mut batcher, "a", 16), None);
 }
@@ -48,73 +42,39 @@ fn a_client_is_held_to_its_own_bound() {
     assert_eq!(admit(&mut batcher, "a", 8), None);
     assert_eq!(
         admit(&mut batcher, "a", 1),
-        Some(Refusal::ClientFull {
-            cost: 1,
-            queued: 24,
-            limit: 24,
-            retry_after: None
-        })
+        Some(Refusal::ClientFull { cost: 1, queued: 24, limit: 24, retry_after: None })
     );
     assert_eq!(admit(&mut batcher, "b", 16), None);
 }
 
 #[test]
 fn in_the_upper_half_of_the_queue_a_client_is_held_to_its_share() {
-    let mut batcher = batcher(Config {
-        max_client_cost: 64,
-        ..small()
-    });
+    let mut batcher = batcher(Config { max_client_cost: 64, ..small() });
     batcher.set_weight("b", 3).unwrap();
     assert_eq!(admit(&mut batcher, "b", 4), None);
     assert_eq!(admit(&mut batcher, "a", 16), None);
-    assert_eq!(
-        admit(&mut batcher, "a", 12),
-        None,
-        "the lower half is first come, first served"
-    );
+    assert_eq!(admit(&mut batcher, "a", 12), None, "the lower half is first come, first served");
     let refusal = admit(&mut batcher, "a", 1);
-    let expected = Refusal::ClientFull {
-        cost: 1,
-        queued: 28,
-        limit: 16,
-        retry_after: None,
-    };
+    let expected = Refusal::ClientFull { cost: 1, queued: 28, limit: 16, retry_after: None };
     assert_eq!(refusal, Some(expected));
-    assert_eq!(
-        admit(&mut batcher, "b", 16),
-        None,
-        "has 3/4 of the weight: 48"
-    );
+    assert_eq!(admit(&mut batcher, "b", 16), None, "has 3/4 of the weight: 48");
 }
 
 #[test]
 fn the_last_eighth_of_the_queue_is_for_clients_with_nothing_queued() {
-    let mut batcher = batcher(Config {
-        max_client_cost: 64,
-        ..small()
-    });
+    let mut batcher = batcher(Config { max_client_cost: 64, ..small() });
     for _ in 0..3 {
         assert_eq!(admit(&mut batcher, "flood", 16), None);
     }
     assert_eq!(admit(&mut batcher, "flood", 8), None);
     assert_eq!(
         admit(&mut batcher, "flood", 1),
-        Some(Refusal::QueueFull {
-            cost: 1,
-            queued: 56,
-            limit: 56,
-            retry_after: None
-        })
+        Some(Refusal::QueueFull { cost: 1, queued: 56, limit: 56, retry_after: None })
     );
     assert_eq!(admit(&mut batcher, "small", 8), None);
     assert_eq!(
         admit(&mut batcher, "smaller", 1),
-        Some(Refusal::QueueFull {
-            cost: 1,
-            queued: 64,
-            limit: 64,
-            retry_after: None
-        })
+        Some(Refusal::QueueFull { cost: 1, queued: 64, limit: 64, retry_after: None })
     );
 }
 
@@ -127,18 +87,8 @@ fn made_up_names_are_bounded_and_forgotten() {
         assert_eq!(admit(&mut batcher, &i.to_string(), 1), None);
     }
     let refusal = admit(&mut batcher, "4", 1);
-    assert_eq!(
-        refusal,
-        Some(Refusal::TooManyClients {
-            clients: 4,
-            retry_after: None
-        })
-    );
-    assert_eq!(
-        admit(&mut batcher, "0", 1),
-        None,
-        "those that are in may go on"
-    );
+    assert_eq!(refusal, Some(Refusal::TooManyClients { clients: 4, retry_after: None }));
+    assert_eq!(admit(&mut batcher, "0", 1), None, "those that are in may go on");
     while let Forming::Launch(batch) = batcher.form(Time::ZERO).decision {
         batcher.completed(batch.cost, Time::from_millis(1));
     }
@@ -151,9 +101,7 @@ fn made_up_names_are_bounded_and_forgotten() {
 #[test]
 fn tiny_requests_are_bounded_by_cost() {
     let mut batcher = batcher(Config::default());
-    let admitted = (0..100_000)
-        .filter(|_| admit(&mut batcher, "tiny", 1).is_none())
-        .count();
+    let admitted = (0..100_000).filter(|_| admit(&mut batcher, "tiny", 1).is_none()).count();
     assert_eq!(admitted as u64, Config::default().max_client_cost);
     assert_eq!(batcher.queued_items(), admitted);
 }
@@ -161,10 +109,7 @@ fn tiny_requests_are_bounded_by_cost() {
 /// After `retry_after` on a device of steady speed the same request is admitted.
 #[test]
 fn retry_after_is_when_there_is_room() {
-    let mut batcher = batcher(Config {
-        max_client_cost: 64,
-        ..small()
-    });
+    let mut batcher = batcher(Config { max_client_cost: 64, ..small() });
     let per_cost = Time::from_millis(3);
     batcher.completed(100, per_cost * 100);
     while admit(&mut batcher, "a", 16).is_none() {}
@@ -172,14 +117,9 @@ fn retry_after_is_when_there_is_room() {
     let retry_after = refusal.retry_after().unwrap();
     let mut busy = Time::ZERO;
     while busy < retry_after {
-        let Forming::Launch(batch) = batcher.form(busy).decision else {
-            panic!("work is queued")
-        };
+        let Forming::Launch(batch) = batcher.form(busy).decision else { panic!("work is queued") };
         busy += per_cost * u32::try_from(batch.cost).unwrap();
     }
     assert_eq!(admit(&mut batcher, "a", 16), None);
-    assert!(
-        retry_after <= per_cost * 16,
-        "asked to wait {retry_after:?} for one request's room"
-    );
+    assert!(retry_after <= per_cost * 16, "asked to wait {retry_after:?} for one request's room");
 }

@@ -31,11 +31,7 @@ fn batcher() -> Batcher<&'static str> {
 fn assert_empty(batcher: &Batcher<&'static str>) {
     let at = Location::caller();
     assert!(batcher.is_empty(), "{at}");
-    let left = (
-        batcher.queued_cost(),
-        batcher.queued_items(),
-        batcher.clients(),
-    );
+    let left = (batcher.queued_cost(), batcher.queued_items(), batcher.clients());
     assert_eq!(left, (0, 0, 0), "{at}");
     assert_eq!(batcher.client_stats().count(), 0, "{at}");
     assert_eq!(batcher.next_event(Time::ZERO), None, "{at}");
@@ -44,9 +40,7 @@ fn assert_empty(batcher: &Batcher<&'static str>) {
 #[test]
 fn a_cancelled_request_is_handed_back_and_frees_its_cost_at_once() {
     let mut batcher = batcher();
-    let ticket = batcher
-        .admit(Time::ZERO, Request::new("a", 7, "seven"))
-        .unwrap();
+    let ticket = batcher.admit(Time::ZERO, Request::new("a", 7, "seven")).unwrap();
     assert_eq!(batcher.queued_cost(), 7);
     assert_eq!(batcher.cancel(ticket), Some("seven"));
     assert_empty(&batcher);
@@ -56,12 +50,8 @@ fn a_cancelled_request_is_handed_back_and_frees_its_cost_at_once() {
 #[test]
 fn a_launched_request_cannot_be_cancelled() {
     let mut batcher = batcher();
-    let ticket = batcher
-        .admit(Time::ZERO, Request::new("a", 7, "seven"))
-        .unwrap();
-    let Forming::Launch(batch) = batcher.form(Time::ZERO).decision else {
-        panic!("not launched")
-    };
+    let ticket = batcher.admit(Time::ZERO, Request::new("a", 7, "seven")).unwrap();
+    let Forming::Launch(batch) = batcher.form(Time::ZERO).decision else { panic!("not launched") };
     assert_eq!(batch.items[0].payload, "seven");
     assert_eq!(batcher.cancel(ticket), None);
     assert_empty(&batcher);
@@ -71,24 +61,14 @@ fn a_launched_request_cannot_be_cancelled() {
 fn work_that_expires_in_the_queue_is_returned_by_form_and_does_not_run() {
     let mut batcher = batcher();
     let deadline = Some(Time::from_millis(5));
-    let soon = Request {
-        deadline,
-        ..Request::new("a", 7, "soon")
-    };
+    let soon = Request { deadline, ..Request::new("a", 7, "soon") };
     let ticket = batcher.admit(Time::ZERO, soon).unwrap();
-    batcher
-        .admit(Time::ZERO, Request::new("a", 3, "whenever"))
-        .unwrap();
+    batcher.admit(Time::ZERO, Request::new("a", 3, "whenever")).unwrap();
     let formed = batcher.form(Time::from_millis(5));
     assert_eq!(formed.expired.len(), 1);
-    assert_eq!(
-        (formed.expired[0].ticket, formed.expired[0].payload),
-        (ticket, "soon")
-    );
+    assert_eq!((formed.expired[0].ticket, formed.expired[0].payload), (ticket, "soon"));
     assert_eq!(formed.expired[0].waited, Time::from_millis(5));
-    let Forming::Launch(batch) = formed.decision else {
-        panic!("not launched")
-    };
+    let Forming::Launch(batch) = formed.decision else { panic!("not launched") };
     assert_eq!(batch.cost, 3);
     assert_empty(&batcher);
 }
@@ -97,10 +77,7 @@ fn work_that_expires_in_the_queue_is_returned_by_form_and_does_not_run() {
 fn work_that_has_expired_on_arrival_is_refused() {
     let mut batcher = batcher();
     let now = Time::from_millis(5);
-    let late = Request {
-        deadline: Some(now),
-        ..Request::new("a", 7, "late")
-    };
+    let late = Request { deadline: Some(now), ..Request::new("a", 7, "late") };
     assert_eq!(batcher.admit(now, late), Err((Refusal::Expired, "late")));
     assert_empty(&batcher);
 }

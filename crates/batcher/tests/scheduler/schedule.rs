@@ -31,29 +31,18 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
         1 => Just(1.0),
         2 => 1.0f64..3.0,
     ];
-    (
-        1u64..300,
-        1u64..5,
-        1u64..8,
-        1usize..6,
-        ratio,
-        0u64..30,
-        0u64..100,
+    (1u64..300, 1u64..5, 1u64..8, 1usize..6, ratio, 0u64..30, 0u64..100).prop_map(
+        |(batch, clients_worth, queues_worth, max_clients, max_length_ratio, wait, guard)| Config {
+            max_batch_cost: batch,
+            max_queue_cost: batch * queues_worth,
+            max_client_cost: batch * clients_worth,
+            max_clients,
+            max_wait: Time::from_millis(wait),
+            max_length_ratio,
+            age_guard: Time::from_millis(guard),
+            default_weight: 1,
+        },
     )
-        .prop_map(
-            |(batch, clients_worth, queues_worth, max_clients, max_length_ratio, wait, guard)| {
-                Config {
-                    max_batch_cost: batch,
-                    max_queue_cost: batch * queues_worth,
-                    max_client_cost: batch * clients_worth,
-                    max_clients,
-                    max_wait: Time::from_millis(wait),
-                    max_length_ratio,
-                    age_guard: Time::from_millis(guard),
-                    default_weight: 1,
-                }
-            },
-        )
 }
 
 pub(crate) fn call() -> impl Strategy<Value = Call> {
@@ -81,12 +70,7 @@ pub(crate) fn play(config: &Config, weights: &[u32], calls: &[Call]) -> Result<(
     let mut tickets: Vec<Ticket> = Vec::new();
     for call in calls {
         match call {
-            Call::Admit {
-                client,
-                cost,
-                length,
-                patience,
-            } => {
+            Call::Admit { client, cost, length, patience } => {
                 let request = Request {
                     client: CLIENTS[*client].into(),
                     cost: *cost,

@@ -26,19 +26,12 @@ fn batches_until_launched(
 }
 
 fn request(client: &str, length: u32, payload: u32) -> Request<u32> {
-    Request {
-        length,
-        ..Request::new(client, 8, payload)
-    }
+    Request { length, ..Request::new(client, 8, payload) }
 }
 
 fn grouped() -> Checked<u32> {
-    let config = Config {
-        max_batch_cost: 64,
-        max_length_ratio: 1.5,
-        age_guard: GUARD,
-        ..Config::default()
-    };
+    let config =
+        Config { max_batch_cost: 64, max_length_ratio: 1.5, age_guard: GUARD, ..Config::default() };
     Checked::new(config).unwrap()
 }
 
@@ -46,21 +39,12 @@ fn grouped() -> Checked<u32> {
 fn another_clients_lengths_cannot_keep_a_client_out() {
     let mut batcher = grouped();
     for _ in 0..16 {
-        batcher
-            .admit(Time::ZERO, request("flood", 10, 0))
-            .unwrap()
-            .unwrap();
+        batcher.admit(Time::ZERO, request("flood", 10, 0)).unwrap().unwrap();
     }
-    batcher
-        .admit(Time::ZERO, request("odd", 1000, 1))
-        .unwrap()
-        .unwrap();
+    batcher.admit(Time::ZERO, request("odd", 1000, 1)).unwrap().unwrap();
     let waited = batches_until_launched(&mut batcher, |batcher, now| {
         while batcher.batcher().queued_cost() < 128 {
-            batcher
-                .admit(now, request("flood", 10, 0))
-                .unwrap()
-                .unwrap();
+            batcher.admit(now, request("flood", 10, 0)).unwrap().unwrap();
         }
     });
     assert!(waited <= 1, "passed over once, then it leads: {waited}");
@@ -69,14 +53,8 @@ fn another_clients_lengths_cannot_keep_a_client_out() {
 #[test]
 fn the_same_clients_lengths_hold_a_request_back_no_longer_than_the_age_guard() {
     let mut batcher = grouped();
-    batcher
-        .admit(Time::ZERO, request("other", 10, 0))
-        .unwrap()
-        .unwrap();
-    batcher
-        .admit(Time::ZERO, request("mixed", 1000, 1))
-        .unwrap()
-        .unwrap();
+    batcher.admit(Time::ZERO, request("other", 10, 0)).unwrap().unwrap();
+    batcher.admit(Time::ZERO, request("mixed", 1000, 1)).unwrap().unwrap();
     let waited = batches_until_launched(&mut batcher, |batcher, now| {
         // `other` comes first in each round and sets the length; `mixed` can always follow it, so
         // it is never passed over as a client.
@@ -92,23 +70,11 @@ fn the_same_clients_lengths_hold_a_request_back_no_longer_than_the_age_guard() {
 #[test]
 fn urgent_work_of_the_same_client_goes_first_no_longer_than_the_age_guard() {
     let mut batcher = grouped();
-    batcher
-        .admit(Time::ZERO, request("one", 10, 1))
-        .unwrap()
-        .unwrap();
+    batcher.admit(Time::ZERO, request("one", 10, 1)).unwrap().unwrap();
     let waited = batches_until_launched(&mut batcher, |batcher, now| {
         while batcher.batcher().queued_cost() < 256 {
             let deadline = Some(now + Time::from_millis(35));
-            batcher
-                .admit(
-                    now,
-                    Request {
-                        deadline,
-                        ..request("one", 10, 0)
-                    },
-                )
-                .unwrap()
-                .unwrap();
+            batcher.admit(now, Request { deadline, ..request("one", 10, 0) }).unwrap().unwrap();
         }
     });
     assert_eq!(STEP * waited as u32, GUARD);

@@ -5,12 +5,7 @@ use stillhouse_batcher::{Batcher, Config, Forming, LaunchReason, Request, Time};
 const WAIT: Time = Time::from_millis(10);
 
 fn batcher() -> Batcher<()> {
-    Batcher::new(Config {
-        max_batch_cost: 64,
-        max_wait: WAIT,
-        ..Config::default()
-    })
-    .unwrap()
+    Batcher::new(Config { max_batch_cost: 64, max_wait: WAIT, ..Config::default() }).unwrap()
 }
 
 fn reason(batcher: &mut Batcher<()>, now: Time) -> Option<LaunchReason> {
@@ -41,13 +36,9 @@ fn a_batch_that_is_not_full_waits_for_company_from_its_oldest_request_on() {
 #[test]
 fn a_full_batch_does_not_wait() {
     let mut batcher = batcher();
-    batcher
-        .admit(Time::ZERO, Request::new("a", 32, ()))
-        .unwrap();
+    batcher.admit(Time::ZERO, Request::new("a", 32, ())).unwrap();
     assert_eq!(reason(&mut batcher, Time::ZERO), None);
-    batcher
-        .admit(Time::ZERO, Request::new("b", 32, ()))
-        .unwrap();
+    batcher.admit(Time::ZERO, Request::new("b", 32, ())).unwrap();
     assert_eq!(batcher.next_event(Time::ZERO), Some(Time::ZERO));
     assert_eq!(reason(&mut batcher, Time::ZERO), Some(LaunchReason::Full));
 }
@@ -56,36 +47,13 @@ fn a_full_batch_does_not_wait() {
 fn a_deadline_that_the_wait_would_outlive_launches_at_once() {
     let mut batcher = batcher();
     let deadline = Some(WAIT);
-    batcher
-        .admit(
-            Time::ZERO,
-            Request {
-                deadline,
-                ..Request::new("a", 8, ())
-            },
-        )
-        .unwrap();
+    batcher.admit(Time::ZERO, Request { deadline, ..Request::new("a", 8, ()) }).unwrap();
     assert_eq!(batcher.next_deadline(), deadline);
-    assert_eq!(
-        reason(&mut batcher, Time::ZERO),
-        Some(LaunchReason::Deadline)
-    );
+    assert_eq!(reason(&mut batcher, Time::ZERO), Some(LaunchReason::Deadline));
 
     let deadline = Some(WAIT + Time::from_millis(1));
-    batcher
-        .admit(
-            Time::ZERO,
-            Request {
-                deadline,
-                ..Request::new("a", 8, ())
-            },
-        )
-        .unwrap();
-    assert_eq!(
-        reason(&mut batcher, Time::ZERO),
-        None,
-        "there is time for company"
-    );
+    batcher.admit(Time::ZERO, Request { deadline, ..Request::new("a", 8, ()) }).unwrap();
+    assert_eq!(reason(&mut batcher, Time::ZERO), None, "there is time for company");
 }
 
 #[test]
@@ -94,39 +62,17 @@ fn draining_runs_what_is_queued_without_waiting() {
     batcher.admit(Time::ZERO, Request::new("a", 8, ())).unwrap();
     batcher.drain();
     assert!(batcher.admit(Time::ZERO, Request::new("a", 8, ())).is_err());
-    assert_eq!(
-        reason(&mut batcher, Time::ZERO),
-        Some(LaunchReason::Draining)
-    );
+    assert_eq!(reason(&mut batcher, Time::ZERO), Some(LaunchReason::Draining));
     assert!(batcher.is_empty());
 }
 
 #[test]
 fn the_next_event_is_a_deadline_where_that_comes_first() {
-    let config = Config {
-        max_wait: Time::ZERO,
-        ..Config::default()
-    };
+    let config = Config { max_wait: Time::ZERO, ..Config::default() };
     let mut batcher = Batcher::new(config).unwrap();
     let now = Time::from_millis(3);
     let deadline = Some(Time::from_millis(7));
-    batcher
-        .admit(
-            now,
-            Request {
-                deadline,
-                ..Request::new("a", 8, ())
-            },
-        )
-        .unwrap();
-    assert_eq!(
-        batcher.next_event(now),
-        Some(now),
-        "a free device would launch it now"
-    );
-    assert_eq!(
-        batcher.next_deadline(),
-        deadline,
-        "a busy one has this to wait for"
-    );
+    batcher.admit(now, Request { deadline, ..Request::new("a", 8, ()) }).unwrap();
+    assert_eq!(batcher.next_event(now), Some(now), "a free device would launch it now");
+    assert_eq!(batcher.next_deadline(), deadline, "a busy one has this to wait for");
 }
