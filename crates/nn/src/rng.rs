@@ -52,12 +52,7 @@ impl Philox {
     /// The beginning of sequence `stream` under `seed`. Different streams of one seed are
     /// independent.
     pub fn new(seed: u64, stream: u64) -> Self {
-        Self {
-            seed,
-            stream,
-            position: 0,
-            buffer: [0; 4],
-        }
+        Self { seed, stream, position: 0, buffer: [0; 4] }
     }
 
     /// Words of 32 bits consumed so far.
@@ -145,16 +140,8 @@ mod tests {
     #[test]
     fn known_answers_of_random123() {
         let cases = [
-            (
-                [0; 4],
-                [0; 2],
-                [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
-            ),
-            (
-                [u32::MAX; 4],
-                [u32::MAX; 2],
-                [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
-            ),
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (
                 [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
                 [0xa409_3822, 0x299f_31d0],
@@ -170,10 +157,8 @@ mod tests {
         assert_eq!(Philox::new(0, 0).next_u32(), 0x6627_e8d5);
         let number = 0x05a3_08d3_243f_6a88_u64;
         rng.seek(number * WORDS);
-        let expected = block(
-            [0x243f_6a88, 0x05a3_08d3, 0x1319_8a2e, 0x0370_7344],
-            [0xa409_3822, 0x299f_31d0],
-        );
+        let expected =
+            block([0x243f_6a88, 0x05a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]);
         assert_eq!([(); 4].map(|()| rng.next_u32()), expected);
     }
 
@@ -226,10 +211,7 @@ mod tests {
         let mut counts = [0u32; 3];
         (0..n).for_each(|_| counts[rng.below(3) as usize] += 1);
         for count in counts {
-            assert!(
-                (f64::from(count) / f64::from(n) - 1.0 / 3.0).abs() < 0.01,
-                "{counts:?}"
-            );
+            assert!((f64::from(count) / f64::from(n) - 1.0 / 3.0).abs() < 0.01, "{counts:?}");
         }
     }
 }

@@ -22,10 +22,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(temporary, path)?;
-        match path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-        {
+        match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             Some(parent) => File::open(parent)?.sync_all(),
             None => File::open(".")?.sync_all(),
         }
@@ -33,10 +30,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     written.map_err(|source| {
         // The write has failed already; that the leftover cannot be removed either adds nothing.
         let _ = std::fs::remove_file(temporary);
-        ModelError::Io {
-            path: path.to_owned(),
-            source,
-        }
+        ModelError::Io { path: path.to_owned(), source }
     })
 }
 

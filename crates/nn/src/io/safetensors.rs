@@ -29,8 +29,7 @@ pub fn tensor_bytes(tensors: &Tensors) -> Result<Vec<u8>, ModelError> {
         .zip(&bytes)
         .map(|((name, (shape, _)), bytes)| {
             let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-            view.map(|view| (name.as_str(), view))
-                .map_err(|e| encode(format!("{name}: {e}")))
+            view.map(|view| (name.as_str(), view)).map_err(|e| encode(format!("{name}: {e}")))
         })
         .collect::<Result<_, _>>()?;
     // What transformers asks of a file before it loads it.
@@ -57,10 +56,8 @@ pub fn read_tensors(
     path: &Path,
     expected: &BTreeMap<String, Vec<usize>>,
 ) -> Result<Tensors, ModelError> {
-    let bytes = std::fs::read(path).map_err(|source| ModelError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
+    let bytes =
+        std::fs::read(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
     parse_tensors(path, &bytes, expected)
 }
 
@@ -122,14 +119,9 @@ fn parse_tensors(
 fn widen(view: &TensorView<'_>) -> Option<Vec<f32>> {
     let pairs = || view.data().as_chunks::<2>().0.iter();
     match view.dtype() {
-        Dtype::F32 => Some(
-            view.data()
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b))
-                .collect(),
-        ),
+        Dtype::F32 => {
+            Some(view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        }
         Dtype::F16 => Some(pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
         Dtype::BF16 => Some(pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
         _ => None,
@@ -144,19 +136,13 @@ mod tests {
 
     fn example() -> Tensors {
         Tensors::from([
-            (
-                "a".to_owned(),
-                (vec![2, 2], vec![1.0, -2.5, 3.0, f32::MIN_POSITIVE]),
-            ),
+            ("a".to_owned(), (vec![2, 2], vec![1.0, -2.5, 3.0, f32::MIN_POSITIVE])),
             ("b".to_owned(), (vec![1], vec![0.1])),
         ])
     }
 
     fn shapes(tensors: &Tensors) -> BTreeMap<String, Vec<usize>> {
-        tensors
-            .iter()
-            .map(|(name, (shape, _))| (name.clone(), shape.clone()))
-            .collect()
+        tensors.iter().map(|(name, (shape, _))| (name.clone(), shape.clone())).collect()
     }
 
     fn parse(bytes: &[u8]) -> Result<Tensors, String> {
@@ -169,10 +155,7 @@ mod tests {
         let path = dir.path().join("model.safetensors");
         write_tensors(&path, &example()).unwrap();
         assert_eq!(read_tensors(&path, &shapes(&example())).unwrap(), example());
-        assert_eq!(
-            std::fs::read(&path).unwrap(),
-            tensor_bytes(&example()).unwrap()
-        );
+        assert_eq!(std::fs::read(&path).unwrap(), tensor_bytes(&example()).unwrap());
     }
 
     #[test]
@@ -180,18 +163,11 @@ mod tests {
         let halves: Vec<u8> = [1.5f32, -0.25]
             .iter()
             .flat_map(|&x| f16::from_f32(x).to_le_bytes())
-            .chain(
-                [2.0f32, 3.0]
-                    .iter()
-                    .flat_map(|&x| f16::from_f32(x).to_le_bytes()),
-            )
+            .chain([2.0f32, 3.0].iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()))
             .collect();
         let brain: Vec<u8> = bf16::from_f32(-7.0).to_le_bytes().to_vec();
         let views = [
-            (
-                "a",
-                TensorView::new(Dtype::F16, vec![2, 2], &halves).unwrap(),
-            ),
+            ("a", TensorView::new(Dtype::F16, vec![2, 2], &halves).unwrap()),
             ("b", TensorView::new(Dtype::BF16, vec![1], &brain).unwrap()),
         ];
         let found = parse(&safetensors::serialize(views, None).unwrap()).unwrap();
@@ -210,38 +186,17 @@ mod tests {
             }
         };
         refuse(&|t| drop(t.remove("b")), &["tensor b is missing", "[1]"]);
-        refuse(
-            &|t| drop(t.insert("c".into(), (vec![1], vec![0.0]))),
-            &["tensor c", "a, b"],
-        );
-        refuse(
-            &|t| t.get_mut("a").unwrap().0 = vec![4],
-            &["tensor a", "[4]", "[2, 2]"],
-        );
-        refuse(
-            &|t| t.get_mut("a").unwrap().1[2] = f32::NAN,
-            &["tensor a", "NaN", "element 2"],
-        );
-        refuse(
-            &|t| t.get_mut("b").unwrap().1[0] = f32::INFINITY,
-            &["tensor b", "inf"],
-        );
+        refuse(&|t| drop(t.insert("c".into(), (vec![1], vec![0.0]))), &["tensor c", "a, b"]);
+        refuse(&|t| t.get_mut("a").unwrap().0 = vec![4], &["tensor a", "[4]", "[2, 2]"]);
+        refuse(&|t| t.get_mut("a").unwrap().1[2] = f32::NAN, &["tensor a", "NaN", "element 2"]);
+        refuse(&|t| t.get_mut("b").unwrap().1[0] = f32::INFINITY, &["tensor b", "inf"]);
         let bytes = 3i64.to_le_bytes();
         let views = [
-            (
-                "a",
-                TensorView::new(Dtype::I16, vec![2, 2], &bytes).unwrap(),
-            ),
-            (
-                "b",
-                TensorView::new(Dtype::I32, vec![1], &bytes[..4]).unwrap(),
-            ),
+            ("a", TensorView::new(Dtype::I16, vec![2, 2], &bytes).unwrap()),
+            ("b", TensorView::new(Dtype::I32, vec![1], &bytes[..4]).unwrap()),
         ];
         let error = parse(&safetensors::serialize(views, None).unwrap()).unwrap_err();
-        assert!(
-            error.contains("I16") && error.contains("F32, F16 or BF16"),
-            "{error}"
-        );
+        assert!(error.contains("I16") && error.contains("F32, F16 or BF16"), "{error}");
     }
 
     #[test]

@@ -18,13 +18,7 @@ impl<'a, T> Matrix<'a, T> {
     /// A row-major matrix that fills `data`.
     pub(crate) fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
         assert_eq!(data.len(), rows * columns, "a {rows} x {columns} matrix");
-        Self {
-            data,
-            rows,
-            columns,
-            row_stride: columns,
-            column_stride: 1,
-        }
+        Self { data, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
     /// The transpose, without moving anything.
@@ -98,9 +92,7 @@ mod tests {
             let mut draw = |n: usize| (0..n).map(|_| rng.normal()).collect::<Vec<f64>>();
             let (a, b, start) = (draw(m * k), draw(k * n), draw(m * n));
             let transpose = |x: &[f64], rows: usize, columns: usize| -> Vec<f64> {
-                (0..rows * columns)
-                    .map(|i| x[(i % rows) * columns + i / rows])
-                    .collect()
+                (0..rows * columns).map(|i| x[(i % rows) * columns + i / rows]).collect()
             };
             let (at, bt) = (transpose(&a, m, k), transpose(&b, k, n));
             for accumulate in [false, true] {

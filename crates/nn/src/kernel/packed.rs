@@ -27,11 +27,7 @@ pub(crate) struct PackedLinear {
 impl PackedLinear {
     /// Packs a row-major [outputs, inputs] weight and a bias of `outputs` elements (none: zeros).
     pub(crate) fn new(weight: &[f32], bias: Option<&[f32]>, outputs: usize, inputs: usize) -> Self {
-        assert_eq!(
-            weight.len(),
-            outputs * inputs,
-            "a {outputs} x {inputs} weight"
-        );
+        assert_eq!(weight.len(), outputs * inputs, "a {outputs} x {inputs} weight");
         let groups = outputs.div_ceil(LANES);
         let mut panels = vec![[0.0; LANES]; groups * inputs];
         for (output, row) in weight.chunks_exact(inputs).enumerate() {
@@ -44,12 +40,7 @@ impl PackedLinear {
         for (output, &b) in bias.unwrap_or_default().iter().enumerate() {
             lanes[output / LANES][output % LANES] = b;
         }
-        Self {
-            inputs,
-            outputs,
-            panels,
-            bias: lanes,
-        }
+        Self { inputs, outputs, panels, bias: lanes }
     }
 
     /// `input` [rows, inputs] times the weight plus the bias: [rows, outputs].
@@ -57,10 +48,7 @@ impl PackedLinear {
         let rows = input.len() / self.inputs;
         let mut out = vec![0.0; rows * self.outputs];
         // Whole tiles for each thread; the cut does not change results.
-        let share = rows
-            .div_ceil(rayon::current_num_threads())
-            .max(1)
-            .next_multiple_of(ROWS);
+        let share = rows.div_ceil(rayon::current_num_threads()).max(1).next_multiple_of(ROWS);
         out.par_chunks_mut(share * self.outputs)
             .zip(input.par_chunks(share * self.inputs))
             .for_each(|(out, input)| {

@@ -9,10 +9,7 @@ pub(crate) fn contiguous<'a, T: WithDType>(
     op: &'static str,
 ) -> Result<&'a [T]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
-        candle_core::bail!(
-            "{op}: operand of shape {:?} is not contiguous",
-            layout.shape()
-        );
+        candle_core::bail!("{op}: operand of shape {:?} is not contiguous", layout.shape());
     };
     Ok(&T::cpu_storage_as_slice(storage)?[start..end])
 }

@@ -19,13 +19,8 @@ pub fn dropout(input: &Tensor, p: f32, rng: &mut Philox) -> Result<Tensor> {
         return Ok(input.clone());
     }
     let threshold = (f64::from(p) * 4_294_967_296.0) as u64;
-    let keep = (0..input.elem_count())
-        .map(|_| u64::from(rng.next_u32()) >= threshold)
-        .collect();
-    input.apply_op1(Dropout {
-        keep,
-        scale: 1.0 / (1.0 - f64::from(p)),
-    })
+    let keep = (0..input.elem_count()).map(|_| u64::from(rng.next_u32()) >= threshold).collect();
+    input.apply_op1(Dropout { keep, scale: 1.0 / (1.0 - f64::from(p)) })
 }
 
 struct Dropout {
@@ -86,12 +81,8 @@ mod tests {
     fn keeps_the_expected_share_and_scales_it() {
         let x = Tensor::ones((100, 100), DType::F32, &Device::Cpu).unwrap();
         let mut rng = Philox::new(3, 0);
-        let y = dropout(&x, 0.2, &mut rng)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap();
+        let y =
+            dropout(&x, 0.2, &mut rng).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(rng.position(), 10_000);
         let kept = y.iter().filter(|&&y| y != 0.0).count();
         assert!((7_850..8_150).contains(&kept), "{kept}");
@@ -104,10 +95,8 @@ mod tests {
         let mut rng = Philox::new(4, 0);
         let y = dropout(x.as_tensor(), 0.5, &mut rng).unwrap();
         let store = y.sum_all().unwrap().backward().unwrap();
-        let (y, grad) = (
-            y.to_vec1::<f64>().unwrap(),
-            store.get(&x).unwrap().to_vec1::<f64>().unwrap(),
-        );
+        let (y, grad) =
+            (y.to_vec1::<f64>().unwrap(), store.get(&x).unwrap().to_vec1::<f64>().unwrap());
         let x = x.to_vec1::<f64>().unwrap();
         for i in 0..6 {
             assert_eq!(y[i], x[i] * grad[i]);
@@ -122,19 +111,10 @@ mod tests {
         let mut rng = Philox::new(5, 1);
         dropout(&x, 0.3, &mut rng).unwrap();
         let position = rng.position();
-        let first = dropout(&x, 0.3, &mut rng)
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap();
+        let first = dropout(&x, 0.3, &mut rng).unwrap().to_vec1::<f32>().unwrap();
         let mut resumed = Philox::new(5, 1);
         resumed.seek(position);
-        assert_eq!(
-            dropout(&x, 0.3, &mut resumed)
-                .unwrap()
-                .to_vec1::<f32>()
-                .unwrap(),
-            first
-        );
+        assert_eq!(dropout(&x, 0.3, &mut resumed).unwrap().to_vec1::<f32>().unwrap(), first);
     }
 
     #[test]

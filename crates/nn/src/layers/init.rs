@@ -6,9 +6,7 @@ use crate::rng::Philox;
 /// weight and its bias with. One word of `rng` each.
 pub fn uniform_fan_in(rng: &mut Philox, fan_in: usize, count: usize) -> Vec<f32> {
     let bound = 1.0 / (fan_in as f64).sqrt();
-    (0..count)
-        .map(|_| (bound * (2.0 * f64::from(rng.next_f32()) - 1.0)) as f32)
-        .collect()
+    (0..count).map(|_| (bound * (2.0 * f64::from(rng.next_f32()) - 1.0)) as f32).collect()
 }
 
 #[cfg(test)]

@@ -51,11 +51,7 @@ impl Linear {
     /// If `input` is not a contiguous f32 tensor of that shape on the CPU.
     pub fn forward(&self, input: &Tensor, relu: bool) -> Result<Tensor> {
         let buffers = Some([self.weight.gradient().clone(), self.bias.gradient().clone()]);
-        input.apply_op3(
-            self.weight.tensor(),
-            self.bias.tensor(),
-            Fused { relu, buffers },
-        )
+        input.apply_op3(self.weight.tensor(), self.bias.tensor(), Fused { relu, buffers })
     }
 }
 
@@ -86,17 +82,10 @@ impl Fused {
         let bias = storage::contiguous(bias.0, bias.1, self.name())?;
         let mut out = Vec::with_capacity(rows * outputs);
         (0..rows).for_each(|_| out.extend_from_slice(bias));
-        matmul(
-            &mut out,
-            true,
-            Matrix::new(x, rows, inputs),
-            Matrix::new(w, outputs, inputs).t(),
-        );
+        matmul(&mut out, true, Matrix::new(x, rows, inputs), Matrix::new(w, outputs, inputs).t());
         if self.relu {
             // Not `max`: NaN must stay NaN, for the loss to notice.
-            out.iter_mut()
-                .filter(|y| **y < T::zero())
-                .for_each(|y| *y = T::zero());
+            out.iter_mut().filter(|y| **y < T::zero()).for_each(|y| *y = T::zero());
         }
         Ok((out, (rows, outputs).into()))
     }
@@ -163,11 +152,7 @@ fn fill<T: Real>(
     x: &[T],
     to_bias: &[T],
 ) -> Result<()> {
-    let f32s = (
-        T::cpu_storage_ref(grad),
-        T::cpu_storage_ref(x),
-        T::cpu_storage_ref(to_bias),
-    );
+    let f32s = (T::cpu_storage_ref(grad), T::cpu_storage_ref(x), T::cpu_storage_ref(to_bias));
     let (CpuStorageRef::F32(grad), CpuStorageRef::F32(x), CpuStorageRef::F32(to_bias)) = f32s
     else {
         return storage::unsupported("linear with parameters", T::DTYPE);
@@ -200,18 +185,10 @@ impl CustomOp3 for Fused {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let operands = [
-            (input, input_layout),
-            (weight, weight_layout),
-            (bias, bias_layout),
-        ];
+        let operands = [(input, input_layout), (weight, weight_layout), (bias, bias_layout)];
         match input.dtype() {
-            DType::F32 => self
-                .forward(operands)
-                .map(|(out, shape)| (CpuStorage::F32(out), shape)),
-            DType::F64 => self
-                .forward(operands)
-                .map(|(out, shape)| (CpuStorage::F64(out), shape)),
+            DType::F32 => self.forward(operands).map(|(out, shape)| (CpuStorage::F32(out), shape)),
+            DType::F64 => self.forward(operands).map(|(out, shape)| (CpuStorage::F64(out), shape)),
             other => storage::unsupported(self.name(), other),
         }
     }
@@ -224,12 +201,7 @@ impl CustomOp3 for Fused {
         output: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let node = Node {
-            input,
-            weight,
-            output,
-            grad,
-        };
+        let node = Node { input, weight, output, grad };
         let [input, weight, bias] = match grad.dtype() {
             DType::F32 => self.backward::<f32>(&node)?,
             DType::F64 => self.backward::<f64>(&node)?,
@@ -246,9 +218,7 @@ mod tests {
     use super::*;
 
     fn var(rng: &mut Philox, shape: &[usize]) -> Var {
-        let values = (0..shape.iter().product())
-            .map(|_| rng.normal())
-            .collect::<Vec<f64>>();
+        let values = (0..shape.iter().product()).map(|_| rng.normal()).collect::<Vec<f64>>();
         Var::from_vec(values, shape, &Device::Cpu).unwrap()
     }
 
@@ -256,34 +226,17 @@ mod tests {
     fn weighted(y: &Tensor) -> Tensor {
         let n = y.elem_count();
         let weights = Tensor::arange(1.0, n as f64 + 1.0, &Device::Cpu).unwrap();
-        (y.flatten_all().unwrap() * weights)
-            .unwrap()
-            .sum_all()
-            .unwrap()
+        (y.flatten_all().unwrap() * weights).unwrap().sum_all().unwrap()
     }
 
     #[test]
     fn gradients_equal_central_differences() {
         for relu in [false, true] {
             let mut rng = Philox::new(11, u64::from(relu));
-            let operands = [
-                var(&mut rng, &[3, 4]),
-                var(&mut rng, &[5, 4]),
-                var(&mut rng, &[5]),
-            ];
+            let operands = [var(&mut rng, &[3, 4]), var(&mut rng, &[5, 4]), var(&mut rng, &[5])];
             let run = || {
                 let [x, w, b] = operands.each_ref().map(Var::as_tensor);
-                weighted(
-                    &x.apply_op3(
-                        w,
-                        b,
-                        Fused {
-                            relu,
-                            buffers: None,
-                        },
-                    )
-                    .unwrap(),
-                )
+                weighted(&x.apply_op3(w, b, Fused { relu, buffers: None }).unwrap())
             };
             let store = run().backward().unwrap();
             for operand in &operands {
@@ -299,10 +252,7 @@ mod tests {
                     };
                     let expected = (at(1e-5) - at(-1e-5)) / 2e-5;
                     at(0.0);
-                    assert!(
-                        (found - expected).abs() < 1e-7,
-                        "relu {relu}: {found} {expected}"
-                    );
+                    assert!((found - expected).abs() < 1e-7, "relu {relu}: {found} {expected}");
                 }
             }
         }
@@ -315,10 +265,7 @@ mod tests {
         let x = var(&mut rng, &[3, 4]).to_dtype(DType::F32).unwrap();
         let weighted = |y: Tensor| weighted(&y.to_dtype(DType::F64).unwrap());
         let [w, b] = [layer.weight(), layer.bias()];
-        let fused = Fused {
-            relu: true,
-            buffers: None,
-        };
+        let fused = Fused { relu: true, buffers: None };
         let stock = weighted(x.apply_op3(w.tensor(), b.tensor(), fused).unwrap());
         let stock = stock.backward().unwrap();
         let loss = weighted(layer.forward(&x, true).unwrap());
@@ -338,13 +285,7 @@ mod tests {
     fn no_gradient_is_computed_for_data() {
         let layer = Linear::new("l", 2, 2, &mut Philox::new(13, 0)).unwrap();
         let x = Tensor::new(&[[1f32, 2.0]], &Device::Cpu).unwrap();
-        let store = layer
-            .forward(&x, false)
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .backward()
-            .unwrap();
+        let store = layer.forward(&x, false).unwrap().sum_all().unwrap().backward().unwrap();
         assert!(store.get(&x).is_none());
     }
 
@@ -361,9 +302,6 @@ mod tests {
         let layer = Linear::new("l", 3, 2, &mut Philox::new(15, 0)).unwrap();
         let x = Tensor::zeros((1, 4), DType::F32, &Device::Cpu).unwrap();
         let error = layer.forward(&x, false).unwrap_err().to_string();
-        assert!(
-            error.contains("[1, 4]") && error.contains("[2, 3]"),
-            "{error}"
-        );
+        assert!(error.contains("[1, 4]") && error.contains("[2, 3]"), "{error}");
     }
 }

@@ -35,10 +35,7 @@ impl Gradient {
     /// Adds `values` to the gradient: overwrites it the first time in a backward pass.
     pub(crate) fn add(&mut self, values: &[f32]) {
         if self.written {
-            self.values
-                .iter_mut()
-                .zip(values)
-                .for_each(|(sum, &x)| *sum += x);
+            self.values.iter_mut().zip(values).for_each(|(sum, &x)| *sum += x);
         } else {
             self.values.copy_from_slice(values);
         }
@@ -66,10 +63,7 @@ impl Parameter {
     ///
     /// If `values` does not hold as many elements as `shape`.
     pub fn new(name: impl Into<String>, values: Vec<f32>, shape: &[usize]) -> Result<Self> {
-        let gradient = Gradient {
-            values: vec![0.0; values.len()],
-            written: false,
-        };
+        let gradient = Gradient { values: vec![0.0; values.len()], written: false };
         Ok(Self {
             name: name.into(),
             variable: Var::from_vec(values, shape, &Device::Cpu)?,
@@ -107,8 +101,7 @@ impl Parameter {
     ///
     /// If their number is another.
     pub fn set(&self, values: &[f32]) -> Result<()> {
-        self.variable
-            .set(&Tensor::from_slice(values, self.shape(), &Device::Cpu)?)
+        self.variable.set(&Tensor::from_slice(values, self.shape(), &Device::Cpu)?)
     }
 
     /// Changes the values in place.
@@ -131,8 +124,7 @@ impl Parameter {
                 Ok(())
             }
         }
-        self.variable
-            .inplace_op1(&Update(std::cell::Cell::new(Some(body))))
+        self.variable.inplace_op1(&Update(std::cell::Cell::new(Some(body))))
     }
 
     /// The buffer that operations on this parameter leave its gradient in.
@@ -140,18 +132,27 @@ impl Parameter {
         &self.gradient
     }
 
+    /// A copy of the gradient of the last backward pass, row-major.
+    pub fn gradient_values(&self) -> Vec<f32> {
+        lock(&self.gradient).values.clone()
+    }
+
     /// Forgets the gradient: the next backward pass overwrites it.
-    pub(crate) fn clear_gradient(&self) {
+    pub fn clear_gradient(&self) {
         lock(&self.gradient).written = false;
     }
 
-    /// Takes in what candle collected for this variable, from operations that know nothing of the
-    /// buffer. Returns whether the variable has a gradient at all.
-    pub(crate) fn collect_gradient(&self, store: &mut GradStore) -> Result<bool> {
+    /// Takes in what candle's backward collected for this variable, from operations that know
+    /// nothing of the buffer. Returns whether the variable has a gradient at all.
+    ///
+    /// # Errors
+    ///
+    /// If that gradient is not an f32 tensor on the CPU.
+    pub fn collect_gradient(&self, store: &mut GradStore) -> Result<bool> {
         let mut gradient = lock(&self.gradient);
         if let Some(tensor) = store.remove(self.tensor()) {
             storage::with_elements(&tensor.contiguous()?, "gradient", |values| {
-                gradient.add(values)
+                gradient.add(values);
             })?;
         }
         Ok(gradient.written)

@@ -31,10 +31,9 @@ pub(super) fn evaluate<T: Real>(
 ) -> Result<(LossParts, Vec<T>), LossError> {
     config.validate()?;
     let alpha = config.alpha;
-    for (missing, needed) in [
-        ("hard", alpha < 1.0 && hard.is_none()),
-        ("soft", alpha > 0.0 && soft.is_none()),
-    ] {
+    for (missing, needed) in
+        [("hard", alpha < 1.0 && hard.is_none()), ("soft", alpha > 0.0 && soft.is_none())]
+    {
         if needed {
             return Err(LossError::MissingLabels { alpha, missing });
         }
@@ -91,11 +90,7 @@ pub(super) fn evaluate<T: Real>(
 
 fn check_hard(hard: &[u32], rows: usize, classes: usize) -> Result<(), LossError> {
     if hard.len() != rows {
-        return Err(LossError::Size {
-            field: "hard labels",
-            found: hard.len(),
-            expected: rows,
-        });
+        return Err(LossError::Size { field: "hard labels", found: hard.len(), expected: rows });
     }
     match hard.iter().position(|&label| label as usize >= classes) {
         Some(row) => Err(LossError::Row {
@@ -110,9 +105,7 @@ fn check_hard(hard: &[u32], rows: usize, classes: usize) -> Result<(), LossError
 
 fn add_scaled(sum: &mut [f64], weight: f64, terms: &[f64]) {
     if weight > 0.0 {
-        sum.iter_mut()
-            .zip(terms)
-            .for_each(|(sum, term)| *sum += weight * term);
+        sum.iter_mut().zip(terms).for_each(|(sum, term)| *sum += weight * term);
     }
 }
 
@@ -136,16 +129,8 @@ fn distill(
             dense::against_log_probabilities(row, kind, &u, &log_p, &mut grad)
         }
         RowTarget::Logits(labels) => dense::against_logits(row, kind, t, &u, labels, &mut grad),
-        RowTarget::TopK {
-            ids,
-            log_probabilities,
-            log_tail_mass,
-        } => {
-            let known = top_k::Known {
-                ids,
-                log_probabilities,
-                log_tail_mass,
-            };
+        RowTarget::TopK { ids, log_probabilities, log_tail_mass } => {
+            let known = top_k::Known { ids, log_probabilities, log_tail_mass };
             top_k::against(row, kind, config.top_k_form, &u, known, &mut grad)
         }
         RowTarget::Sampled { draws, ids, counts } => {

@@ -54,11 +54,7 @@ impl Divergence {
     pub(super) fn supports(&self, target: &SoftTarget) -> Result<(), LossError> {
         let refuse = |reason| {
             let (divergence, encoding) = (self.name(), target.encoding());
-            Err(LossError::Unsupported {
-                divergence,
-                encoding,
-                reason,
-            })
+            Err(LossError::Unsupported { divergence, encoding, reason })
         };
         match (self, target) {
             (Self::LogitMse, SoftTarget::Logits(_)) => Ok(()),
@@ -119,42 +115,18 @@ impl LossConfig {
     /// [`LossError::Config`], naming the field, its value and the accepted range.
     pub fn validate(&self) -> Result<(), LossError> {
         let check = |field, value: f64, fits: bool, expected| {
-            if fits {
-                Ok(())
-            } else {
-                Err(LossError::Config {
-                    field,
-                    value,
-                    expected,
-                })
-            }
+            if fits { Ok(()) } else { Err(LossError::Config { field, value, expected }) }
         };
         let t = self.temperature;
-        check(
-            "alpha",
-            self.alpha,
-            (0.0..=1.0).contains(&self.alpha),
-            "0 to 1",
-        )?;
-        check(
-            "temperature",
-            t,
-            t.is_finite() && t > 0.0,
-            "a finite number above 0",
-        )?;
+        check("alpha", self.alpha, (0.0..=1.0).contains(&self.alpha), "0 to 1")?;
+        check("temperature", t, t.is_finite() && t > 0.0, "a finite number above 0")?;
         match self.divergence {
-            Divergence::JensenShannon { beta } => check(
-                "beta",
-                beta,
-                beta > 0.0 && beta < 1.0,
-                "above 0 and below 1",
-            ),
-            Divergence::SkewKl { lambda } => check(
-                "lambda",
-                lambda,
-                (0.0..1.0).contains(&lambda),
-                "0 or more and below 1",
-            ),
+            Divergence::JensenShannon { beta } => {
+                check("beta", beta, beta > 0.0 && beta < 1.0, "above 0 and below 1")
+            }
+            Divergence::SkewKl { lambda } => {
+                check("lambda", lambda, (0.0..1.0).contains(&lambda), "0 or more and below 1")
+            }
             _ => Ok(()),
         }
     }
@@ -169,20 +141,11 @@ mod tests {
         let base = LossConfig::default();
         assert!(base.validate().is_ok());
         for alpha in [-0.1, 1.1, f64::NAN] {
-            let error = LossConfig { alpha, ..base }
-                .validate()
-                .unwrap_err()
-                .to_string();
+            let error = LossConfig { alpha, ..base }.validate().unwrap_err().to_string();
             assert_eq!(error, format!("alpha is {alpha}; expected 0 to 1"));
         }
         for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            let error = LossConfig {
-                temperature,
-                ..base
-            }
-            .validate()
-            .unwrap_err()
-            .to_string();
+            let error = LossConfig { temperature, ..base }.validate().unwrap_err().to_string();
             assert_eq!(
                 error,
                 format!("temperature is {temperature}; expected a finite number above 0")
@@ -190,25 +153,13 @@ mod tests {
         }
         for beta in [0.0, 1.0, f64::NAN] {
             let divergence = Divergence::JensenShannon { beta };
-            let error = LossConfig { divergence, ..base }
-                .validate()
-                .unwrap_err()
-                .to_string();
-            assert_eq!(
-                error,
-                format!("beta is {beta}; expected above 0 and below 1")
-            );
+            let error = LossConfig { divergence, ..base }.validate().unwrap_err().to_string();
+            assert_eq!(error, format!("beta is {beta}; expected above 0 and below 1"));
         }
         for lambda in [-0.1, 1.0, f64::NAN] {
             let divergence = Divergence::SkewKl { lambda };
-            let error = LossConfig { divergence, ..base }
-                .validate()
-                .unwrap_err()
-                .to_string();
-            assert_eq!(
-                error,
-                format!("lambda is {lambda}; expected 0 or more and below 1")
-            );
+            let error = LossConfig { divergence, ..base }.validate().unwrap_err().to_string();
+            assert_eq!(error, format!("lambda is {lambda}; expected 0 or more and below 1"));
         }
     }
 
@@ -226,15 +177,9 @@ mod tests {
         for divergence in all {
             let json = serde_json::to_value(divergence).unwrap();
             assert_eq!(json["kind"], divergence.name());
-            assert_eq!(
-                serde_json::from_value::<Divergence>(json).unwrap(),
-                divergence
-            );
+            assert_eq!(serde_json::from_value::<Divergence>(json).unwrap(), divergence);
         }
         assert!(serde_json::from_str::<LossConfig>(r#"{"alhpa": 1}"#).is_err());
-        assert_eq!(
-            serde_json::from_str::<LossConfig>("{}").unwrap(),
-            LossConfig::default()
-        );
+        assert_eq!(serde_json::from_str::<LossConfig>("{}").unwrap(), LossConfig::default());
     }
 }

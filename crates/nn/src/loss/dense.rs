@@ -33,17 +33,9 @@ pub(super) fn against_logits(
 ) -> Result<f64, LossError> {
     if let Some(z) = teacher.iter().find(|z| !z.is_finite()) {
         let (field, value, expected) = ("teacher logit", f64::from(*z), "a finite number".into());
-        return Err(LossError::Row {
-            field,
-            row,
-            value,
-            expected,
-        });
+        return Err(LossError::Row { field, row, value, expected });
     }
-    let teacher: Vec<f64> = teacher
-        .iter()
-        .map(|&z| f64::from(z) / temperature)
-        .collect();
+    let teacher: Vec<f64> = teacher.iter().map(|&z| f64::from(z) / temperature).collect();
     if kind == Divergence::LogitMse {
         return Ok(mean_squared(u, &teacher, grad));
     }

@@ -42,13 +42,7 @@ fn attach<T: Real>(
         evaluate(logits, rows, classes, hard, soft, config)
     })??;
     let gradient = Tensor::from_vec(gradient, (rows, classes), logits.device())?;
-    Ok((
-        logits.apply_op1(Loss {
-            value: parts.total,
-            gradient,
-        })?,
-        parts,
-    ))
+    Ok((logits.apply_op1(Loss { value: parts.total, gradient })?, parts))
 }
 
 /// A scalar whose derivative is known already.

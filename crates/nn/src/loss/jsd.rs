@@ -8,11 +8,7 @@ pub(super) fn term(beta: f64, log_p: f64, log_q: f64) -> (f64, f64) {
     let log_m = log_add_exp(beta.ln() + log_p, (1.0 - beta).ln() + log_q);
     let weighted = |weight: f64, log: f64| {
         let mass = weight * log.exp();
-        if mass == 0.0 {
-            0.0
-        } else {
-            mass * (log - log_m)
-        }
+        if mass == 0.0 { 0.0 } else { mass * (log - log_m) }
     };
     let slope = weighted(1.0 - beta, log_q);
     (weighted(beta, log_p) + slope, slope)

@@ -3,21 +3,13 @@
 /// p (log p - log q), and -p as its derivative by log q; p = 0 contributes 0.
 pub(super) fn forward(log_p: f64, log_q: f64) -> (f64, f64) {
     let p = log_p.exp();
-    if p == 0.0 {
-        (0.0, 0.0)
-    } else {
-        (p * (log_p - log_q), -p)
-    }
+    if p == 0.0 { (0.0, 0.0) } else { (p * (log_p - log_q), -p) }
 }
 
 /// -p log q, with the same derivative.
 pub(super) fn cross_entropy(log_p: f64, log_q: f64) -> (f64, f64) {
     let p = log_p.exp();
-    if p == 0.0 {
-        (0.0, 0.0)
-    } else {
-        (-p * log_q, -p)
-    }
+    if p == 0.0 { (0.0, 0.0) } else { (-p * log_q, -p) }
 }
 
 #[cfg(test)]

@@ -6,9 +6,7 @@ use super::{jsd, kl, reverse_kl, skew, tv};
 
 /// log sum exp, shifted by the maximum; -inf over nothing or over -inf alone.
 pub(super) fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
-    let max = values
-        .clone()
-        .fold(f64::NEG_INFINITY, |max, x| if x > max { x } else { max });
+    let max = values.clone().fold(f64::NEG_INFINITY, |max, x| if x > max { x } else { max });
     if max == f64::NEG_INFINITY {
         // Nothing above -inf: no mass, unless there was a NaN, which must show.
         return values.fold(max, |sum, x| if x.is_nan() { x } else { sum });
@@ -19,11 +17,7 @@ pub(super) fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
 /// log(exp a + exp b).
 pub(super) fn log_add_exp(a: f64, b: f64) -> f64 {
     let (high, low) = if a > b { (a, b) } else { (b, a) };
-    if low == f64::NEG_INFINITY {
-        high
-    } else {
-        high + (low - high).exp().ln_1p()
-    }
+    if low == f64::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() }
 }
 
 /// log softmax.
@@ -91,11 +85,7 @@ mod tests {
         for difference in [-1e4, -3.0, 0.0, 0.7, 40.0] {
             let log_q = log_softmax(&[difference + 5.0, 5.0]);
             let expected = -(-difference).exp().ln_1p();
-            let expected = if difference < -700.0 {
-                difference
-            } else {
-                expected
-            };
+            let expected = if difference < -700.0 { difference } else { expected };
             assert!((log_q[0] - expected).abs() < 1e-12, "{difference}");
         }
     }

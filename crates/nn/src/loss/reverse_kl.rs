@@ -9,11 +9,7 @@ const LOG_OF_ZERO: f64 = -149.0 * std::f64::consts::LN_2;
 /// a constant. q = 0 contributes 0.
 pub(super) fn term(log_p: f64, log_q: f64) -> (f64, f64) {
     let q = log_q.exp();
-    let log_p = if log_p == f64::NEG_INFINITY {
-        LOG_OF_ZERO
-    } else {
-        log_p
-    };
+    let log_p = if log_p == f64::NEG_INFINITY { LOG_OF_ZERO } else { log_p };
     let term = if q == 0.0 { 0.0 } else { q * (log_q - log_p) };
     (term, term)
 }

@@ -19,12 +19,7 @@ pub(super) fn against(
     if total != u64::from(draws) || draws == 0 {
         let (field, value) = ("sum of the soft label's counts", total as f64);
         let expected = format!("the number of draws, {draws}, and at least 1");
-        return Err(LossError::Row {
-            field,
-            row,
-            value,
-            expected,
-        });
+        return Err(LossError::Row { field, row, value, expected });
     }
     let log_q = log_softmax(u);
     grad.fill(0.0);

@@ -49,16 +49,8 @@ pub(super) enum RowTarget<'a> {
     LogProbabilities(&'a [f32]),
     Probabilities(&'a [f32]),
     Logits(&'a [f32]),
-    TopK {
-        ids: &'a [u32],
-        log_probabilities: &'a [f32],
-        log_tail_mass: f32,
-    },
-    Sampled {
-        draws: u32,
-        ids: &'a [u32],
-        counts: &'a [u32],
-    },
+    TopK { ids: &'a [u32], log_probabilities: &'a [f32], log_tail_mass: f32 },
+    Sampled { draws: u32, ids: &'a [u32], counts: &'a [u32] },
 }
 
 impl SoftTarget {
@@ -80,80 +72,43 @@ impl SoftTarget {
         classes: usize,
     ) -> Result<Vec<RowTarget<'_>>, LossError> {
         let check = |field, found: usize, expected: usize| {
-            if found == expected {
-                Ok(())
-            } else {
-                Err(LossError::Size {
-                    field,
-                    found,
-                    expected,
-                })
-            }
+            if found == expected { Ok(()) } else { Err(LossError::Size { field, found, expected }) }
         };
         let dense =
             |values: &'_ Vec<f32>| check("soft labels", values.len(), rows.saturating_mul(classes));
         Ok(match self {
             Self::LogProbabilities(values) => {
                 dense(values)?;
-                values
-                    .chunks_exact(classes)
-                    .map(RowTarget::LogProbabilities)
-                    .collect()
+                values.chunks_exact(classes).map(RowTarget::LogProbabilities).collect()
             }
             Self::Probabilities(values) => {
                 dense(values)?;
-                values
-                    .chunks_exact(classes)
-                    .map(RowTarget::Probabilities)
-                    .collect()
+                values.chunks_exact(classes).map(RowTarget::Probabilities).collect()
             }
             Self::Logits(values) => {
                 dense(values)?;
-                values
-                    .chunks_exact(classes)
-                    .map(RowTarget::Logits)
-                    .collect()
+                values.chunks_exact(classes).map(RowTarget::Logits).collect()
             }
-            Self::TopK {
-                k,
-                ids,
-                log_probabilities,
-                log_tail_mass,
-            } => {
+            Self::TopK { k, ids, log_probabilities, log_tail_mass } => {
                 let value = *k as f64;
                 if !(1..=classes).contains(k) {
                     let expected = "1 to the number of classes";
-                    return Err(LossError::Config {
-                        field: "k",
-                        value,
-                        expected,
-                    });
+                    return Err(LossError::Config { field: "k", value, expected });
                 }
                 check("top_k ids", ids.len(), rows.saturating_mul(*k))?;
-                check(
-                    "top_k log_probabilities",
-                    log_probabilities.len(),
-                    ids.len(),
-                )?;
+                check("top_k log_probabilities", log_probabilities.len(), ids.len())?;
                 check("top_k log_tail_mass", log_tail_mass.len(), rows)?;
                 ids.chunks_exact(*k)
                     .zip(log_probabilities.chunks_exact(*k))
                     .zip(log_tail_mass)
-                    .map(
-                        |((ids, log_probabilities), &log_tail_mass)| RowTarget::TopK {
-                            ids,
-                            log_probabilities,
-                            log_tail_mass,
-                        },
-                    )
+                    .map(|((ids, log_probabilities), &log_tail_mass)| RowTarget::TopK {
+                        ids,
+                        log_probabilities,
+                        log_tail_mass,
+                    })
                     .collect()
             }
-            Self::Sampled {
-                draws,
-                distinct,
-                ids,
-                counts,
-            } => {
+            Self::Sampled { draws, distinct, ids, counts } => {
                 check("sampled distinct", distinct.len(), rows)?;
                 check("sampled counts", counts.len(), ids.len())?;
                 let total: u64 = distinct.iter().map(|&n| u64::from(n)).sum();
@@ -164,11 +119,7 @@ impl SoftTarget {
                     let (row_ids, row_counts);
                     (row_ids, ids) = ids.split_at(*n as usize);
                     (row_counts, counts) = counts.split_at(*n as usize);
-                    RowTarget::Sampled {
-                        draws: *draws,
-                        ids: row_ids,
-                        counts: row_counts,
-                    }
+                    RowTarget::Sampled { draws: *draws, ids: row_ids, counts: row_counts }
                 };
                 distinct.iter().map(&mut take).collect()
             }
@@ -183,23 +134,13 @@ pub(super) fn check_mass(row: usize, log_p: &[f64]) -> Result<(), LossError> {
         return Ok(());
     }
     let expected = format!("1 within {MASS_TOLERANCE}");
-    Err(LossError::Row {
-        field: "probability mass of the soft label",
-        row,
-        value: mass,
-        expected,
-    })
+    Err(LossError::Row { field: "probability mass of the soft label", row, value: mass, expected })
 }
 
 /// Checks that every id is a class, and none comes twice.
 pub(super) fn check_ids(row: usize, ids: &[u32], classes: usize) -> Result<(), LossError> {
     let fault = |id: u32, expected: String| {
-        Err(LossError::Row {
-            field: "soft label id",
-            row,
-            value: f64::from(id),
-            expected,
-        })
+        Err(LossError::Row { field: "soft label id", row, value: f64::from(id), expected })
     };
     if let Some(&id) = ids.iter().find(|&&id| id as usize >= classes) {
         return fault(id, format!("0 to {}", classes - 1));

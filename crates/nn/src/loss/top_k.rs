@@ -23,11 +23,7 @@ pub(super) fn against(
     grad: &mut [f64],
 ) -> Result<f64, LossError> {
     check_ids(row, known.ids, u.len())?;
-    let mut log_p: Vec<f64> = known
-        .log_probabilities
-        .iter()
-        .map(|&x| f64::from(x))
-        .collect();
+    let mut log_p: Vec<f64> = known.log_probabilities.iter().map(|&x| f64::from(x)).collect();
     log_p.push(f64::from(known.log_tail_mass));
     check_mass(row, &log_p)?;
     match form {
@@ -48,27 +44,15 @@ fn with_tail(kind: Divergence, u: &[f64], ids: &[u32], log_p: &[f64], grad: &mut
     for (outcome, &id) in ids.iter().enumerate() {
         outcome_of[id as usize] = outcome;
     }
-    let others = log_q
-        .iter()
-        .zip(&outcome_of)
-        .filter(|(_, outcome)| **outcome == k);
+    let others = log_q.iter().zip(&outcome_of).filter(|(_, outcome)| **outcome == k);
     let log_q_tail = log_sum_exp(others.map(|(log_q, _)| *log_q));
     let mut student: Vec<f64> = ids.iter().map(|&id| log_q[id as usize]).collect();
     student.push(log_q_tail);
     let mut by_outcome = vec![0.0; outcomes];
-    let value = divergence(
-        kind,
-        &log_p[..outcomes],
-        &student[..outcomes],
-        &mut by_outcome,
-    );
+    let value = divergence(kind, &log_p[..outcomes], &student[..outcomes], &mut by_outcome);
     // log q_tail moves with a class in it by that class's share of the tail.
     for ((grad, log_q), &outcome) in grad.iter_mut().zip(&log_q).zip(&outcome_of) {
-        let share = if outcome == k {
-            (log_q - log_q_tail).exp()
-        } else {
-            1.0
-        };
+        let share = if outcome == k { (log_q - log_q_tail).exp() } else { 1.0 };
         *grad = by_outcome[outcome] * share;
     }
     through_softmax(grad, &log_q);
@@ -88,12 +72,7 @@ fn renormalized(
     if log_mass == f64::NEG_INFINITY {
         let expected = "above 0, to renormalise".to_owned();
         let field = "probability mass of the soft label's ids";
-        return Err(LossError::Row {
-            field,
-            row,
-            value: 0.0,
-            expected,
-        });
+        return Err(LossError::Row { field, row, value: 0.0, expected });
     }
     let log_p: Vec<f64> = log_p.iter().map(|log_p| log_p - log_mass).collect();
     let chosen: Vec<f64> = ids.iter().map(|&id| u[id as usize]).collect();

@@ -4,11 +4,7 @@
 pub(super) fn term(log_p: f64, log_q: f64) -> (f64, f64) {
     let (p, q) = (log_p.exp(), log_q.exp());
     let difference = q - p;
-    let slope = if difference == 0.0 {
-        0.0
-    } else {
-        0.5 * q * difference.signum()
-    };
+    let slope = if difference == 0.0 { 0.0 } else { 0.5 * q * difference.signum() };
     (0.5 * difference.abs(), slope)
 }
 

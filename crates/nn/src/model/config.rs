@@ -101,10 +101,7 @@ impl MlpConfig {
         if (self.image_mean, self.image_std) == (0.0, 1.0) {
             return input.to_vec();
         }
-        input
-            .iter()
-            .map(|x| (x - self.image_mean) / self.image_std)
-            .collect()
+        input.iter().map(|x| (x - self.image_mean) / self.image_std).collect()
     }
 
     fn validate(&self) -> Result<(), ModelError> {
@@ -137,20 +134,13 @@ impl MlpConfig {
                 &format!("at most {MAX_PARAMETERS}"),
             );
         }
-        for (field, p) in [
-            ("dropout", self.dropout),
-            ("input_dropout", self.input_dropout),
-        ] {
+        for (field, p) in [("dropout", self.dropout), ("input_dropout", self.input_dropout)] {
             if !(0.0..1.0).contains(&p) {
                 return refuse(field, &p, "0 or more and below 1");
             }
         }
         if !(self.rescale_factor.is_finite() && self.rescale_factor > 0.0) {
-            return refuse(
-                "rescale_factor",
-                &self.rescale_factor,
-                "a finite number above 0",
-            );
+            return refuse("rescale_factor", &self.rescale_factor, "a finite number above 0");
         }
         if !self.image_mean.is_finite() {
             return refuse("image_mean", &self.image_mean, "a finite number");
@@ -183,24 +173,15 @@ impl ModelConfig {
     /// [`ModelError::Config`].
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join(CONFIG_FILE);
-        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Io {
-            path: path.clone(),
-            source,
-        })?;
-        let json = |source| ModelError::Json {
-            path: path.clone(),
-            source,
-        };
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ModelError::Io { path: path.clone(), source })?;
+        let json = |source| ModelError::Json { path: path.clone(), source };
         let value: serde_json::Value = serde_json::from_str(&text).map_err(json)?;
         if let Some(found) = value.get("model_type").and_then(serde_json::Value::as_str)
             && !MODEL_TYPES.contains(&found)
         {
             let (found, supported) = (found.to_owned(), MODEL_TYPES.join(", "));
-            return Err(ModelError::UnknownModelType {
-                path,
-                found,
-                supported,
-            });
+            return Err(ModelError::UnknownModelType { path, found, supported });
         }
         let config: Self = serde_json::from_value(value).map_err(json)?;
         config.validate()?;
@@ -214,10 +195,8 @@ impl ModelConfig {
     /// As [`write_atomic`].
     pub fn save(&self, dir: &Path) -> Result<(), ModelError> {
         let path = dir.join(CONFIG_FILE);
-        let mut text = serde_json::to_vec_pretty(self).map_err(|source| ModelError::Json {
-            path: path.clone(),
-            source,
-        })?;
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|source| ModelError::Json { path: path.clone(), source })?;
         text.push(b'\n');
         write_atomic(&path, &text)
     }
@@ -250,11 +229,7 @@ impl ModelConfig {
     /// Width d of what the output projection sees.
     pub fn hidden_size(&self) -> usize {
         match self {
-            Self::Mlp(config) => config
-                .hidden_sizes
-                .last()
-                .copied()
-                .unwrap_or(config.input_size),
+            Self::Mlp(config) => config.hidden_sizes.last().copied().unwrap_or(config.input_size),
         }
     }
 
@@ -288,15 +263,9 @@ mod tests {
         let text = r#"{"model_type": "mlp", "input_size": 784, "hidden_sizes": [1200, 1200],
             "num_labels": 10, "transformers_version": "5"}"#;
         let config = load(text).unwrap();
-        assert_eq!(
-            config,
-            ModelConfig::Mlp(MlpConfig::new(784, vec![1200, 1200], 10))
-        );
+        assert_eq!(config, ModelConfig::Mlp(MlpConfig::new(784, vec![1200, 1200], 10)));
         assert_eq!((config.input_width(), config.classes()), (784, 10));
-        assert_eq!(
-            (config.hidden_size(), config.rescale_factor()),
-            (1200, 1.0 / 255.0)
-        );
+        assert_eq!((config.hidden_size(), config.rescale_factor()), (1200, 1.0 / 255.0));
         assert_eq!(config.tensors()["layers.2.weight"], [10, 1200]);
         assert_eq!(config.tensors().len(), 6);
     }
@@ -318,16 +287,10 @@ mod tests {
     #[test]
     fn faults_are_named() {
         let cases = [
-            (
-                r#"{"model_type": "bert"}"#,
-                &["\"bert\"", "supported: mlp"][..],
-            ),
+            (r#"{"model_type": "bert"}"#, &["\"bert\"", "supported: mlp"][..]),
             (r#"{"input_size": 3}"#, &["model_type"]),
             (r#"{"model_type": "mlp", "num_labels": 2}"#, &["input_size"]),
-            (
-                r#"{"model_type": "mlp", "input_size": 0, "num_labels": 2}"#,
-                &["input_size is 0"],
-            ),
+            (r#"{"model_type": "mlp", "input_size": 0, "num_labels": 2}"#, &["input_size is 0"]),
             (
                 r#"{"model_type": "mlp", "input_size": 3, "num_labels": 1}"#,
                 &["num_labels is 1", "2"],

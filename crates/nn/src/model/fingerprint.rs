@@ -23,18 +23,8 @@ pub(super) fn fingerprint(config: &ModelConfig, tensors: &Tensors) -> [u8; 32] {
     part(b"F32");
     for (name, (shape, values)) in tensors {
         part(name.as_bytes());
-        part(
-            &shape
-                .iter()
-                .flat_map(|&n| (n as u64).to_le_bytes())
-                .collect::<Vec<_>>(),
-        );
-        part(
-            &values
-                .iter()
-                .flat_map(|x| x.to_le_bytes())
-                .collect::<Vec<_>>(),
-        );
+        part(&shape.iter().flat_map(|&n| (n as u64).to_le_bytes()).collect::<Vec<_>>());
+        part(&values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
     }
     hash.finalize().into()
 }
@@ -61,13 +51,7 @@ mod tests {
         };
         let all = [
             of(&config, &tensors),
-            of(
-                &MlpConfig {
-                    rescale_factor: 1.0,
-                    ..config.clone()
-                },
-                &tensors,
-            ),
+            of(&MlpConfig { rescale_factor: 1.0, ..config.clone() }, &tensors),
             change(&|t| t.get_mut("a").unwrap().1[1] = 2.5),
             change(&|t| t.get_mut("a").unwrap().0 = vec![1, 2]),
             change(&|t| drop(t.remove("b"))),

@@ -17,22 +17,11 @@ impl FrozenMlp {
     /// Packs the tensors that `config` asks for; their shapes must have been checked.
     pub(crate) fn new(config: &MlpConfig, tensors: &Tensors) -> Self {
         let values = |name: String| tensors.get(&name).map(|(_, values)| values.as_slice());
-        let layers = config
-            .layer_sizes()
-            .enumerate()
-            .filter_map(|(i, (inputs, outputs))| {
-                let weight = values(format!("layers.{i}.weight"))?;
-                Some(PackedLinear::new(
-                    weight,
-                    values(format!("layers.{i}.bias")),
-                    outputs,
-                    inputs,
-                ))
-            });
-        Self {
-            config: config.clone(),
-            layers: layers.collect(),
-        }
+        let layers = config.layer_sizes().enumerate().filter_map(|(i, (inputs, outputs))| {
+            let weight = values(format!("layers.{i}.weight"))?;
+            Some(PackedLinear::new(weight, values(format!("layers.{i}.bias")), outputs, inputs))
+        });
+        Self { config: config.clone(), layers: layers.collect() }
     }
 
     /// Logits and hidden states of `rows` rows.
@@ -40,11 +29,7 @@ impl FrozenMlp {
         let width = self.config.input_size;
         if rows.checked_mul(width) != Some(input.len()) {
             let expected = format!("{rows} rows of {width}");
-            return Err(ModelError::Size {
-                field: "input",
-                found: input.len(),
-                expected,
-            });
+            return Err(ModelError::Size { field: "input", found: input.len(), expected });
         }
         let mut hidden = self.config.normalize(input);
         let mut logits = Vec::new();

@@ -25,15 +25,7 @@ impl Head {
     /// [`ModelError::Size`] if the weight, the bias or `hidden` is not as long as the sizes say.
     pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>, ModelError> {
         let check = |field, found: usize, fits: bool, expected: String| {
-            if fits {
-                Ok(())
-            } else {
-                Err(ModelError::Size {
-                    field,
-                    found,
-                    expected,
-                })
-            }
+            if fits { Ok(()) } else { Err(ModelError::Size { field, found, expected }) }
         };
         let (v, d) = (self.classes, self.hidden_size);
         let weights = self.weight.len();
@@ -43,12 +35,7 @@ impl Head {
             check("head bias", bias.len(), bias.len() == v, v.to_string())?;
         }
         let found = hidden.len();
-        check(
-            "hidden",
-            found,
-            found.is_multiple_of(d),
-            format!("a multiple of {d}"),
-        )?;
+        check("hidden", found, found.is_multiple_of(d), format!("a multiple of {d}"))?;
         Ok(PackedLinear::new(&self.weight, self.bias.as_deref(), v, d).apply(hidden, false))
     }
 }
@@ -65,44 +52,18 @@ mod tests {
             classes: 3,
             hidden_size: 2,
         };
-        assert_eq!(
-            head.logits(&[1.0, 1.0, 0.0, 2.0]).unwrap(),
-            [3.5, 7.0, 10.5, 4.5, 8.0, 11.5]
-        );
+        assert_eq!(head.logits(&[1.0, 1.0, 0.0, 2.0]).unwrap(), [3.5, 7.0, 10.5, 4.5, 8.0, 11.5]);
         assert_eq!(head.logits(&[]).unwrap(), [0.0; 0]);
     }
 
     #[test]
     fn sizes_that_do_not_fit_are_errors() {
-        let head = Head {
-            weight: vec![0.0; 6],
-            bias: None,
-            classes: 3,
-            hidden_size: 2,
-        };
+        let head = Head { weight: vec![0.0; 6], bias: None, classes: 3, hidden_size: 2 };
         for (head, word) in [
             (head.clone(), "hidden has 3"),
-            (
-                Head {
-                    hidden_size: 0,
-                    ..head.clone()
-                },
-                "head weight has 6",
-            ),
-            (
-                Head {
-                    classes: usize::MAX,
-                    ..head.clone()
-                },
-                "head weight has 6",
-            ),
-            (
-                Head {
-                    bias: Some(vec![0.0; 2]),
-                    ..head
-                },
-                "head bias has 2",
-            ),
+            (Head { hidden_size: 0, ..head.clone() }, "head weight has 6"),
+            (Head { classes: usize::MAX, ..head.clone() }, "head weight has 6"),
+            (Head { bias: Some(vec![0.0; 2]), ..head }, "head bias has 2"),
         ] {
             let error = head.logits(&[0.0; 3]).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

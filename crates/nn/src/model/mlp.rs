@@ -29,18 +29,12 @@ impl Mlp {
             .enumerate()
             .map(|(i, (inputs, outputs))| Linear::new(&format!("layers.{i}"), inputs, outputs, rng))
             .collect::<Result<_, _>>()?;
-        Ok(Self {
-            config: config.clone(),
-            layers,
-        })
+        Ok(Self { config: config.clone(), layers })
     }
 
     /// Every parameter, in order of name.
     pub fn parameters(&self) -> Vec<&Parameter> {
-        let all = self
-            .layers
-            .iter()
-            .flat_map(|layer| [layer.weight(), layer.bias()]);
+        let all = self.layers.iter().flat_map(|layer| [layer.weight(), layer.bias()]);
         let sorted: BTreeMap<&str, &Parameter> = all.map(|p| (p.name(), p)).collect();
         sorted.into_values().collect()
     }

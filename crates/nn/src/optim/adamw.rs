@@ -67,6 +67,30 @@ impl AdamWStep {
 mod tests {
     use super::*;
 
+    #[test]
+    fn twenty_steps_equal_pytorch() {
+        crate::optim::fixtures::check("adamw", |constants, learning_rate, values, gradients| {
+            let constant = |name: &str| constants[name].as_f64().unwrap();
+            let (mut mean, mut square) = (vec![0.0; values.len()], vec![0.0; values.len()]);
+            (1..)
+                .zip(gradients)
+                .map(|(step, grad)| {
+                    let step = AdamWStep {
+                        learning_rate,
+                        beta1: constant("beta1"),
+                        beta2: constant("beta2"),
+                        eps: constant("eps"),
+                        weight_decay: constant("weight_decay"),
+                        step,
+                        gradient_scale: 1.0,
+                    };
+                    step.apply(values, grad, &mut mean, &mut square);
+                    values.to_vec()
+                })
+                .collect()
+        });
+    }
+
     /// The first step moves every weight by the learning rate against the gradient's sign, after
     /// the decay.
     #[test]

@@ -77,47 +77,24 @@ impl OptimizerConfig {
                 return Ok(());
             }
             let (field, value) = (format!("optimizer.{field}"), value.to_string());
-            Err(ModelError::Config {
-                field,
-                value,
-                expected: expected.to_owned(),
-            })
+            Err(ModelError::Config { field, value, expected: expected.to_owned() })
         };
         let below_one =
             |field, x: f64| check(field, x, (0.0..1.0).contains(&x), "0 or more and below 1");
         let decay = |x: f64| {
-            check(
-                "weight_decay",
-                x,
-                x.is_finite() && x >= 0.0,
-                "a finite number, 0 or more",
-            )
+            check("weight_decay", x, x.is_finite() && x >= 0.0, "a finite number, 0 or more")
         };
         match *self {
-            Self::Sgd {
-                momentum,
-                nesterov,
-                weight_decay,
-            } => {
+            Self::Sgd { momentum, nesterov, weight_decay } => {
                 below_one("momentum", momentum)?;
                 let fits = !nesterov || momentum > 0.0;
                 check("momentum", momentum, fits, "above 0 for nesterov")?;
                 decay(weight_decay)
             }
-            Self::AdamW {
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            } => {
+            Self::AdamW { beta1, beta2, eps, weight_decay } => {
                 below_one("beta1", beta1)?;
                 below_one("beta2", beta2)?;
-                check(
-                    "eps",
-                    eps,
-                    eps.is_finite() && eps > 0.0,
-                    "a finite number above 0",
-                )?;
+                check("eps", eps, eps.is_finite() && eps > 0.0, "a finite number above 0")?;
                 decay(weight_decay)
             }
         }
@@ -131,24 +108,12 @@ mod tests {
     #[test]
     fn reads_partial_tables() {
         let read = |text| serde_json::from_str::<OptimizerConfig>(text);
-        assert_eq!(
-            read(r#"{"kind": "adamw"}"#).unwrap(),
-            OptimizerConfig::default()
-        );
-        let sgd = OptimizerConfig::Sgd {
-            momentum: 0.9,
-            nesterov: true,
-            weight_decay: 0.0,
-        };
+        assert_eq!(read(r#"{"kind": "adamw"}"#).unwrap(), OptimizerConfig::default());
+        let sgd = OptimizerConfig::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.0 };
         let text = r#"{"kind": "sgd", "momentum": 0.9, "nesterov": true}"#;
         assert_eq!(read(text).unwrap(), sgd);
         assert!(read(r#"{"kind": "sgd", "beta1": 0.9}"#).is_err());
-        assert!(
-            read(r#"{"kind": "lion"}"#)
-                .unwrap_err()
-                .to_string()
-                .contains("adamw")
-        );
+        assert!(read(r#"{"kind": "lion"}"#).unwrap_err().to_string().contains("adamw"));
     }
 
     #[test]
@@ -159,11 +124,8 @@ mod tests {
             eps,
             weight_decay,
         };
-        let sgd = |momentum, nesterov| OptimizerConfig::Sgd {
-            momentum,
-            nesterov,
-            weight_decay: 0.0,
-        };
+        let sgd =
+            |momentum, nesterov| OptimizerConfig::Sgd { momentum, nesterov, weight_decay: 0.0 };
         for (config, words) in [
             (adamw(1.0, 1e-8, 0.0), "optimizer.beta1 is 1"),
             (adamw(0.9, 0.0, 0.0), "optimizer.eps is 0"),

@@ -3,6 +3,8 @@
 mod adamw;
 mod clip;
 mod config;
+#[cfg(test)]
+mod fixtures;
 mod optimizer;
 mod schedule;
 mod sgd;

@@ -43,11 +43,7 @@ impl Optimizer {
                 second: vec![0.0; if has_second { count } else { 0 }],
             }
         });
-        Self {
-            config,
-            steps: 0,
-            memory: memory.collect(),
-        }
+        Self { config, steps: 0, memory: memory.collect() }
     }
 
     /// Names of the two kinds of state, those that PyTorch has for them.
@@ -87,9 +83,7 @@ impl Optimizer {
         let kinds: Vec<&str> = std::iter::once(first).chain(second).collect();
         let of = |m: &Memory| {
             let names = kinds.iter().map(|kind| format!("{kind}.{}", m.parameter));
-            names
-                .map(|name| (name, m.shape.clone()))
-                .collect::<Vec<_>>()
+            names.map(|name| (name, m.shape.clone())).collect::<Vec<_>>()
         };
         self.memory.iter().flat_map(of).collect()
     }
@@ -126,26 +120,12 @@ impl Optimizer {
             let gradient = lock(parameter.gradient());
             let gradient = gradient.values();
             match self.config {
-                OptimizerConfig::Sgd {
-                    momentum,
-                    nesterov,
-                    weight_decay,
-                } => {
-                    let step = SgdStep {
-                        learning_rate,
-                        momentum,
-                        nesterov,
-                        weight_decay,
-                        gradient_scale,
-                    };
+                OptimizerConfig::Sgd { momentum, nesterov, weight_decay } => {
+                    let step =
+                        SgdStep { learning_rate, momentum, nesterov, weight_decay, gradient_scale };
                     parameter.update(|x| step.apply(x, gradient, &mut m.first))?;
                 }
-                OptimizerConfig::AdamW {
-                    beta1,
-                    beta2,
-                    eps,
-                    weight_decay,
-                } => {
+                OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
                     let step = AdamWStep {
                         learning_rate,
                         beta1,
@@ -169,11 +149,7 @@ mod tests {
 
     #[test]
     fn a_restored_optimizer_goes_on_exactly() {
-        let sgd = OptimizerConfig::Sgd {
-            momentum: 0.9,
-            nesterov: true,
-            weight_decay: 0.01,
-        };
+        let sgd = OptimizerConfig::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01 };
         for config in [sgd, OptimizerConfig::default()] {
             let run = |restart: bool| {
                 let p = Parameter::new("p", vec![1.0, -2.0, 0.5], &[3]).unwrap();

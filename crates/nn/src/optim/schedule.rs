@@ -69,21 +69,13 @@ impl ScheduleConfig {
         let (rate, min) = (self.learning_rate, self.min_learning_rate);
         let refuse = |field: &str, value: f64, expected: String| {
             let field = format!("schedule.{field}");
-            Err(ModelError::Config {
-                field,
-                value: value.to_string(),
-                expected,
-            })
+            Err(ModelError::Config { field, value: value.to_string(), expected })
         };
         if !(rate.is_finite() && rate > 0.0) {
             return refuse("learning_rate", rate, "a finite number above 0".to_owned());
         }
         if !(0.0..=rate).contains(&min) {
-            return refuse(
-                "min_learning_rate",
-                min,
-                format!("0 to the learning_rate, {rate}"),
-            );
+            return refuse("min_learning_rate", min, format!("0 to the learning_rate, {rate}"));
         }
         Ok(())
     }
@@ -94,22 +86,14 @@ mod tests {
     use super::*;
 
     fn rates(kind: ScheduleKind) -> Vec<f64> {
-        let schedule = ScheduleConfig {
-            learning_rate: 1.0,
-            warmup_steps: 4,
-            kind,
-            min_learning_rate: 0.2,
-        };
+        let schedule =
+            ScheduleConfig { learning_rate: 1.0, warmup_steps: 4, kind, min_learning_rate: 0.2 };
         (0..14).map(|step| schedule.lr(step, 12)).collect()
     }
 
     #[test]
     fn rises_then_follows_its_kind() {
-        for kind in [
-            ScheduleKind::Constant,
-            ScheduleKind::Cosine,
-            ScheduleKind::Linear,
-        ] {
+        for kind in [ScheduleKind::Constant, ScheduleKind::Cosine, ScheduleKind::Linear] {
             assert_eq!(rates(kind)[..5], [0.25, 0.5, 0.75, 1.0, 1.0]);
         }
         assert_eq!(rates(ScheduleKind::Constant)[13], 1.0);
@@ -124,10 +108,7 @@ mod tests {
 
     #[test]
     fn a_run_shorter_than_its_warm_up_never_divides_by_zero() {
-        let schedule = ScheduleConfig {
-            warmup_steps: 10,
-            ..ScheduleConfig::default()
-        };
+        let schedule = ScheduleConfig { warmup_steps: 10, ..ScheduleConfig::default() };
         assert!((0..20).all(|step| schedule.lr(step, 5).is_finite()));
     }
 
@@ -135,28 +116,10 @@ mod tests {
     fn faults_are_named() {
         let base = ScheduleConfig::default();
         for learning_rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            let error = ScheduleConfig {
-                learning_rate,
-                ..base
-            }
-            .validate()
-            .unwrap_err();
-            assert!(
-                error.to_string().contains("schedule.learning_rate is"),
-                "{error}"
-            );
+            let error = ScheduleConfig { learning_rate, ..base }.validate().unwrap_err();
+            assert!(error.to_string().contains("schedule.learning_rate is"), "{error}");
         }
-        let error = ScheduleConfig {
-            min_learning_rate: 1.0,
-            ..base
-        }
-        .validate()
-        .unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("min_learning_rate is 1; expected 0 to"),
-            "{error}"
-        );
+        let error = ScheduleConfig { min_learning_rate: 1.0, ..base }.validate().unwrap_err();
+        assert!(error.to_string().contains("min_learning_rate is 1; expected 0 to"), "{error}");
     }
 }

@@ -53,6 +53,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn twenty_steps_equal_pytorch() {
+        crate::optim::fixtures::check("sgd", |constants, learning_rate, values, gradients| {
+            let step = SgdStep {
+                learning_rate,
+                momentum: constants["momentum"].as_f64().unwrap(),
+                nesterov: constants["nesterov"].as_bool().unwrap(),
+                weight_decay: constants["weight_decay"].as_f64().unwrap(),
+                gradient_scale: 1.0,
+            };
+            let mut velocity = vec![0.0; values.len()];
+            gradients
+                .iter()
+                .map(|grad| {
+                    step.apply(values, grad, &mut velocity);
+                    values.to_vec()
+                })
+                .collect()
+        });
+    }
+
+    #[test]
     fn two_steps_by_hand() {
         let step = SgdStep {
             learning_rate: 0.1,
@@ -66,11 +87,7 @@ mod tests {
         assert!((x[0] - 0.8).abs() < 1e-15 && v == [2.0]);
         step.apply(&mut x, &[1.0], &mut v);
         assert!((x[0] - 0.5).abs() < 1e-15 && v == [3.0]);
-        let ahead = SgdStep {
-            nesterov: true,
-            weight_decay: 1.0,
-            ..step
-        };
+        let ahead = SgdStep { nesterov: true, weight_decay: 1.0, ..step };
         ahead.apply(&mut x, &[1.0], &mut v);
         // g = 2.5, v = 1.5 + 2.5 = 4, direction = 2.5 + 2.
         assert!((x[0] - 0.05).abs() < 1e-15 && v == [4.0]);

@@ -48,21 +48,15 @@ impl TrainerConfig {
         self.schedule.validate()?;
         let refuse = |field: &str, value: String, expected: &str| {
             let (field, expected) = (field.to_owned(), expected.to_owned());
-            Err(ModelError::Config {
-                field,
-                value,
-                expected,
-            })
+            Err(ModelError::Config { field, value, expected })
         };
         if self.total_steps == 0 {
             return refuse("total_steps", "0".to_owned(), "at least 1");
         }
         match self.clip_norm {
-            Some(norm) if !(norm.is_finite() && norm > 0.0) => refuse(
-                "clip_norm",
-                norm.to_string(),
-                "a finite number above 0, or none",
-            ),
+            Some(norm) if !(norm.is_finite() && norm > 0.0) => {
+                refuse("clip_norm", norm.to_string(), "a finite number above 0, or none")
+            }
             _ => Ok(()),
         }
     }
@@ -78,23 +72,11 @@ mod tests {
         let base = TrainerConfig::new(ModelConfig::Mlp(MlpConfig::new(2, vec![], 2)), 5);
         assert!(base.validate().is_ok());
         for clip_norm in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            let config = TrainerConfig {
-                clip_norm: Some(clip_norm),
-                ..base.clone()
-            };
+            let config = TrainerConfig { clip_norm: Some(clip_norm), ..base.clone() };
             let error = config.validate().unwrap_err().to_string();
-            assert!(
-                error.contains(&format!("clip_norm is {clip_norm}")),
-                "{error}"
-            );
+            assert!(error.contains(&format!("clip_norm is {clip_norm}")), "{error}");
         }
-        let error = TrainerConfig {
-            total_steps: 0,
-            ..base
-        }
-        .validate()
-        .unwrap_err()
-        .to_string();
+        let error = TrainerConfig { total_steps: 0, ..base }.validate().unwrap_err().to_string();
         assert!(error.contains("total_steps is 0"), "{error}");
     }
 }

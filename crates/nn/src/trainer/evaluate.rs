@@ -32,23 +32,13 @@ impl Trainer {
         let classes = self.config.model.classes();
         if rows == 0 || hard.len() != rows {
             let (found, expected) = (hard.len(), format!("{rows} rows, at least 1"));
-            return Err(ModelError::Size {
-                field: "hard labels",
-                found,
-                expected,
-            });
+            return Err(ModelError::Size { field: "hard labels", found, expected });
         }
         if let Some(row) = hard.iter().position(|&label| label as usize >= classes) {
-            return Err(ModelError::HardLabel {
-                row,
-                label: hard[row],
-                classes,
-            });
+            return Err(ModelError::HardLabel { row, label: hard[row], classes });
         }
         let ModelConfig::Mlp(config) = &self.config.model;
-        let logits = FrozenMlp::new(config, &self.model.tensors()?)
-            .infer(input, rows)?
-            .logits;
+        let logits = FrozenMlp::new(config, &self.model.tensors()?).infer(input, rows)?.logits;
         let mut sum = 0.0;
         let mut errors = 0;
         for (row, (logits, &label)) in logits.chunks_exact(classes).zip(hard).enumerate() {
@@ -61,10 +51,6 @@ impl Trainer {
             let best = logits.iter().position(|&z| z == max);
             errors += usize::from(best != Some(label as usize));
         }
-        Ok(Evaluation {
-            loss: sum / rows as f64,
-            errors,
-            rows,
-        })
+        Ok(Evaluation { loss: sum / rows as f64, errors, rows })
     }
 }

@@ -35,10 +35,7 @@ struct Record {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Trainer {
@@ -66,10 +63,7 @@ impl Trainer {
         let model = tensor_bytes(&self.model.tensors()?)?;
         let optimizer = tensor_bytes(&self.optimizer.state())?;
         let path = dir.join(TRAINER_FILE);
-        let json = |source| ModelError::Json {
-            path: path.clone(),
-            source,
-        };
+        let json = |source| ModelError::Json { path: path.clone(), source };
         let record = Record {
             step: self.steps_done(),
             dropout_position: self.rng.position(),
@@ -94,32 +88,19 @@ impl Trainer {
     pub fn load_state(&mut self, dir: &Path) -> Result<(), StateError> {
         let path = dir.join(TRAINER_FILE);
         let text = read(&path)?;
-        let json = |source| ModelError::Json {
-            path: path.clone(),
-            source,
-        };
+        let json = |source| ModelError::Json { path: path.clone(), source };
         let record: Record = serde_json::from_slice(&text).map_err(json)?;
         let expected = serde_json::to_value(&self.config).map_err(json)?;
         if let Some((field, found, expected)) = first_difference("", &record.config, &expected) {
-            return Err(StateError::OtherConfiguration {
-                path,
-                field,
-                found,
-                expected,
-            });
+            return Err(StateError::OtherConfiguration { path, field, found, expected });
         }
-        for (file, digest) in [
-            (WEIGHTS_FILE, &record.model_sha256),
-            (OPTIMIZER_FILE, &record.optimizer_sha256),
-        ] {
+        for (file, digest) in
+            [(WEIGHTS_FILE, &record.model_sha256), (OPTIMIZER_FILE, &record.optimizer_sha256)]
+        {
             let path = dir.join(file);
             let found = hex(&read(&path)?);
             if found != *digest {
-                return Err(StateError::Mixed {
-                    path,
-                    found,
-                    expected: digest.clone(),
-                });
+                return Err(StateError::Mixed { path, found, expected: digest.clone() });
             }
         }
         let weights = read_tensors(&dir.join(WEIGHTS_FILE), &self.config.model.tensors())?;
@@ -132,17 +113,11 @@ impl Trainer {
 }
 
 fn make_dir(dir: &Path) -> Result<(), ModelError> {
-    std::fs::create_dir_all(dir).map_err(|source| ModelError::Io {
-        path: dir.to_owned(),
-        source,
-    })
+    std::fs::create_dir_all(dir).map_err(|source| ModelError::Io { path: dir.to_owned(), source })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
-    std::fs::read(path).map_err(|source| ModelError::Io {
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })
 }
 
 /// The first place, in order of name, where two JSON values differ: its dotted path and both
@@ -158,11 +133,7 @@ fn first_difference(
     };
     let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     keys.into_iter().find_map(|key| {
-        let path = if path.is_empty() {
-            key.clone()
-        } else {
-            format!("{path}.{key}")
-        };
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
         let of = |object: &serde_json::Map<String, Value>| {
             object.get(key).cloned().unwrap_or(Value::Null)
         };

@@ -62,12 +62,7 @@ impl Trainer {
         let model = Mlp::new(mlp, &mut Philox::new(config.seed, INIT_STREAM))?;
         let optimizer = Optimizer::new(config.optimizer, &model.parameters());
         let rng = Philox::new(config.seed, DROPOUT_STREAM);
-        Ok(Self {
-            config,
-            model,
-            optimizer,
-            rng,
-        })
+        Ok(Self { config, model, optimizer, rng })
     }
 
     /// What the trainer does.
@@ -95,31 +90,20 @@ impl Trainer {
         if batch.rows == 0 || batch.rows.checked_mul(width) != Some(batch.input.len()) {
             let expected = format!("{} rows of {width}, at least 1 row", batch.rows);
             let found = batch.input.len();
-            return Err(ModelError::Size {
-                field: "input",
-                found,
-                expected,
-            }
-            .into());
+            return Err(ModelError::Size { field: "input", found, expected }.into());
         }
         let step = self.steps_done();
         let mut rng = self.rng.clone();
         let logits = self.model.forward(batch.input, batch.rows, &mut rng)?;
         let (scalar, parts) = loss(&logits, batch.hard, batch.soft, config)?;
         if !parts.total.is_finite() {
-            return Err(TrainError::NonFiniteLoss {
-                step,
-                value: parts.total,
-            });
+            return Err(TrainError::NonFiniteLoss { step, value: parts.total });
         }
         let parameters = self.model.parameters();
         backward(&scalar, &parameters)?;
         let grad_norm = global_norm(&parameters);
         if !grad_norm.is_finite() {
-            return Err(TrainError::NonFiniteGradient {
-                step,
-                value: grad_norm,
-            });
+            return Err(TrainError::NonFiniteGradient { step, value: grad_norm });
         }
         let learning_rate = self.config.schedule.lr(step, self.config.total_steps);
         let scale = clip_scale(grad_norm, self.config.clip_norm);
@@ -141,9 +125,7 @@ fn backward(scalar: &candle_core::Tensor, parameters: &[&Parameter]) -> Result<(
     let mut store = scalar.backward()?;
     for parameter in parameters {
         if !parameter.collect_gradient(&mut store)? {
-            return Err(TrainError::NoGradient {
-                parameter: parameter.name().to_owned(),
-            });
+            return Err(TrainError::NoGradient { parameter: parameter.name().to_owned() });
         }
     }
     Ok(())

@@ -1,0 +1,109 @@
+//! T^2 multiplies value and gradient of the distillation term, and of that term only.
+
+use stillhouse_nn::{Divergence, LossConfig, Philox, SoftTarget};
+
+use crate::support::{loss_and_gradient, normals};
+
+const ROWS: usize = 8;
+const CLASSES: usize = 10;
+
+fn config(alpha: f64, temperature: f64) -> LossConfig {
+    LossConfig { alpha, temperature, divergence: Divergence::ForwardKl, ..LossConfig::default() }
+}
+
+/// Small logits with mean 0 in each row: the regime where the gradient no longer depends on T.
+fn high_temperature_logits(stream: u64) -> Vec<f64> {
+    let mut logits = normals(&mut Philox::new(31, stream), ROWS * CLASSES, 0.5);
+    for row in logits.chunks_exact_mut(CLASSES) {
+        let mean = row.iter().sum::<f64>() / CLASSES as f64;
+        row.iter_mut().for_each(|z| *z -= mean);
+    }
+    logits
+}
+
+fn norm(gradient: &[f64]) -> f64 {
+    gradient.iter().map(|g| g * g).sum::<f64>().sqrt()
+}
+
+#[test]
+fn the_gradient_norm_does_not_fall_with_temperature() {
+    let student = high_temperature_logits(0);
+    let teacher = high_temperature_logits(1).iter().map(|&z| z as f32).collect();
+    let target = SoftTarget::Logits(teacher);
+    let at = |temperature| {
+        let config = config(1.0, temperature);
+        norm(&loss_and_gradient(&student, ROWS, None, Some(&target), &config).unwrap().1)
+    };
+    let ratio = at(20.0) / at(4.0);
+    assert!((0.8..1.2).contains(&ratio), "without T^2 it would be 0.04: {ratio}");
+}
+
+#[test]
+fn the_limit_of_high_temperature_is_half_the_squared_difference() {
+    let student = high_temperature_logits(2);
+    let teacher: Vec<f32> = high_temperature_logits(3).iter().map(|&z| z as f32).collect();
+    let squares = student.iter().zip(&teacher).map(|(z, &t)| (z - f64::from(t)).powi(2));
+    let expected = squares.sum::<f64>() / (2 * CLASSES * ROWS) as f64;
+    let target = SoftTarget::Logits(teacher);
+    let config = config(1.0, 1e3);
+    let (parts, _) = loss_and_gradient(&student, ROWS, None, Some(&target), &config).unwrap();
+    assert!((parts.total / expected - 1.0).abs() < 1e-3, "{} {expected}", parts.total);
+}
+
+#[test]
+fn the_hard_term_is_not_multiplied() {
+    let student = high_temperature_logits(4);
+    let hard = Some([0, 1, 2, 3, 4, 5, 6, 7].as_slice());
+    let target = SoftTarget::Logits(vec![0.0; ROWS * CLASSES]);
+    let of = |alpha, temperature| {
+        let config = config(alpha, temperature);
+        loss_and_gradient(&student, ROWS, hard, Some(&target), &config).unwrap()
+    };
+    let (cold, hot) = (of(0.0, 1.0), of(0.0, 20.0));
+    assert_eq!(cold.0.total, hot.0.total);
+    assert_eq!(cold.1, hot.1);
+    // The whole is the weighted sum of its terms, values and gradients.
+    let (both, soft) = (of(0.3, 4.0), of(1.0, 4.0));
+    assert!((both.0.total - (0.7 * cold.0.total + 0.3 * soft.0.total)).abs() < 1e-12);
+    for ((both, hard), soft) in both.1.iter().zip(&cold.1).zip(&soft.1) {
+        assert!((both - (0.7 * hard + 0.3 * soft)).abs() < 1e-15);
+    }
+}
+
+/// The mean over rows: a batch's loss is the mean of its halves', and so is its gradient.
+#[test]
+fn losses_are_means_over_rows() {
+    let student = high_temperature_logits(5);
+    let teacher: Vec<f32> = high_temperature_logits(6).iter().map(|&z| z as f32).collect();
+    let of = |from: usize, to: usize| {
+        let (from, to) = (from * CLASSES, to * CLASSES);
+        let target = SoftTarget::Logits(teacher[from..to].to_vec());
+        let rows = (to - from) / CLASSES;
+        let config = config(1.0, 2.0);
+        loss_and_gradient(&student[from..to], rows, None, Some(&target), &config).unwrap()
+    };
+    let (whole, first, second) = (of(0, 8), of(0, 4), of(4, 8));
+    assert!((whole.0.total - (first.0.total + second.0.total) / 2.0).abs() < 1e-15);
+    for (whole, half) in whole.1.iter().zip(first.1.iter().chain(&second.1)) {
+        assert!((whole - half / 2.0).abs() < 1e-15);
+    }
+}
+
+#[test]
+fn f32_logits_give_the_gradient_of_f64() {
+    use candle_core::{Device, Var};
+    let student: Vec<f32> = high_temperature_logits(7).iter().map(|&z| z as f32).collect();
+    let target = SoftTarget::Logits(vec![0.5; ROWS * CLASSES]);
+    let wide: Vec<f64> = student.iter().map(|&z| f64::from(z)).collect();
+    let config = config(1.0, 4.0);
+    let (parts, expected) = loss_and_gradient(&wide, ROWS, None, Some(&target), &config).unwrap();
+    let z = Var::from_vec(student, (ROWS, CLASSES), &Device::Cpu).unwrap();
+    let (scalar, found) =
+        stillhouse_nn::loss::loss(z.as_tensor(), None, Some(&target), &config).unwrap();
+    assert_eq!(found, parts);
+    let store = scalar.backward().unwrap();
+    let gradient = store.get(&z).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (found, expected) in gradient.into_iter().zip(expected) {
+        assert_eq!(found, expected as f32);
+    }
+}
