@@ -1,1 +1,28 @@
-//! To be written.
+//! Trains a student on soft labels pulled from a teacher over gRPC.
+//!
+//! ```text
+//! dataset -> sampler -> label client (retry, prefetch, order) -> forward, loss, backward, step
+//!                                                             -> checkpoints, metrics, report
+//! ```
+//!
+//! * [`recipe`]: what to do, as a TOML file.
+//! * [`data`]: rows and their order.
+//! * [`label_client`]: soft labels, in order, whatever happens to the teachers.
+//! * [`train`]: a run, from a recipe to a trained student.
+//! * [`run_folder`]: what a run leaves behind; [`plot`] draws its charts.
+//! * [`progress`]: how a run is shown.
+//! * [`eval`]: tests a trained model.
+//! * [`quickstart`]: the whole, small.
+//! * [`cli`]: the command line.
+
+pub mod cli;
+pub mod data;
+pub mod eval;
+pub mod label_client;
+pub mod plot;
+pub mod progress;
+pub mod quickstart;
+mod random;
+pub mod recipe;
+pub mod run_folder;
+pub mod train;

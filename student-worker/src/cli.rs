@@ -1,0 +1,225 @@
+//! The command line.
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use stillhouse_runtime::{
+    exit,
+    shutdown::Signals,
+    telemetry::{self, LogFormat, TelemetryError},
+};
+use tokio::sync::watch;
+
+use crate::{
+    eval, progress,
+    quickstart::{self, Quickstart},
+    recipe::{self, RecipeError},
+    run_folder::Existing,
+    train,
+};
+
+/// Train a student on soft labels pulled from a teacher.
+///
+/// Exit codes: 0 done; 64 wrong configuration or input; 75 no teacher answered for too long, try
+/// again with --resume; 143 told to stop, with a checkpoint; 1 anything else.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Arguments {
+    /// What is logged: a filter such as `info` or `warn,student_worker=debug`.
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "STILLHOUSE_LOG",
+        default_value = "warn",
+        global = true
+    )]
+    log: String,
+    /// What to do.
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a student as a recipe says.
+    Train(TrainArguments),
+    /// Test a trained model on MNIST's test set.
+    Eval(EvalArguments),
+    /// Distil a small student from a freshly trained teacher, and compare it with one without.
+    Quickstart(QuickstartArguments),
+}
+
+#[derive(Debug, Args)]
+struct TrainArguments {
+    /// The recipe.
+    recipe: PathBuf,
+    /// Change a value of the recipe: --set train.epochs=3. Can be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on from the newest checkpoint, or start where there is none.
+    #[arg(long)]
+    resume: bool,
+    /// Print the result as one JSON object, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct EvalArguments {
+    /// Folder with config.json and model.safetensors.
+    model: PathBuf,
+    /// Folder with MNIST's idx files.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct QuickstartArguments {
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    seed: u64,
+    /// Folder with MNIST's idx files.
+    #[arg(long, value_name = "DIR", default_value = "examples/data/mnist")]
+    data: PathBuf,
+    /// Where results go; what an earlier quickstart left there is replaced.
+    #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
+    output: PathBuf,
+    /// Print the result as one JSON object, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why the command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The recipe cannot be run.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The run failed.
+    #[error(transparent)]
+    Run(#[from] train::Error),
+    /// Logging cannot be started.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// Signals cannot be caught.
+    #[error("signals cannot be handled")]
+    Signals(#[source] io::Error),
+    /// The result cannot be printed.
+    #[error("standard output cannot be written")]
+    Output(#[source] io::Error),
+}
+
+impl Failure {
+    /// What the process ends with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Recipe(_) | Self::Telemetry(_) => exit::CONFIGURATION,
+            Self::Run(error) => error.exit_code(),
+            Self::Signals(_) | Self::Output(_) => exit::FAILED,
+        }
+    }
+}
+
+/// Does what was asked for, and returns the exit code.
+///
+/// # Errors
+/// If it cannot be done.
+pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
+    telemetry::start_logs(&arguments.log, LogFormat::Text)?;
+    let stop = stop_on_signal()?;
+    match arguments.command {
+        Command::Train(arguments) => train(arguments, stop).await,
+        Command::Eval(arguments) => eval(&arguments),
+        Command::Quickstart(arguments) => quickstart(arguments, stop).await,
+    }
+}
+
+async fn train(arguments: TrainArguments, stop: watch::Receiver<bool>) -> Result<u8, Failure> {
+    let recipe = recipe::load(&arguments.recipe, &arguments.set)?;
+    let existing = if arguments.resume { Existing::Resume } else { Existing::Refuse };
+    let observer = progress::observer(arguments.json);
+    let outcome = train::run(recipe, existing, observer, stop).await?;
+    if arguments.json {
+        print_json(&outcome)?;
+    } else if let (Some(test), Some(report)) = (&outcome.test, &outcome.report) {
+        let (accuracy, seconds) = (test.accuracy_percent(), outcome.seconds);
+        print(&format!(
+            "{}: test accuracy {accuracy:.2} % ({} of {} wrong) after {seconds:.1} s\nreport: {}",
+            outcome.name,
+            test.errors,
+            test.rows,
+            report.display()
+        ))?;
+    } else {
+        let folder = outcome.folder.display();
+        print(&format!(
+            "{}: stopped after step {} of {}; go on with --resume: {folder}",
+            outcome.name, outcome.steps, outcome.total_steps
+        ))?;
+    }
+    Ok(if outcome.finished { exit::DONE } else { exit::TERMINATED })
+}
+
+fn eval(arguments: &EvalArguments) -> Result<u8, Failure> {
+    let figures = eval::run(&arguments.model, &arguments.data)?;
+    if arguments.json {
+        print_json(&figures)?;
+    } else {
+        print(&format!(
+            "test accuracy {:.2} % ({} of {} wrong), loss {:.4}",
+            figures.accuracy_percent, figures.errors, figures.rows, figures.loss
+        ))?;
+    }
+    Ok(exit::DONE)
+}
+
+async fn quickstart(
+    arguments: QuickstartArguments,
+    stop: watch::Receiver<bool>,
+) -> Result<u8, Failure> {
+    let asked = Quickstart {
+        seed: arguments.seed,
+        data: arguments.data,
+        output: arguments.output,
+        silent: arguments.json,
+    };
+    let Some(comparison) = quickstart::run(&asked, stop).await? else {
+        return Ok(exit::TERMINATED);
+    };
+    if arguments.json {
+        print_json(&comparison.figures)?;
+    } else {
+        print(&comparison.to_string())?;
+    }
+    Ok(exit::DONE)
+}
+
+/// Turns true at SIGTERM or SIGINT.
+fn stop_on_signal() -> Result<watch::Receiver<bool>, Failure> {
+    let mut signals = Signals::install().map_err(Failure::Signals)?;
+    let (stop, stopping) = watch::channel(false);
+    tokio::spawn(async move {
+        let signal = signals.next().await;
+        tracing::warn!(signal, "stopping after this step");
+        stop.send_replace(true);
+        // The receivers live as long as the run; keep the sender for them.
+        stop.closed().await;
+    });
+    Ok(stopping)
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    writeln!(io::stdout(), "{text}").map_err(Failure::Output)
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(|error| Failure::Output(error.into()))?;
+    print(&text)
+}

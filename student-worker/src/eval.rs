@@ -1,0 +1,64 @@
+//! Tests a trained model.
+
+use std::path::Path;
+
+use serde::Serialize;
+use stillhouse_nn::Classifier;
+
+use crate::{
+    data::mnist::{Files, Split},
+    run_folder::metrics::TestRecord,
+    train::Error,
+};
+
+/// Rows that are tested at once.
+const ROWS: usize = 1_000;
+
+/// What a test found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Figures {
+    /// Mean cross-entropy, in nats.
+    pub loss: f64,
+    /// Rows whose most probable class is not their label; of equal logits the first counts.
+    pub errors: u64,
+    /// Rows.
+    pub rows: u64,
+    /// Part of the rows that were classified correctly, in percent.
+    pub accuracy_percent: f64,
+}
+
+/// Tests the model in `model` on the test set in `data`.
+///
+/// # Errors
+/// If either cannot be read, or they do not fit together.
+pub fn run(model: &Path, data: &Path) -> Result<Figures, Error> {
+    let classifier = Classifier::load(model)?;
+    let classes = classifier.classes();
+    let data = Files::find(data, Split::Test)?.read(classifier.input_width(), classes)?;
+    let rows: Vec<u32> = (0..data.len() as u32).collect();
+    let (mut loss, mut errors) = (0.0, 0);
+    for rows in rows.chunks(ROWS) {
+        let input = data.gather_f32(rows, classifier.rescale_factor());
+        let logits = classifier.infer(&input, rows.len())?.logits;
+        for (row, label) in logits.chunks_exact(classes).zip(data.gather_labels(rows)) {
+            let label = label as usize;
+            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mass: f64 = row.iter().map(|z| f64::from(z - most).exp()).sum();
+            loss += mass.ln() - f64::from(row[label] - most);
+            errors += u64::from(row.iter().position(|z| *z == most) != Some(label));
+        }
+    }
+    let test = TestRecord {
+        step: 0,
+        epoch: 0,
+        loss: loss / data.len() as f64,
+        errors,
+        rows: data.len() as u64,
+    };
+    Ok(Figures {
+        loss: test.loss,
+        errors: test.errors,
+        rows: test.rows,
+        accuracy_percent: test.accuracy_percent(),
+    })
+}

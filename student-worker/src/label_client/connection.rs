@@ -1,0 +1,136 @@
+//! One endpoint: connected, streamed to, and connected again, for as long as the run lasts.
+
+use std::{sync::Arc, time::Duration};
+
+use stillhouse_nn::Philox;
+use stillhouse_proto::v1::{LabelStreamRequest, LabelStreamResponse};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::{
+    ClientError,
+    backoff::Backoff,
+    gate::{Address, Client, Closed, Gate, closed},
+    status::words,
+};
+
+/// What a connection tells the driver.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A stream is open.
+    Up { endpoint: usize, link: Link },
+    /// An answer arrived.
+    Answer { endpoint: usize, answer: LabelStreamResponse },
+    /// There is no stream, or no more; another try follows.
+    Down { endpoint: usize, reason: String },
+    /// There never will be.
+    Refused(ClientError),
+}
+
+/// The driver's end of an open stream. Dropped, it closes the stream at once.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// Requests go in here.
+    pub(super) requests: mpsc::Sender<LabelStreamRequest>,
+    /// Requests that may be in flight.
+    pub(super) capacity: usize,
+    _open: oneshot::Sender<()>,
+}
+
+/// Keeps one endpoint connected and passes its answers on, until the driver is gone or the teacher
+/// is refused.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) endpoint: usize,
+    pub(super) address: Address,
+    pub(super) gate: Arc<Gate>,
+    pub(super) backoff: Backoff,
+    pub(super) jitter: Philox,
+    pub(super) events: mpsc::Sender<Event>,
+}
+
+impl Connection {
+    pub(super) async fn keep(mut self) {
+        let mut failures = 0;
+        loop {
+            let (reason, after) = match self.serve(&mut failures).await {
+                Closed::ForNow { reason, after } => (reason, after),
+                Closed::ForGood(error) => {
+                    let _ = self.events.send(Event::Refused(error)).await;
+                    return;
+                }
+            };
+            let endpoint = self.endpoint;
+            if self.events.send(Event::Down { endpoint, reason }).await.is_err() {
+                return;
+            }
+            failures = failures.saturating_add(1);
+            sleep(self.backoff.pause(failures, &mut self.jitter).max(after)).await;
+        }
+    }
+
+    /// Opens a stream and passes answers on until it ends. `failures` starts anew at an answer.
+    async fn serve(&self, failures: &mut u32) -> Closed {
+        let (client, teacher) = match self.gate.open(&self.address).await {
+            Ok(opened) => opened,
+            Err(closed) => return closed,
+        };
+        let capacity = teacher.max_in_flight;
+        let (requests, outbound) = mpsc::channel(capacity);
+        let mut inbound = match self.open_stream(client, outbound).await {
+            Ok(inbound) => inbound,
+            Err(closed) => return closed,
+        };
+        let (open, mut hung_up) = oneshot::channel();
+        let link = Link { requests, capacity, _open: open };
+        let endpoint = self.endpoint;
+        if self.events.send(Event::Up { endpoint, link }).await.is_err() {
+            return Closed::for_now("the run is over".to_owned());
+        }
+        loop {
+            let message = tokio::select! {
+                message = inbound.message() => message,
+                _ = &mut hung_up => {
+                    return Closed::for_now(format!("{}: given up", self.address.name));
+                }
+            };
+            match message {
+                Ok(Some(answer)) => {
+                    *failures = 0;
+                    if self.events.send(Event::Answer { endpoint, answer }).await.is_err() {
+                        return Closed::for_now("the run is over".to_owned());
+                    }
+                }
+                Ok(None) => {
+                    return Closed::for_now(format!("{}: the stream ended", self.address.name));
+                }
+                Err(status) => {
+                    tracing::debug!(status = words(&status), "stream ended");
+                    return closed(&self.address.name, "the stream", &status);
+                }
+            }
+        }
+    }
+
+    async fn open_stream(
+        &self,
+        mut client: Client,
+        outbound: mpsc::Receiver<LabelStreamRequest>,
+    ) -> Result<Streaming<LabelStreamResponse>, Closed> {
+        // The stream lasts as long as the run, so it has no deadline itself; its requests have.
+        let opening = client.label_stream(ReceiverStream::new(outbound));
+        let limit: Duration = self.gate.wanted.timeout;
+        match timeout(limit, opening).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(closed(&self.address.name, "LabelStream", &status)),
+            Err(_) => {
+                let name = &self.address.name;
+                Err(Closed::for_now(format!("{name}: LabelStream: not open within {limit:?}")))
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Why soft labels do not come.
+
+use crate::recipe::identity::hex;
+
+/// Why soft labels do not come, or must not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// An address is not one.
+    #[error(
+        "teacher.endpoints: {address:?} is not an address such as http://teacher:7070: {reason}"
+    )]
+    Address {
+        /// The address.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The teacher is not one for this recipe.
+    #[error("teacher {endpoint}: {field} is {found}, expected {expected}")]
+    Unsuitable {
+        /// Its address.
+        endpoint: String,
+        /// What it said of itself.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What the recipe needs.
+        expected: String,
+    },
+    /// Two teachers are not the same: labels must not be mixed.
+    #[error(
+        "teacher {endpoint}: its fingerprint is {}, but this run's labels come from {}; \
+         labels of two teachers are never mixed",
+        hex(found),
+        hex(expected)
+    )]
+    Fingerprint {
+        /// The address of the one that was refused.
+        endpoint: String,
+        /// Its fingerprint.
+        found: Vec<u8>,
+        /// That of the run.
+        expected: Vec<u8>,
+    },
+    /// Two teachers claim to be the same, and are not.
+    #[error(
+        "teacher {endpoint}: it has the run's fingerprint, but its answer to a probe differs by \
+         {difference} in a probability, expected at most {allowed}"
+    )]
+    Disagrees {
+        /// The address of the one that was refused.
+        endpoint: String,
+        /// Largest difference.
+        difference: f32,
+        /// What is allowed.
+        allowed: f32,
+    },
+    /// A request was refused for a reason that another try would not mend.
+    #[error("teacher {endpoint}: {request} was refused: {code}: {message}")]
+    Refused {
+        /// The address.
+        endpoint: String,
+        /// Which request.
+        request: String,
+        /// gRPC's name of the status.
+        code: String,
+        /// The teacher's words.
+        message: String,
+    },
+    /// An answer does not fit its request.
+    #[error("teacher {endpoint}: the answer to {request} cannot be used: {reason}")]
+    Answer {
+        /// The address.
+        endpoint: String,
+        /// Which request.
+        request: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There are no more labels, although more were expected.
+    #[error("the labels ended before the run did")]
+    Ended,
+    /// No teacher answered for as long as the recipe allows.
+    #[error(
+        "no labels for {seconds:.0} s (teacher.retry.max_elapsed_seconds); the last failure: {last}"
+    )]
+    Unreachable {
+        /// How long.
+        seconds: f64,
+        /// What failed last.
+        last: String,
+    },
+}

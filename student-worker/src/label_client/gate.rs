@@ -1,0 +1,255 @@
+//! Who may give labels: every connection passes the same gate, the first and each later one.
+//!
+//! A teacher must suit the run, have the fingerprint of the run's labels, and answer a probe batch
+//! as the others did.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use stillhouse_proto::{
+    LabelBatch, SoftLabels, decode,
+    v1::{DescribeRequest, LabelResponse, Tensor, teacher_service_client::TeacherServiceClient},
+};
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, Endpoint},
+};
+
+use super::{
+    ClientError, Teacher, Wanted,
+    status::{Verdict, judge, words},
+};
+
+/// Time for a connection to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that does not answer a ping for this long is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Largest difference in a probability between replicas. Bit-identical on CPU; devices of other
+/// kinds order their sums differently.
+const PROBE_TOLERANCE: f32 = 1e-3;
+
+/// A client of one connection.
+pub(super) type Client = TeacherServiceClient<Channel>;
+
+/// A teacher's address.
+#[derive(Clone, Debug)]
+pub(super) struct Address {
+    pub(super) name: String,
+    endpoint: Endpoint,
+}
+
+impl Address {
+    pub(super) fn parse(address: &str) -> Result<Self, ClientError> {
+        let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| {
+            ClientError::Address { address: address.to_owned(), reason: error.to_string() }
+        })?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_adaptive_window(true)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true);
+        Ok(Self { name: address.to_owned(), endpoint })
+    }
+}
+
+/// Why a connection did not pass.
+#[derive(Debug)]
+pub(super) enum Closed {
+    /// It may pass later.
+    ForNow {
+        /// What failed.
+        reason: String,
+        /// How long the teacher asks to stay away.
+        after: Duration,
+    },
+    /// It never will.
+    ForGood(ClientError),
+}
+
+impl Closed {
+    /// A failure that may pass at any time.
+    pub(super) fn for_now(reason: String) -> Self {
+        Self::ForNow { reason, after: Duration::ZERO }
+    }
+}
+
+/// What every connection of a run must be like.
+#[derive(Debug)]
+pub(super) struct Gate {
+    pub(super) wanted: Wanted,
+    /// Rows that every teacher labels when it is connected, as bytes and rescaled.
+    probe: Probe,
+    /// What the first teacher was, and how it answered.
+    reference: Mutex<Option<Reference>>,
+}
+
+/// The rows of the probe, in either element type.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// As bytes.
+    pub bytes: Tensor,
+    /// As f32, rescaled.
+    pub floats: Tensor,
+}
+
+#[derive(Clone, Debug)]
+struct Reference {
+    fingerprint: Vec<u8>,
+    probe: Option<Arc<[f32]>>,
+}
+
+impl Gate {
+    pub(super) fn new(wanted: Wanted, probe: Probe) -> Self {
+        Self { wanted, probe, reference: Mutex::new(None) }
+    }
+
+    /// Connects, and checks who answers.
+    pub(super) async fn open(&self, address: &Address) -> Result<(Client, Teacher), Closed> {
+        let name = &address.name;
+        let connected = address.endpoint.connect().await;
+        let channel = connected.map_err(|error| Closed::for_now(chain(name, &error)))?;
+        let mut client = Client::new(channel);
+        let description =
+            self.call(name, "Describe", client.describe(self.request(DescribeRequest {}))).await?;
+        let teacher = Teacher::suited(name, description, &self.wanted).map_err(Closed::ForGood)?;
+        let mut client = client
+            .max_decoding_message_size(teacher.max_message_bytes)
+            .max_encoding_message_size(teacher.max_message_bytes);
+        self.same_fingerprint(name, &teacher.fingerprint).map_err(Closed::ForGood)?;
+        let probe = if teacher.offers_dense {
+            Some(self.ask_probe(name, &mut client, &teacher).await?)
+        } else {
+            None
+        };
+        self.admit(name, &teacher, probe).map_err(Closed::ForGood)?;
+        Ok((client, teacher))
+    }
+
+    /// Refuses labels of another teacher.
+    pub(super) fn same_fingerprint(&self, endpoint: &str, found: &[u8]) -> Result<(), ClientError> {
+        match &*self.reference.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(reference) if reference.fingerprint != found => Err(ClientError::Fingerprint {
+                endpoint: endpoint.to_owned(),
+                found: found.to_vec(),
+                expected: reference.fingerprint.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// A unary request with the run's deadline, which the server reads.
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.wanted.timeout);
+        request
+    }
+
+    /// Waits for a unary call, no longer than its deadline, and judges its failure.
+    pub(super) async fn call<T>(
+        &self,
+        endpoint: &str,
+        request: &str,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Closed> {
+        let timeout = self.wanted.timeout;
+        match tokio::time::timeout(timeout, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(closed(endpoint, request, &status)),
+            Err(_) => {
+                let words = format!("{endpoint}: {request}: no answer within {timeout:?}");
+                Err(Closed::for_now(words))
+            }
+        }
+    }
+
+    async fn ask_probe(
+        &self,
+        name: &str,
+        client: &mut Client,
+        teacher: &Teacher,
+    ) -> Result<Vec<f32>, Closed> {
+        let features = if teacher.takes_bytes { &self.probe.bytes } else { &self.probe.floats };
+        let request = self.request(self.wanted.dense_request(features.clone()));
+        let response = self.call(name, "the probe", client.label(request)).await?;
+        let expected =
+            self.wanted.classes * features.shape.first().map_or(0, |rows| *rows as usize);
+        probabilities(response).filter(|values| values.len() == expected).ok_or_else(|| {
+            Closed::ForGood(ClientError::Answer {
+                endpoint: name.to_owned(),
+                request: "the probe".to_owned(),
+                reason: "it is not a label of every row".to_owned(),
+            })
+        })
+    }
+
+    /// Compares with the first teacher, or makes this one the first.
+    fn admit(
+        &self,
+        endpoint: &str,
+        teacher: &Teacher,
+        probe: Option<Vec<f32>>,
+    ) -> Result<(), ClientError> {
+        self.same_fingerprint(endpoint, &teacher.fingerprint)?;
+        let probe: Option<Arc<[f32]>> = probe.map(Into::into);
+        let mut first = self.reference.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = first.get_or_insert_with(|| Reference {
+            fingerprint: teacher.fingerprint.clone(),
+            probe: probe.clone(),
+        });
+        let (Some(expected), Some(found)) = (&first.probe, &probe) else {
+            return Ok(());
+        };
+        let difference = expected
+            .iter()
+            .zip(found.iter())
+            .fold(0.0, |most: f32, (a, b)| most.max((a.exp() - b.exp()).abs()));
+        if difference > PROBE_TOLERANCE {
+            return Err(ClientError::Disagrees {
+                endpoint: endpoint.to_owned(),
+                difference,
+                allowed: PROBE_TOLERANCE,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Judges a failed call.
+pub(super) fn closed(endpoint: &str, request: &str, status: &Status) -> Closed {
+    match judge(status) {
+        Verdict::Retry(after) => {
+            Closed::ForNow { reason: format!("{endpoint}: {request}: {}", words(status)), after }
+        }
+        Verdict::Final => Closed::ForGood(ClientError::Refused {
+            endpoint: endpoint.to_owned(),
+            request: request.to_owned(),
+            code: super::status::name(status.code()),
+            message: status.message().to_owned(),
+        }),
+    }
+}
+
+/// The log-probabilities in an answer to a probe, if that is what is in it.
+fn probabilities(response: LabelResponse) -> Option<Vec<f32>> {
+    let [labels] = response.labels.as_slice() else { return None };
+    match decode(labels) {
+        Ok(LabelBatch { labels: SoftLabels::Dense { values, .. }, .. }) => Some(values),
+        _ => None,
+    }
+}
+
+/// An error with its causes, which tonic keeps apart.
+fn chain(endpoint: &str, error: &tonic::transport::Error) -> String {
+    use std::error::Error as _;
+    let mut words = format!("{endpoint}: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        words = format!("{words}: {cause}");
+        source = cause.source();
+    }
+    words
+}

@@ -1,0 +1,243 @@
+//! Soft labels from teachers, in order, whatever happens to the teachers.
+//!
+//! ```text
+//! jobs -> pipeline (window, retry, order) -> connections (one per endpoint) -> teachers
+//! ```
+//!
+//! * [`LabelClient`]: connects and hands out labels; start here.
+//! * [`Wanted`], [`Job`]: what is asked for.
+//! * [`Teacher`], `gate`: who may answer. Every connection, the first and each later one, is
+//!   described, compared by fingerprint, and probed.
+//! * `pipeline`: which request to send, to send again, to hand on; without I/O or a clock.
+//! * `connection`, `driver`: the shell around it.
+//! * [`status`](ClientError): which failures pass by themselves.
+//! * [`soft_target`]: labels as the loss takes them.
+
+mod backoff;
+mod connection;
+mod driver;
+mod error;
+mod gate;
+mod head;
+mod pipeline;
+mod status;
+mod target;
+mod teacher;
+mod wanted;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use backoff::Backoff;
+use connection::Connection;
+use driver::Driver;
+use gate::{Address, Client, Closed, Gate};
+use pipeline::{Limits, Pipeline};
+use stillhouse_nn::{Head, Philox};
+use stillhouse_proto::LabelBatch;
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, JoinSet},
+};
+
+pub use error::ClientError;
+pub use gate::Probe;
+pub use target::{TargetError, soft_target};
+pub use teacher::Teacher;
+pub use wanted::{Job, Wanted};
+
+use crate::{random, recipe::teacher::TeacherSection};
+
+/// Answers between the connections and the driver.
+const EVENTS: usize = 64;
+
+/// The labels of one job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Labelled {
+    /// The job's position in the run.
+    pub index: u64,
+    /// Labels of all its rows.
+    pub batch: LabelBatch,
+}
+
+/// How hard to try.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Requests held: asked for ahead of the one that is used.
+    pub window: usize,
+    /// Longest time without any label.
+    pub budget: Duration,
+    /// First pause between tries.
+    pub initial: Duration,
+    /// Longest pause between tries.
+    pub max: Duration,
+    /// Seed of the pauses' jitter.
+    pub seed: u64,
+}
+
+impl Patience {
+    /// Of a recipe's teacher, where a batch is cut into `requests_per_batch` requests.
+    pub fn new(teacher: &TeacherSection, requests_per_batch: usize, seed: u64) -> Self {
+        Self {
+            window: teacher.prefetch.saturating_mul(requests_per_batch),
+            budget: teacher.retry.max_elapsed(),
+            initial: Duration::from_millis(teacher.retry.initial_ms),
+            max: Duration::from_millis(teacher.retry.max_ms),
+            seed,
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff { initial: self.initial, max: self.max }
+    }
+}
+
+/// A run's access to its teachers.
+#[derive(Debug)]
+pub struct LabelClient {
+    gate: Arc<Gate>,
+    addresses: Vec<Address>,
+    teacher: Teacher,
+    first: Client,
+    first_address: usize,
+    patience: Patience,
+}
+
+impl LabelClient {
+    /// Connects to the teachers, and returns when one has passed the gate. The others are tried
+    /// once, so that one that must be refused is refused before the run; one that is not there now
+    /// may come later.
+    ///
+    /// # Errors
+    /// If an address is none, a teacher does not suit the run, two of them differ, or none is
+    /// there for as long as `patience` allows.
+    pub async fn connect(
+        endpoints: &[String],
+        wanted: Wanted,
+        probe: Probe,
+        patience: Patience,
+    ) -> Result<Self, ClientError> {
+        let addresses: Vec<Address> =
+            endpoints.iter().map(|address| Address::parse(address)).collect::<Result<_, _>>()?;
+        let gate = Gate::new(wanted, probe);
+        let (first_address, first, teacher) =
+            patiently(patience, async || open_any(&gate, &addresses).await).await?;
+        Ok(Self { gate: Arc::new(gate), addresses, teacher, first, first_address, patience })
+    }
+
+    /// The teacher that all labels will come from.
+    pub fn teacher(&self) -> &Teacher {
+        &self.teacher
+    }
+
+    /// Fetches the teacher's output projection, for labels that are hidden states.
+    ///
+    /// # Errors
+    /// If it does not come within the patience for it, or is not what it should be.
+    pub async fn fetch_head(&self) -> Result<Head, ClientError> {
+        let name = &self.addresses[self.first_address].name;
+        patiently(self.patience, async || {
+            head::fetch(&self.gate, name, &mut self.first.clone(), &self.teacher).await
+        })
+        .await
+    }
+
+    /// Asks for the labels of all jobs, ahead of their use, and hands them on in the order of the
+    /// jobs. Must be called within a tokio runtime.
+    pub fn labels<I>(self, jobs: I) -> OrderedLabels
+    where
+        I: Iterator<Item = Job> + Send + 'static,
+    {
+        let patience = self.patience;
+        let (send_events, events) = mpsc::channel(EVENTS);
+        let mut connections = JoinSet::new();
+        let mut names = Vec::new();
+        for (endpoint, address) in self.addresses.into_iter().enumerate() {
+            names.push(address.name.clone());
+            let connection = Connection {
+                endpoint,
+                address,
+                gate: Arc::clone(&self.gate),
+                backoff: patience.backoff(),
+                jitter: Philox::new(patience.seed, random::JITTER + 1 + endpoint as u64),
+                events: send_events.clone(),
+            };
+            connections.spawn(connection.keep());
+        }
+        let limits = Limits {
+            window: patience.window.max(1),
+            timeout: self.gate.wanted.timeout,
+            budget: patience.budget,
+            backoff: patience.backoff(),
+        };
+        let pipeline = Pipeline::new(limits, Philox::new(patience.seed, random::JITTER));
+        let (out, answers) = mpsc::channel(1);
+        let driver = Driver::new(jobs, self.gate, names, pipeline, (events, connections), out);
+        OrderedLabels { answers, driver: tokio::spawn(driver.run()) }
+    }
+}
+
+/// Tries every address once, and returns the first that passed the gate with its number.
+async fn open_any(gate: &Gate, addresses: &[Address]) -> Result<(usize, Client, Teacher), Closed> {
+    let mut found = None;
+    let mut last = Closed::for_now("no address was given".to_owned());
+    for (number, address) in addresses.iter().enumerate() {
+        match gate.open(address).await {
+            Ok((client, teacher)) => {
+                found.get_or_insert((number, client, teacher));
+            }
+            Err(refused @ Closed::ForGood(_)) => return Err(refused),
+            Err(closed) => {
+                tracing::warn!(?closed, "teacher not connected");
+                last = closed;
+            }
+        }
+    }
+    found.ok_or(last)
+}
+
+/// Tries again, with pauses, until it works, is refused for good, or the budget is spent.
+async fn patiently<T>(
+    patience: Patience,
+    mut attempt: impl AsyncFnMut() -> Result<T, Closed>,
+) -> Result<T, ClientError> {
+    let mut jitter = Philox::new(patience.seed, random::JITTER);
+    let start = Instant::now();
+    let mut failures = 0_u32;
+    loop {
+        let (last, after) = match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(Closed::ForGood(error)) => return Err(error),
+            Err(Closed::ForNow { reason, after }) => (reason, after),
+        };
+        failures = failures.saturating_add(1);
+        let pause = patience.backoff().pause(failures, &mut jitter).max(after);
+        if start.elapsed() + pause >= patience.budget {
+            let seconds = start.elapsed().as_secs_f64();
+            return Err(ClientError::Unreachable { seconds, last });
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Labels in the order of their jobs. Dropped, it ends the requests in flight.
+#[derive(Debug)]
+pub struct OrderedLabels {
+    answers: mpsc::Receiver<Result<Labelled, ClientError>>,
+    driver: JoinHandle<()>,
+}
+
+impl OrderedLabels {
+    /// The labels of the next job; none after the last, and after an error.
+    pub async fn next(&mut self) -> Option<Result<Labelled, ClientError>> {
+        self.answers.recv().await
+    }
+}
+
+impl Drop for OrderedLabels {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}

@@ -1,0 +1,185 @@
+//! What a teacher says of itself, held against what the run needs.
+
+use stillhouse_proto::v1::{
+    DType, DescribeResponse, EncodingKind, ServerLimits, Task, input_signature::Kind,
+};
+
+use super::{ClientError, Wanted};
+
+/// Longest message that is accepted from a teacher, whatever it says of itself.
+const MAX_MESSAGE_BYTES: u64 = 1 << 30;
+/// A fingerprint's length, in bytes.
+const FINGERPRINT_BYTES: usize = 32;
+
+/// A teacher that suits the run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Teacher {
+    /// Its model's name, for people.
+    pub name: String,
+    /// SHA-256 over everything that decides its labels.
+    pub fingerprint: Vec<u8>,
+    /// Width of its hidden state.
+    pub hidden_size: usize,
+    /// Whether rows can be sent as bytes, which it rescales itself.
+    pub takes_bytes: bool,
+    /// Whether it answers with dense labels, so that it can be probed.
+    pub(super) offers_dense: bool,
+    /// Longest message either way.
+    pub(super) max_message_bytes: usize,
+    /// Requests in flight on one stream.
+    pub(super) max_in_flight: usize,
+}
+
+impl Teacher {
+    /// Checks a description.
+    ///
+    /// # Errors
+    /// [`ClientError::Unsuitable`], naming the first thing that does not fit the run.
+    pub(super) fn suited(
+        endpoint: &str,
+        description: DescribeResponse,
+        wanted: &Wanted,
+    ) -> Result<Self, ClientError> {
+        let unsuitable = |field, found: String, expected: String| ClientError::Unsuitable {
+            endpoint: endpoint.to_owned(),
+            field,
+            found,
+            expected,
+        };
+        let task = description.task();
+        if task != Task::Classification {
+            return Err(unsuitable("task", format!("{task:?}"), "Classification".into()));
+        }
+        let length = description.fingerprint.len();
+        if length != FINGERPRINT_BYTES {
+            let expected = format!("{FINGERPRINT_BYTES} bytes");
+            return Err(unsuitable("fingerprint", format!("{length} bytes"), expected));
+        }
+        if description.classes as usize != wanted.classes {
+            let expected = format!("{}, the student's num_labels", wanted.classes);
+            return Err(unsuitable("classes", description.classes.to_string(), expected));
+        }
+        let encodings: Vec<EncodingKind> = description.encodings().collect();
+        let kind = wanted.encoding_kind();
+        if !encodings.contains(&kind) {
+            let expected = format!("{kind:?} among them");
+            return Err(unsuitable("encodings", format!("{encodings:?}"), expected));
+        }
+        let limits = description.limits.unwrap_or_default();
+        if (limits.max_rows as usize) < wanted.request_rows {
+            let expected = format!("{} or more, as teacher.request_rows", wanted.request_rows);
+            return Err(unsuitable("limits.max_rows", limits.max_rows.to_string(), expected));
+        }
+        let hidden_size = description.hidden_size as usize;
+        let Some(Kind::Features(features)) = description.input.and_then(|input| input.kind) else {
+            return Err(unsuitable("input", "not features".into(), "features".into()));
+        };
+        if features.width != wanted.input_width as u64 {
+            let expected = format!("{}, the student's input_size", wanted.input_width);
+            return Err(unsuitable("features.width", features.width.to_string(), expected));
+        }
+        let dtypes: Vec<DType> = features.dtypes().collect();
+        let takes_bytes = dtypes.contains(&DType::U8);
+        if !takes_bytes && !dtypes.contains(&DType::F32) {
+            return Err(unsuitable("features.dtypes", format!("{dtypes:?}"), "U8 or F32".into()));
+        }
+        Ok(Self {
+            name: description.name,
+            fingerprint: description.fingerprint.to_vec(),
+            hidden_size,
+            takes_bytes,
+            offers_dense: encodings.contains(&EncodingKind::Dense),
+            max_message_bytes: message_bytes(&limits),
+            max_in_flight: (limits.max_stream_in_flight as usize).clamp(1, 1 << 16),
+        })
+    }
+}
+
+/// Bytes of one message: what the teacher says, within bounds that suit this process.
+fn message_bytes(limits: &ServerLimits) -> usize {
+    limits.max_message_bytes.clamp(1 << 16, MAX_MESSAGE_BYTES) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use stillhouse_proto::v1::{FeatureSignature, InputSignature, TopKEncoding, encoding};
+
+    use super::*;
+
+    fn wanted() -> Wanted {
+        Wanted {
+            client: String::new(),
+            temperature: 4.0,
+            encoding: encoding::Kind::TopK(TopKEncoding { k: 2, dtype: DType::F32.into() }),
+            input_width: 784,
+            classes: 10,
+            request_rows: 128,
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    fn description() -> DescribeResponse {
+        let features =
+            FeatureSignature { width: 784, dtypes: vec![DType::U8.into(), DType::F32.into()] };
+        DescribeResponse {
+            fingerprint: vec![7; 32].into(),
+            task: Task::Classification.into(),
+            classes: 10,
+            input: Some(InputSignature { kind: Some(Kind::Features(features)) }),
+            limits: Some(ServerLimits {
+                max_rows: 128,
+                max_message_bytes: u64::MAX,
+                max_stream_in_flight: 0,
+                ..ServerLimits::default()
+            }),
+            encodings: vec![EncodingKind::TopK.into()],
+            ..DescribeResponse::default()
+        }
+    }
+
+    #[test]
+    fn limits_are_kept_within_bounds() {
+        let teacher = Teacher::suited("t", description(), &wanted()).unwrap();
+        assert!(teacher.takes_bytes && !teacher.offers_dense);
+        assert_eq!(teacher.max_message_bytes as u64, MAX_MESSAGE_BYTES);
+        assert_eq!(teacher.max_in_flight, 1);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let cases: [(fn(&mut DescribeResponse), &str); 8] = [
+            (|d| d.task = Task::LanguageModel.into(), "task is LanguageModel"),
+            (|d| d.fingerprint = vec![1].into(), "fingerprint is 1 bytes, expected 32 bytes"),
+            (|d| d.classes = 100, "classes is 100, expected 10, the student's num_labels"),
+            (|d| d.encodings.clear(), "encodings is [], expected TopK among them"),
+            (|d| d.limits = None, "limits.max_rows is 0, expected 128 or more"),
+            (|d| d.input = None, "input is not features"),
+            (
+                |d| {
+                    let features = FeatureSignature { width: 3, dtypes: vec![DType::U8.into()] };
+                    d.input = Some(InputSignature { kind: Some(Kind::Features(features)) });
+                },
+                "features.width is 3, expected 784, the student's input_size",
+            ),
+            (
+                |d| {
+                    let features = FeatureSignature { width: 784, dtypes: Vec::new() };
+                    d.input = Some(InputSignature { kind: Some(Kind::Features(features)) });
+                },
+                "features.dtypes is [], expected U8 or F32",
+            ),
+        ];
+        for (change, expected) in cases {
+            let mut description = description();
+            change(&mut description);
+            let error = Teacher::suited("http://t:1", description, &wanted()).unwrap_err();
+            let error = error.to_string();
+            assert!(
+                error.starts_with("teacher http://t:1: ") && error.contains(expected),
+                "{error}"
+            );
+        }
+    }
+}

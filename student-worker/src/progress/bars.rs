@@ -1,0 +1,63 @@
+//! Live bars for a terminal.
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Event, Observer, test_words};
+
+const TEMPLATE: &str =
+    "{prefix:.bold} {wide_bar:.cyan/dim} {pos}/{len} steps, {msg}, {eta_precise} left";
+
+/// One bar per run, with loss, examples per second, the part of the time that is spent waiting
+/// for the teacher, and the time left. Tests appear above it and stay.
+#[derive(Debug, Default)]
+pub struct Bars {
+    bar: Option<ProgressBar>,
+    teacher: bool,
+}
+
+impl Bars {
+    /// Bars on standard error.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Observer for Bars {
+    fn on(&mut self, event: &Event<'_>) {
+        if let Event::Started { name, done, steps, teacher, .. } = *event {
+            let bar = ProgressBar::new(steps).with_prefix(name.to_owned()).with_position(done);
+            if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+                bar.set_style(style);
+            }
+            // What an earlier process did says nothing about the speed of this one.
+            bar.reset_eta();
+            (self.bar, self.teacher) = (Some(bar), teacher);
+            return;
+        }
+        let Some(bar) = &self.bar else { return };
+        match event {
+            Event::Started { .. } | Event::Checkpoint { .. } => {}
+            Event::Step(step) => {
+                let mut words =
+                    format!("loss {:.4}, {:.0} examples/s", step.loss, step.examples_per_second);
+                if self.teacher {
+                    words += &format!(", {:.1} % waiting", 100.0 * step.stall_fraction);
+                }
+                bar.set_message(words);
+                bar.set_position(step.step);
+            }
+            Event::Tested(test) => bar.println(format!("{} {}", bar.prefix(), test_words(test))),
+            Event::Ended { .. } => bar.finish_and_clear(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_is_valid() {
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
+    }
+}

@@ -1,0 +1,87 @@
+//! How a run is shown. The training loop knows no screen: it tells an [`Observer`] what happened.
+//!
+//! * [`Bars`]: live bars, for a terminal.
+//! * [`Lines`]: a line every few seconds, for a log.
+//! * [`Silent`]: nothing, for programs that read the result only.
+
+mod bars;
+mod lines;
+
+use std::{io::IsTerminal as _, path::Path};
+
+pub use bars::Bars;
+pub use lines::Lines;
+
+use crate::run_folder::metrics::{StepRecord, TestRecord};
+
+/// What happened in a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Event<'a> {
+    /// A run starts, or goes on.
+    Started {
+        /// Its name.
+        name: &'a str,
+        /// Steps done before, by the run that this one goes on from.
+        done: u64,
+        /// Steps in all.
+        steps: u64,
+        /// Rows to train on.
+        rows: usize,
+        /// Whether labels come from a teacher, so that waiting for them is of interest.
+        teacher: bool,
+    },
+    /// A step was done.
+    Step(&'a StepRecord),
+    /// The student was tested.
+    Tested(&'a TestRecord),
+    /// A checkpoint was written.
+    Checkpoint {
+        /// Steps done.
+        step: u64,
+        /// Its folder.
+        folder: &'a Path,
+    },
+    /// The run ends, done or not.
+    Ended {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// Something that shows a run. It cannot fail: what cannot be shown must not end a run.
+pub trait Observer: Send {
+    /// Takes note of what happened.
+    fn on(&mut self, event: &Event<'_>);
+}
+
+/// Shows nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn on(&mut self, _event: &Event<'_>) {}
+}
+
+/// What suits the process: nothing where only the result is wanted, bars where standard error is
+/// a terminal, lines elsewhere.
+pub fn observer(silent: bool) -> Box<dyn Observer> {
+    if silent {
+        Box::new(Silent)
+    } else if std::io::stderr().is_terminal() {
+        Box::new(Bars::new())
+    } else {
+        Box::new(Lines::new(std::io::stderr()))
+    }
+}
+
+/// What is said of a test, in words.
+fn test_words(test: &TestRecord) -> String {
+    format!(
+        "epoch {}: test accuracy {:.2} % ({} of {} wrong), test loss {:.4}",
+        test.epoch,
+        test.accuracy_percent(),
+        test.errors,
+        test.rows,
+        test.loss,
+    )
+}

@@ -1,0 +1,143 @@
+//! What decides the trained weights.
+//!
+//! A checkpoint belongs to a recipe whose relevant values are the same. Where files lie, how often
+//! to report and how to retry may change between a run and its resumption.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Recipe, teacher::EncodingName};
+
+/// The values that decide the weights, by the dotted path of their key.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Identity(BTreeMap<String, Value>);
+
+/// A value that differs between a checkpoint and the recipe that should go on from it.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{key} is {now}, but the checkpoint was made with {then}")]
+pub struct Difference {
+    /// The key.
+    pub key: String,
+    /// The value now.
+    pub now: String,
+    /// The checkpoint's.
+    pub then: String,
+}
+
+impl Identity {
+    /// Of a recipe, the hash of its training rows and, with a teacher, its fingerprint.
+    pub fn new(recipe: &Recipe, data_sha256: [u8; 32], teacher: Option<&[u8]>) -> Self {
+        let mut values = BTreeMap::new();
+        let mut add = |key: &str, value: Value| flatten(key, value, &mut values);
+        add("seed", recipe.seed.into());
+        add("student", json(&recipe.student));
+        add("loss", json(&recipe.loss));
+        add("optimizer", json(&recipe.optimizer));
+        add("schedule", json(&recipe.schedule));
+        add("train.epochs", recipe.train.epochs.into());
+        add("train.batch_size", recipe.train.batch_size.into());
+        add("train.clip_norm", json(&recipe.train.clip_norm));
+        add("data (SHA-256 of the training rows)", hex(&data_sha256).into());
+        if let Some(section) = &recipe.teacher {
+            add("teacher.encoding", json(&section.encoding));
+            // Draws are seeded per request, so how rows are cut into requests decides them.
+            if section.encoding.kind == EncodingName::Sampled {
+                let rows = section.request_rows.unwrap_or(recipe.train.batch_size);
+                add("teacher.request_rows", rows.into());
+            }
+        }
+        if let Some(fingerprint) = teacher {
+            add("teacher (fingerprint)", hex(fingerprint).into());
+        }
+        Self(values)
+    }
+
+    /// The first value in which a checkpoint's identity differs.
+    ///
+    /// # Errors
+    /// Names the key and both values.
+    pub fn same_as(&self, checkpoint: &Self) -> Result<(), Difference> {
+        let keys = self.0.keys().chain(checkpoint.0.keys());
+        let show = |value: Option<&Value>| value.map_or("not set".to_owned(), Value::to_string);
+        for key in keys {
+            let (now, then) = (self.0.get(key), checkpoint.0.get(key));
+            if now != then {
+                return Err(Difference { key: key.clone(), now: show(now), then: show(then) });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_else(|error| Value::String(error.to_string()))
+}
+
+/// Tables become one entry per key; an absent value is no entry.
+fn flatten(path: &str, value: Value, into: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                flatten(&format!("{path}.{key}"), value, into);
+            }
+        }
+        Value::Null => {}
+        value => {
+            into.insert(path.to_owned(), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::recipe_for_tests as recipe;
+
+    fn identity(recipe: &Recipe) -> Identity {
+        Identity::new(recipe, [7; 32], None)
+    }
+
+    #[test]
+    fn what_does_not_decide_the_weights_may_change() {
+        let mut other = recipe();
+        other.name = "b".into();
+        other.data.dir = Some("elsewhere".into());
+        other.output.dir = Some("elsewhere".into());
+        other.train.eval_every = 5;
+        other.train.checkpoint_every_steps = 3;
+        assert!(identity(&other).same_as(&identity(&recipe())).is_ok());
+    }
+
+    #[test]
+    fn the_value_that_differs_is_named_with_both_values() {
+        let then = identity(&recipe());
+        let mut other = recipe();
+        other.schedule.learning_rate = 0.5;
+        let error = identity(&other).same_as(&then).unwrap_err().to_string();
+        let expected = "schedule.learning_rate is 0.5, but the checkpoint was made with 0.001";
+        assert_eq!(error, expected);
+        let mut other = recipe();
+        other.train.clip_norm = Some(1.0);
+        let error = identity(&other).same_as(&then).unwrap_err().to_string();
+        assert_eq!(error, "train.clip_norm is 1.0, but the checkpoint was made with not set");
+        let error = Identity::new(&recipe(), [8; 32], None).same_as(&then).unwrap_err();
+        assert!(error.key.starts_with("data "), "{error}");
+        let error = Identity::new(&recipe(), [7; 32], Some(&[1])).same_as(&then).unwrap_err();
+        assert_eq!(error.key, "teacher (fingerprint)");
+    }
+
+    #[test]
+    fn it_survives_being_written() {
+        let written = serde_json::to_string(&identity(&recipe())).unwrap();
+        let read: Identity = serde_json::from_str(&written).unwrap();
+        assert!(identity(&recipe()).same_as(&read).is_ok());
+    }
+}

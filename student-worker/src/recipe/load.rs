@@ -1,0 +1,224 @@
+//! From a file and overrides to a recipe that can be run.
+
+use std::{
+    fmt::Display,
+    io,
+    path::{Path, PathBuf, absolute},
+};
+
+use stillhouse_runtime::config::{self, ConfigError};
+
+use super::{Invalid, Recipe, validate::validate};
+
+/// Why a recipe cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// The file is not readable or not TOML, or a key is unknown, missing or of the wrong type.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A value is outside its range.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The student, the loss, the optimizer or the schedule has a value outside its range: key,
+    /// value and range.
+    #[error("{0}")]
+    Section(String),
+    /// A path cannot be made absolute.
+    #[error("{key}: {} cannot be made absolute", path.display())]
+    Path {
+        /// The key that holds it.
+        key: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Reads a recipe, applies `key=value` overrides in order, resolves its paths against the folder
+/// of the file (those of overrides too), and validates every value.
+///
+/// # Errors
+/// If anything about it is not accepted; nothing else has been opened or created by then.
+pub fn load(file: &Path, overrides: &[String]) -> Result<Recipe, RecipeError> {
+    let mut table = config::read_file(file)?;
+    for argument in overrides {
+        config::assign(&mut table, argument)?;
+    }
+    let mut recipe: Recipe = config::read(table)?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    resolve_paths(&mut recipe, folder.unwrap_or(Path::new(".")))?;
+    check(&recipe)?;
+    Ok(recipe)
+}
+
+/// Checks a recipe that was not read from a file.
+///
+/// # Errors
+/// If a value is outside its range.
+pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
+    fn section<E: Display>(prefix: &str) -> impl Fn(E) -> RecipeError {
+        move |error| RecipeError::Section(format!("{prefix}{error}"))
+    }
+    recipe.student.validate().map_err(section("student."))?;
+    recipe.loss.validate().map_err(section("loss."))?;
+    // These two name their section themselves.
+    recipe.optimizer.validate().map_err(section(""))?;
+    recipe.schedule.validate().map_err(section(""))?;
+    Ok(validate(recipe)?)
+}
+
+fn resolve_paths(recipe: &mut Recipe, folder: &Path) -> Result<(), RecipeError> {
+    let data = &mut recipe.data;
+    let mut paths = vec![
+        ("data.dir", &mut data.dir),
+        ("data.train_images", &mut data.train_images),
+        ("data.train_labels", &mut data.train_labels),
+        ("data.test_images", &mut data.test_images),
+        ("data.test_labels", &mut data.test_labels),
+        ("output.dir", &mut recipe.output.dir),
+    ];
+    if let Some(teacher) = &mut recipe.teacher {
+        paths.push(("teacher.model", &mut teacher.model));
+    }
+    for (key, slot) in paths {
+        if let Some(path) = slot {
+            let joined = folder.join(&*path);
+            *path = absolute(&joined).map_err(|source| RecipeError::Path {
+                key,
+                path: joined,
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::recipe::TeacherSection;
+
+    const RECIPE: &str = r#"
+        name = "small"
+        [data]
+        dir = "mnist"
+        [student]
+        model_type = "mlp"
+        input_size = 784
+        hidden_sizes = [32]
+        num_labels = 10
+        [teacher]
+        kind = "endpoints"
+        endpoints = ["http://127.0.0.1:7070"]
+    "#;
+
+    fn load_text(text: &str, overrides: &[&str]) -> Result<Recipe, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("recipe.toml");
+        fs::write(&file, text).unwrap();
+        let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+        load(&file, &overrides).map_err(|error| error.to_string())
+    }
+
+    fn refused(overrides: &[&str]) -> String {
+        load_text(RECIPE, overrides).unwrap_err()
+    }
+
+    #[test]
+    fn defaults_fill_in_and_overrides_win() {
+        let recipe = load_text(RECIPE, &["train.epochs=3", "student.hidden_sizes=[8, 8]"]).unwrap();
+        assert_eq!((recipe.train.epochs, recipe.train.batch_size), (3, 128));
+        assert_eq!(recipe.student.hidden_size(), 8);
+        let teacher: TeacherSection = recipe.teacher.unwrap();
+        assert_eq!((teacher.prefetch, teacher.retry.max_elapsed_seconds), (4, 120.0));
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let recipe = load_text(RECIPE, &["output.dir=/tmp/run"]).unwrap();
+        let dir = recipe.data.dir.unwrap();
+        assert!(dir.is_absolute() && dir.ends_with("mnist"), "{}", dir.display());
+        assert_eq!(recipe.output.dir, Some("/tmp/run".into()));
+    }
+
+    #[test]
+    fn a_recipe_survives_being_written() {
+        let recipe = load_text(RECIPE, &["train.clip_norm=1", "teacher.request_rows=64"]).unwrap();
+        let text = toml::to_string_pretty(&recipe).unwrap();
+        assert_eq!(load_text(&text, &[]).unwrap(), recipe);
+    }
+
+    #[test]
+    fn a_typo_is_answered_with_the_nearest_key() {
+        for (typo, expected) in [
+            ("train.epoch=3", "unknown key `train.epoch`; did you mean `train.epochs`?"),
+            ("trian.epochs=3", "unknown key `trian`; did you mean `train`?"),
+            ("student.hiden_sizes=[1]", "did you mean `student.hidden_sizes`?"),
+            ("loss.temprature=4", "did you mean `loss.temperature`?"),
+            ("loss.divergence={kind=\"skew_kl\", lamda=0.1}", "lambda"),
+            ("schedule.learning_rat=1", "did you mean `schedule.learning_rate`?"),
+            ("optimizer={kind=\"sgd\", momentun=0.9}", "did you mean `optimizer.momentum`?"),
+            ("teacher.retry.max_m=1", "did you mean `teacher.retry.max_ms`?"),
+            ("teacher.encoding.kid=\"dense\"", "did you mean `teacher.encoding.kind`?"),
+        ] {
+            let error = refused(&[typo]);
+            assert!(error.contains(expected), "{typo}: {error}");
+        }
+        let required = RECIPE.replace("input_size", "inptu_size");
+        let error = load_text(&required, &[]).unwrap_err();
+        assert!(error.contains("did you mean `student.input_size`?"), "{error}");
+    }
+
+    #[test]
+    fn a_value_outside_its_range_names_key_value_and_range() {
+        for (change, expected) in [
+            ("seed=-1", "seed: "),
+            ("name=\"a/b\"", "name: \"a/b\" is not accepted, expected letters"),
+            ("train.epochs=0", "train.epochs: 0 is not accepted, expected 1 or more"),
+            ("train.batch_size=0", "train.batch_size: 0 is not accepted, expected 1 to 1048576"),
+            ("train.eval_every=0", "train.eval_every: 0"),
+            ("train.keep_checkpoints=0", "train.keep_checkpoints: 0"),
+            ("train.clip_norm=-1", "train.clip_norm: -1"),
+            ("data.train_rows=0", "data.train_rows: 0"),
+            ("student.input_size=0", "student.input_size is 0"),
+            ("student.num_labels=300", "student.num_labels: 300"),
+            ("loss.alpha=1.5", "loss.alpha is 1.5; expected 0 to 1"),
+            ("loss.alpha=0", "loss.alpha: 0 is not accepted, expected above 0"),
+            ("loss.temperature=nan", "loss.temperature is NaN"),
+            ("optimizer={kind=\"sgd\", momentum=1.0}", "optimizer.momentum is 1"),
+            ("schedule.learning_rate=0", "schedule.learning_rate is 0"),
+            ("teacher.kind=embedded", "teacher.model: no value is not accepted"),
+            ("teacher.model=m", "teacher.model: a path is not accepted"),
+            ("teacher.endpoints=[]", "teacher.endpoints: an empty list"),
+            ("teacher.endpoints=[\"ftp://x\"]", "teacher.endpoints: \"ftp://x\""),
+            ("teacher.prefetch=0", "teacher.prefetch: 0"),
+            ("teacher.timeout_ms=0", "teacher.timeout_ms: 0"),
+            ("teacher.request_rows=0", "teacher.request_rows: 0"),
+            ("teacher.retry.max_ms=1", "teacher.retry.max_ms: 1"),
+            ("teacher.retry.max_elapsed_seconds=inf", "teacher.retry.max_elapsed_seconds: inf"),
+            ("teacher.encoding.k=3", "teacher.encoding.k: 3 is not accepted, expected none"),
+            ("teacher.encoding.kind=top_k", "teacher.encoding.k: no value"),
+            ("teacher.encoding={kind=\"top_k\", k=11}", "teacher.encoding.k: 11"),
+            ("teacher.encoding={kind=\"sampled\", draws=70000}", "teacher.encoding.draws: 70000"),
+        ] {
+            let error = refused(&[change]);
+            assert!(error.contains(expected), "{change}: {error}");
+        }
+        let error = refused(&[
+            "teacher.encoding={kind=\"top_k\", k=3}",
+            "loss.divergence={kind=\"logit_mse\"}",
+        ]);
+        assert!(error.contains("loss.divergence: logit_mse is not accepted"), "{error}");
+    }
+
+    #[test]
+    fn without_a_teacher_soft_labels_must_have_no_weight() {
+        let (hard, _) = RECIPE.split_once("[teacher]").unwrap();
+        let error = load_text(hard, &[]).unwrap_err();
+        assert!(error.contains("loss.alpha: 0.9 is not accepted, expected 0"), "{error}");
+        assert!(load_text(hard, &["loss.alpha=0"]).unwrap().teacher.is_none());
+    }
+}

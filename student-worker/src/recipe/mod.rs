@@ -1,0 +1,37 @@
+//! A recipe: everything that decides how a student is trained, as one TOML file.
+//!
+//! * [`Recipe`] and its sections: the typed form, with defaults.
+//! * [`load`]: file + `--set` overrides, unknown keys refused, paths resolved, values validated.
+//! * [`teacher`]: the section about the teacher.
+//! * [`identity`]: the part that decides the trained weights, which a resumed run must share.
+
+pub mod identity;
+mod load;
+mod sections;
+mod strict;
+pub mod teacher;
+mod validate;
+
+pub use load::{RecipeError, check, load};
+pub use sections::{DataFormat, DataSection, OutputSection, Recipe, TrainSection};
+pub use teacher::TeacherSection;
+pub use validate::Invalid;
+
+/// A recipe without a teacher, for tests.
+#[cfg(test)]
+pub(crate) fn recipe_for_tests() -> Recipe {
+    use stillhouse_nn::{LossConfig, MlpConfig, ModelConfig, OptimizerConfig, ScheduleConfig};
+
+    Recipe {
+        name: "a".into(),
+        seed: 1,
+        data: DataSection::default(),
+        student: ModelConfig::Mlp(MlpConfig::new(4, vec![3], 2)),
+        teacher: None,
+        loss: LossConfig::default(),
+        optimizer: OptimizerConfig::default(),
+        schedule: ScheduleConfig::default(),
+        train: TrainSection::default(),
+        output: OutputSection::default(),
+    }
+}

@@ -1,0 +1,110 @@
+//! The sections of a recipe that are not another part's own configuration.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use stillhouse_nn::{LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig};
+
+use super::{TeacherSection, strict};
+
+/// A whole recipe. Paths are relative to the recipe's file as written, and absolute once loaded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name of the run, for people: in the report, in the progress, in the default output folder.
+    pub name: String,
+    /// Seed of everything random: initial weights, dropout, order of rows, choice of a subset,
+    /// the teacher's draws.
+    #[serde(default)]
+    pub seed: u64,
+    /// What to train and test on.
+    pub data: DataSection,
+    /// The student's architecture.
+    #[serde(deserialize_with = "strict::section")]
+    pub student: ModelConfig,
+    /// Where soft labels come from; without it the student learns from hard labels only.
+    pub teacher: Option<TeacherSection>,
+    /// How hard and soft labels are combined.
+    #[serde(default, deserialize_with = "strict::section")]
+    pub loss: LossConfig,
+    /// How gradients become updates.
+    #[serde(default, deserialize_with = "strict::section")]
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over the run.
+    #[serde(default, deserialize_with = "strict::section")]
+    pub schedule: ScheduleConfig,
+    /// How long and in which pieces.
+    #[serde(default)]
+    pub train: TrainSection,
+    /// Where results go.
+    #[serde(default)]
+    pub output: OutputSection,
+}
+
+/// Format of the files of a dataset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataFormat {
+    /// Four idx files as of MNIST, plain or gzip-compressed.
+    #[default]
+    Mnist,
+}
+
+/// What to train and test on: a folder, or files named one by one (which win over the folder).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataSection {
+    /// Format of the files.
+    pub format: DataFormat,
+    /// Folder that holds the four files under their usual names.
+    pub dir: Option<PathBuf>,
+    /// Images to train on.
+    pub train_images: Option<PathBuf>,
+    /// Their labels.
+    pub train_labels: Option<PathBuf>,
+    /// Images to test on.
+    pub test_images: Option<PathBuf>,
+    /// Their labels.
+    pub test_labels: Option<PathBuf>,
+    /// Rows to train on, class-balanced and chosen by the seed; absent: all.
+    pub train_rows: Option<usize>,
+}
+
+/// How long and in which pieces.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainSection {
+    /// Passes over the training rows.
+    pub epochs: u32,
+    /// Rows per step; the last step of an epoch may have fewer.
+    pub batch_size: usize,
+    /// Epochs between two tests; the last epoch is always tested.
+    pub eval_every: u32,
+    /// Steps between two checkpoints; 0: only when the run is told to stop.
+    pub checkpoint_every_steps: u64,
+    /// Checkpoints to keep, newest first.
+    pub keep_checkpoints: usize,
+    /// Largest L2 norm of the gradient over all parameters; absent: not clipped.
+    pub clip_norm: Option<f64>,
+}
+
+impl Default for TrainSection {
+    fn default() -> Self {
+        Self {
+            epochs: 10,
+            batch_size: 128,
+            eval_every: 1,
+            checkpoint_every_steps: 500,
+            keep_checkpoints: 2,
+            clip_norm: None,
+        }
+    }
+}
+
+/// Where results go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputSection {
+    /// The run's folder; absent: `runs/` and the recipe's name, in the current directory.
+    pub dir: Option<PathBuf>,
+}

@@ -1,0 +1,140 @@
+//! The section of a recipe about the teacher.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// Where a teacher runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TeacherKind {
+    /// In this process, from a model directory, asked over the loopback interface.
+    Embedded,
+    /// One or more servers with the same model.
+    Endpoints,
+}
+
+/// Where soft labels come from, and how they are asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherSection {
+    /// Where the teacher runs.
+    pub kind: TeacherKind,
+    /// Of an embedded teacher: its model directory.
+    #[serde(default)]
+    pub model: Option<PathBuf>,
+    /// Of teachers elsewhere: their addresses, such as `http://teacher-0:50051`.
+    #[serde(default)]
+    pub endpoints: Vec<String>,
+    /// Name that the server's fairness and quotas go by; empty: the peer's address.
+    #[serde(default)]
+    pub client: String,
+    /// What the labels travel as.
+    #[serde(default)]
+    pub encoding: EncodingSection,
+    /// Rows per request; absent: a whole batch.
+    #[serde(default)]
+    pub request_rows: Option<usize>,
+    /// Batches that are asked for ahead of the one that is trained on.
+    #[serde(default = "default_prefetch")]
+    pub prefetch: usize,
+    /// Time a request may take, in milliseconds, before it is sent again.
+    #[serde(default = "default_timeout_ms")]
+    pub timeout_ms: u32,
+    /// How failures that may pass are retried.
+    #[serde(default)]
+    pub retry: RetrySection,
+}
+
+impl TeacherSection {
+    /// A teacher with every other value at its default.
+    pub fn new(kind: TeacherKind) -> Self {
+        Self {
+            kind,
+            model: None,
+            endpoints: Vec::new(),
+            client: String::new(),
+            encoding: EncodingSection::default(),
+            request_rows: None,
+            prefetch: default_prefetch(),
+            timeout_ms: default_timeout_ms(),
+            retry: RetrySection::default(),
+        }
+    }
+}
+
+fn default_prefetch() -> usize {
+    4
+}
+
+fn default_timeout_ms() -> u32 {
+    30_000
+}
+
+/// An encoding by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EncodingName {
+    /// All classes of each row.
+    #[default]
+    Dense,
+    /// The `k` most probable classes of each row, and the mass of the rest.
+    TopK,
+    /// `draws` draws from the teacher's distribution.
+    Sampled,
+    /// The hidden state before the output projection; logits are rebuilt here.
+    Hidden,
+}
+
+/// Element type of the numbers in a label.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LabelType {
+    /// IEEE 754 binary32.
+    #[default]
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// The upper half of a binary32.
+    Bf16,
+}
+
+/// What the labels travel as.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncodingSection {
+    /// Which encoding.
+    pub kind: EncodingName,
+    /// Element type; plays no part in `sampled`.
+    pub dtype: LabelType,
+    /// Of `top_k`: classes per row.
+    pub k: Option<u32>,
+    /// Of `sampled`: draws per row.
+    pub draws: Option<u32>,
+}
+
+/// How failures that may pass are retried: after a pause that doubles from `initial_ms` to
+/// `max_ms`, with jitter, until no label has come for `max_elapsed_seconds`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetrySection {
+    /// Longest time without any label, in seconds, before the run gives up.
+    pub max_elapsed_seconds: f64,
+    /// First pause, in milliseconds.
+    pub initial_ms: u64,
+    /// Longest pause, in milliseconds.
+    pub max_ms: u64,
+}
+
+impl Default for RetrySection {
+    fn default() -> Self {
+        Self { max_elapsed_seconds: 120.0, initial_ms: 50, max_ms: 5_000 }
+    }
+}
+
+impl RetrySection {
+    /// Longest time without any label. Clamped to what a clock can add.
+    pub fn max_elapsed(&self) -> Duration {
+        Duration::try_from_secs_f64(self.max_elapsed_seconds).unwrap_or(Duration::MAX)
+    }
+}

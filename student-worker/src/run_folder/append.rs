@@ -1,0 +1,83 @@
+//! A file that only grows, and that can be cut back to a length known to be whole.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, BufWriter, Seek as _, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+};
+
+use super::RunError;
+
+/// A buffered file, written at its end.
+#[derive(Debug)]
+pub(super) struct AppendFile {
+    path: PathBuf,
+    writer: BufWriter<File>,
+    length: u64,
+}
+
+impl AppendFile {
+    /// Opens the file and cuts it to `length` bytes: 0 starts it anew, what a checkpoint recorded
+    /// drops what was written after that checkpoint.
+    pub(super) fn open(path: &Path, length: u64) -> Result<Self, RunError> {
+        let failed = |source| RunError::io(path, source);
+        let mut file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(path)
+            .map_err(failed)?;
+        let found = file.metadata().map_err(failed)?.len();
+        if found < length {
+            let text = format!("has {found} bytes, fewer than the {length} at the checkpoint");
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, text)));
+        }
+        file.set_len(length).map_err(failed)?;
+        file.seek(SeekFrom::Start(length)).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), writer: BufWriter::new(file), length })
+    }
+
+    /// Appends bytes.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), RunError> {
+        self.writer.write_all(bytes).map_err(|source| RunError::io(&self.path, source))?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Hands what is buffered to the operating system, for those who follow the file.
+    pub(super) fn flush(&mut self) -> Result<(), RunError> {
+        self.writer.flush().map_err(|source| RunError::io(&self.path, source))
+    }
+
+    /// Puts everything on the disk and returns the length.
+    pub(super) fn sync(&mut self) -> Result<u64, RunError> {
+        self.flush()?;
+        let synced = self.writer.get_ref().sync_data();
+        synced.map_err(|source| RunError::io(&self.path, source))?;
+        Ok(self.length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_follows_the_recorded_length_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut file = AppendFile::open(&path, 0).unwrap();
+        file.write(b"one\n").unwrap();
+        let length = file.sync().unwrap();
+        file.write(b"two\n").unwrap();
+        file.sync().unwrap();
+        let mut file = AppendFile::open(&path, length).unwrap();
+        file.write(b"three\n").unwrap();
+        file.sync().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\nthree\n");
+        let error = AppendFile::open(&path, 100).unwrap_err();
+        assert!(error.to_string().contains("log"), "{error}");
+    }
+}

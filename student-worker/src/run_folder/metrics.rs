@@ -1,0 +1,148 @@
+//! What a run measured, one JSON object a line.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader},
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{RunError, append::AppendFile};
+
+/// One optimisation step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// The epoch it belongs to, counted from 1.
+    pub epoch: u64,
+    /// The total loss, mean over the batch's rows, in nats.
+    pub loss: f64,
+    /// Cross-entropy with the hard labels, before its weight.
+    pub hard_loss: Option<f64>,
+    /// The distillation term, before its weight.
+    pub soft_loss: Option<f64>,
+    /// L2 norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Rows per second, over the last seconds.
+    pub examples_per_second: f64,
+    /// Part of the time that was spent waiting for labels, since the run was started or resumed.
+    pub stall_fraction: f64,
+}
+
+/// One test.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TestRecord {
+    /// Steps done.
+    pub step: u64,
+    /// Epochs done.
+    pub epoch: u64,
+    /// Mean cross-entropy, in nats.
+    pub loss: f64,
+    /// Rows whose most probable class is not their label.
+    pub errors: u64,
+    /// Rows.
+    pub rows: u64,
+}
+
+impl TestRecord {
+    /// Part of the rows that were classified correctly, in percent.
+    pub fn accuracy_percent(&self) -> f64 {
+        100.0 * (self.rows - self.errors.min(self.rows)) as f64 / self.rows.max(1) as f64
+    }
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Record {
+    /// Training went one step on.
+    Step(StepRecord),
+    /// The student was tested.
+    Test(TestRecord),
+}
+
+/// `metrics.jsonl`, open for appending.
+#[derive(Debug)]
+pub(super) struct MetricsLog(AppendFile);
+
+impl MetricsLog {
+    pub(super) fn open(path: &Path, length: u64) -> Result<Self, RunError> {
+        Ok(Self(AppendFile::open(path, length)?))
+    }
+
+    pub(super) fn append(&mut self, record: &Record) -> Result<(), RunError> {
+        let mut line = serde_json::to_vec(record).map_err(RunError::Encode)?;
+        line.push(b'\n');
+        self.0.write(&line)?;
+        // Tests are rare, and a person who follows the file waits for them.
+        if matches!(record, Record::Test(_)) { self.0.flush() } else { Ok(()) }
+    }
+
+    pub(super) fn sync(&mut self) -> Result<u64, RunError> {
+        self.0.sync()
+    }
+}
+
+/// Reads a run's records. A last line that was cut off is left out.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn read(path: &Path) -> Result<Vec<Record>, RunError> {
+    let file = File::open(path).map_err(|source| RunError::io(path, source))?;
+    let mut records = Vec::new();
+    for line in BufReader::new(file).lines() {
+        let line = line.map_err(|source| RunError::io(path, source))?;
+        match serde_json::from_str(&line) {
+            Ok(record) => records.push(record),
+            Err(_) => break,
+        }
+    }
+    Ok(records)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::fs;
+
+    use super::*;
+
+    pub(crate) fn step(step: u64, loss: f64) -> Record {
+        Record::Step(StepRecord {
+            step,
+            epoch: 1,
+            loss,
+            hard_loss: Some(loss),
+            soft_loss: None,
+            grad_norm: 1.0,
+            learning_rate: 0.1,
+            examples_per_second: 1000.0,
+            stall_fraction: 0.0,
+        })
+    }
+
+    #[test]
+    fn records_come_back_and_a_cut_line_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let test = Record::Test(TestRecord { step: 2, epoch: 1, loss: 0.5, errors: 3, rows: 100 });
+        let written = [step(1, 2.25), step(2, 0.1 + 0.2), test];
+        let mut log = MetricsLog::open(&path, 0).unwrap();
+        written.iter().for_each(|record| log.append(record).unwrap());
+        let length = log.sync().unwrap();
+        assert_eq!(read(&path).unwrap(), written);
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len() as u64, length);
+        fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
+        assert_eq!(read(&path).unwrap(), written[..2]);
+    }
+
+    #[test]
+    fn accuracy_is_in_percent() {
+        let record = TestRecord { step: 1, epoch: 1, loss: 0.0, errors: 150, rows: 10_000 };
+        assert!((record.accuracy_percent() - 98.5).abs() < 1e-12);
+    }
+}

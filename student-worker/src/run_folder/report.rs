@@ -1,0 +1,165 @@
+//! `report.md` and `plot.svg`: a run for a person.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{RunError, metrics::Record};
+use crate::plot::{Chart, Series, render};
+
+/// A report about one run, or about several side by side.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Heading.
+    pub title: String,
+    /// What is to be known before the figures: a paragraph, may be empty.
+    pub summary: String,
+    /// Name and value, as a table.
+    pub facts: Vec<(String, String)>,
+    /// Name and records of each run.
+    pub runs: Vec<(String, Vec<Record>)>,
+}
+
+impl Report {
+    /// Writes both files and returns the path of the report.
+    ///
+    /// # Errors
+    /// If one cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<PathBuf, RunError> {
+        let put = |name: &str, text: String| {
+            let path = folder.join(name);
+            fs::write(&path, text).map_err(|source| RunError::io(&path, source))?;
+            Ok(path)
+        };
+        put("plot.svg", render(&self.charts()))?;
+        put("report.md", self.markdown())
+    }
+
+    fn charts(&self) -> [Chart; 2] {
+        let series = |points: fn(&Record) -> Option<(f64, f64)>| {
+            let of_run = |(name, records): &(String, Vec<Record>)| Series {
+                name: name.clone(),
+                points: records.iter().filter_map(points).collect(),
+            };
+            self.runs.iter().map(of_run).collect()
+        };
+        [
+            Chart {
+                title: self.loss_title().into(),
+                x_label: "step".into(),
+                y_label: "loss (nats)".into(),
+                from_zero: true,
+                series: match self.runs.as_slice() {
+                    [(_, records)] => parts_of_loss(records),
+                    _ => series(|record| match record {
+                        Record::Step(step) => {
+                            Some((step.step as f64, step.hard_loss.unwrap_or(step.loss)))
+                        }
+                        Record::Test(_) => None,
+                    }),
+                },
+            },
+            Chart {
+                title: "Test accuracy".into(),
+                x_label: "step".into(),
+                y_label: "accuracy (%)".into(),
+                from_zero: false,
+                series: series(|record| match record {
+                    Record::Test(test) => Some((test.step as f64, test.accuracy_percent())),
+                    Record::Step(_) => None,
+                }),
+            },
+        ]
+    }
+
+    fn loss_title(&self) -> &'static str {
+        if self.runs.len() == 1 { "Training loss" } else { "Training cross-entropy, hard labels" }
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = format!("# {}\n", self.title);
+        if !self.summary.is_empty() {
+            let _ = write!(text, "\n{}\n", self.summary);
+        }
+        text += "\n| | |\n|---|---|\n";
+        for (name, value) in &self.facts {
+            let _ = writeln!(text, "| {} | {} |", cell(name), cell(value));
+        }
+        text += "\n![loss and accuracy](plot.svg)\n";
+        for (name, records) in &self.runs {
+            let _ = write!(
+                text,
+                "\n## Tests: {name}\n\n| epoch | step | test loss | errors | accuracy |\n\
+                 |---:|---:|---:|---:|---:|\n"
+            );
+            for record in records {
+                if let Record::Test(test) = record {
+                    let _ = writeln!(
+                        text,
+                        "| {} | {} | {:.4} | {} of {} | {:.2} % |",
+                        test.epoch,
+                        test.step,
+                        test.loss,
+                        test.errors,
+                        test.rows,
+                        test.accuracy_percent()
+                    );
+                }
+            }
+        }
+        text
+    }
+}
+
+/// The total loss and, where both are in it, its two parts.
+fn parts_of_loss(records: &[Record]) -> Vec<Series> {
+    let steps = || {
+        records.iter().filter_map(|record| match record {
+            Record::Step(step) => Some(step),
+            Record::Test(_) => None,
+        })
+    };
+    let total = steps().map(|step| (step.step as f64, step.loss)).collect();
+    let hard = steps().filter_map(|step| Some((step.step as f64, step.hard_loss?))).collect();
+    let soft: Vec<_> =
+        steps().filter_map(|step| Some((step.step as f64, step.soft_loss?))).collect();
+    let mut series = vec![Series { name: "total".into(), points: total }];
+    if !soft.is_empty() {
+        series.push(Series { name: "hard labels".into(), points: hard });
+        series.push(Series { name: "soft labels".into(), points: soft });
+    }
+    series
+}
+
+/// Text as it may stand in a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run_folder::metrics::{TestRecord, tests::step};
+
+    #[test]
+    fn a_report_holds_facts_tests_and_a_plot() {
+        let folder = tempfile::tempdir().unwrap();
+        let test =
+            Record::Test(TestRecord { step: 2, epoch: 1, loss: 0.5, errors: 25, rows: 1000 });
+        let report = Report {
+            title: "mnist".into(),
+            summary: String::new(),
+            facts: vec![("a|b".into(), "c".into())],
+            runs: vec![("student".into(), vec![step(1, 2.0), step(2, 1.0), test])],
+        };
+        let path = report.write(folder.path()).unwrap();
+        let text = fs::read_to_string(path).unwrap();
+        assert!(text.starts_with("# mnist\n"));
+        assert!(text.contains("| a\\|b | c |") && text.contains("(plot.svg)"));
+        assert!(text.contains("| 1 | 2 | 0.5000 | 25 of 1000 | 97.50 % |"), "{text}");
+        let plot = fs::read_to_string(folder.path().join("plot.svg")).unwrap();
+        assert!(plot.contains(">Training loss<") && plot.contains(">Test accuracy<"));
+    }
+}

@@ -1,0 +1,74 @@
+//! Why a run did not end with a trained student, and with which exit code.
+
+use std::path::PathBuf;
+
+use stillhouse_nn::{ModelError, StateError, TrainError};
+use stillhouse_runtime::exit;
+use teacher_server::StartError;
+
+use crate::{
+    data::DataError,
+    label_client::{ClientError, TargetError},
+    run_folder::RunError,
+};
+
+/// Why a run did not end with a trained student.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The data cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Labels do not come.
+    #[error(transparent)]
+    Labels(#[from] ClientError),
+    /// Labels cannot be trained on.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The embedded teacher cannot be started.
+    #[error("teacher: {0}")]
+    Teacher(#[from] StartError),
+    /// The run's folder cannot be used.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The student cannot be built, tested or saved.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A step could not be taken.
+    #[error(transparent)]
+    Step(#[from] TrainError),
+    /// A checkpoint's state cannot be saved or restored.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The training thread ended without a result.
+    #[error("the training thread failed: {0}")]
+    Thread(#[from] tokio::task::JoinError),
+    /// The run stopped on an error that may pass, after a checkpoint.
+    #[error("{source}; checkpoint at step {step}: {}", checkpoint.display())]
+    Suspended {
+        /// Steps done.
+        step: u64,
+        /// The checkpoint's folder.
+        checkpoint: PathBuf,
+        /// What stopped it.
+        source: ClientError,
+    },
+}
+
+impl Error {
+    /// What the process ends with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Labels(ClientError::Unreachable { .. }) | Self::Suspended { .. } => {
+                exit::TEMPORARY
+            }
+            Self::Data(_)
+            | Self::Labels(ClientError::Address { .. } | ClientError::Unsuitable { .. })
+            | Self::Teacher(StartError::Settings(_) | StartError::Model { .. })
+            | Self::Run(RunError::Occupied { .. } | RunError::OtherRecipe { .. }) => {
+                exit::CONFIGURATION
+            }
+            _ => exit::FAILED,
+        }
+    }
+}

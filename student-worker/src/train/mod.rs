@@ -1,0 +1,277 @@
+//! A run: from a recipe to a trained student.
+//!
+//! * [`run`]: sets everything up, trains, writes the report; start here.
+//! * `plan`: data, steps and requests, before anything starts.
+//! * `labels`: the labels of one batch after another.
+//! * `session`: the training loop.
+
+mod embedded;
+mod error;
+mod labels;
+mod meter;
+mod plan;
+mod session;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use labels::BatchLabels;
+use meter::Meter;
+use plan::Plan;
+use serde::Serialize;
+use session::{Ended, Session};
+use stillhouse_nn::{Trainer, TrainerConfig};
+use stillhouse_proto::v1::EncodingKind;
+use tokio::{runtime::Handle, sync::watch, task::spawn_blocking};
+
+pub use error::Error;
+
+use crate::{
+    label_client::{LabelClient, Patience, Wanted},
+    progress::Observer,
+    recipe::{
+        Recipe, TeacherSection,
+        identity::{Identity, hex},
+        teacher::TeacherKind,
+    },
+    run_folder::{Existing, RunFolder, metrics::TestRecord, report::Report},
+};
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The recipe's name.
+    pub name: String,
+    /// Whether the student is trained; otherwise the run was told to stop, and left a checkpoint.
+    pub finished: bool,
+    /// Steps done, by the runs that this one goes on from too.
+    pub steps: u64,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+    /// The last test, of the trained student.
+    pub test: Option<TestRecord>,
+    /// Wall-clock time of this process's part, in seconds.
+    pub seconds: f64,
+    /// Rows trained on per second, tests and checkpoints left out.
+    pub examples_per_second: f64,
+    /// Part of that time that was spent waiting for labels.
+    pub stall_fraction: f64,
+    /// The teacher's fingerprint, hexadecimal.
+    pub teacher: Option<String>,
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// The report.
+    pub report: Option<PathBuf>,
+}
+
+/// Runs a recipe. Ends early, with a checkpoint, when `stop` turns true.
+///
+/// # Errors
+/// If anything that the recipe names cannot be used, no teacher answers for too long, or a step
+/// fails. What was saved before stays.
+pub async fn run(
+    recipe: Recipe,
+    existing: Existing,
+    observer: Box<dyn Observer>,
+    stop: watch::Receiver<bool>,
+) -> Result<Outcome, Error> {
+    let begun = Instant::now();
+    let reading = recipe.clone();
+    let (plan, data_sha256) = spawn_blocking(move || {
+        let plan = Plan::read(&reading)?;
+        let sha256 = plan.train.sha256();
+        Ok::<_, Error>((plan, sha256))
+    })
+    .await??;
+
+    let teacher = match &recipe.teacher {
+        None => None,
+        Some(section) => {
+            let mut stopping = stop.clone();
+            let connected = tokio::select! {
+                connected = Teacher::connect(&recipe, section, &plan) => Some(connected?),
+                _ = stopping.wait_for(|stop| *stop) => None,
+            };
+            let Some(teacher) = connected else {
+                return Ok(never_started(&recipe, &plan, begun));
+            };
+            Some(teacher)
+        }
+    };
+    let fingerprint = teacher.as_ref().map(|teacher| teacher.client.teacher().fingerprint.clone());
+    let identity = Identity::new(&recipe, data_sha256, fingerprint.as_deref());
+    let folder = output_folder(&recipe);
+    let (run, checkpoint) = RunFolder::open(&folder, &recipe, &identity, existing)?;
+
+    let mut trainer = Trainer::new(TrainerConfig {
+        model: recipe.student.clone(),
+        optimizer: recipe.optimizer,
+        schedule: recipe.schedule,
+        total_steps: plan.total_steps,
+        clip_norm: recipe.train.clip_norm,
+        seed: recipe.seed,
+    })?;
+    if let Some(checkpoint) = &checkpoint {
+        trainer.load_state(&checkpoint.folder)?;
+    }
+    let step = trainer.steps_done();
+    let (labels, server) = match teacher {
+        None => (None, None),
+        Some(teacher) => {
+            let (labels, server) = teacher.labels(&recipe, &plan, step).await?;
+            (Some(labels), server)
+        }
+    };
+    let total_steps = plan.total_steps;
+    let session = Session {
+        recipe: recipe.clone(),
+        plan,
+        trainer,
+        run,
+        identity,
+        labels,
+        observer,
+        stop,
+        meter: Meter::new(),
+    };
+    let ended = spawn_blocking(move || session.train()).await?;
+    if let Some(server) = server {
+        server.shutdown().await?;
+    }
+    let Ended { steps, test, mut run, meter } = ended?;
+    let mut outcome = Outcome {
+        name: recipe.name.clone(),
+        finished: steps == total_steps,
+        steps,
+        total_steps,
+        test,
+        seconds: begun.elapsed().as_secs_f64(),
+        examples_per_second: meter.mean_examples_per_second(),
+        stall_fraction: meter.stall_fraction(),
+        teacher: fingerprint.as_deref().map(hex),
+        folder: run.path().to_owned(),
+        report: None,
+    };
+    if outcome.finished {
+        outcome.report = Some(report(&recipe, &outcome, &mut run)?);
+    }
+    Ok(outcome)
+}
+
+/// A run that was told to stop before it had a teacher.
+fn never_started(recipe: &Recipe, plan: &Plan, begun: Instant) -> Outcome {
+    Outcome {
+        name: recipe.name.clone(),
+        finished: false,
+        steps: 0,
+        total_steps: plan.total_steps,
+        test: None,
+        seconds: begun.elapsed().as_secs_f64(),
+        examples_per_second: 0.0,
+        stall_fraction: 0.0,
+        teacher: None,
+        folder: output_folder(recipe),
+        report: None,
+    }
+}
+
+/// Where a recipe's results go.
+pub fn output_folder(recipe: &Recipe) -> PathBuf {
+    let default = || Path::new("runs").join(&recipe.name);
+    recipe.output.dir.clone().unwrap_or_else(default)
+}
+
+/// A teacher that is connected, before the first request.
+struct Teacher {
+    client: LabelClient,
+    wanted: Wanted,
+    server: Option<teacher_server::Running>,
+}
+
+impl Teacher {
+    async fn connect(
+        recipe: &Recipe,
+        section: &TeacherSection,
+        plan: &Plan,
+    ) -> Result<Self, Error> {
+        let wanted = Wanted::new(recipe, section);
+        let (endpoints, server) = match section.kind {
+            TeacherKind::Endpoints => (section.endpoints.clone(), None),
+            TeacherKind::Embedded => {
+                let model = section.model.clone().unwrap_or_default();
+                let server = embedded::start(model, wanted.request_rows).await?;
+                (vec![format!("http://{}", server.address())], Some(server))
+            }
+        };
+        let requests = recipe.train.batch_size.div_ceil(wanted.request_rows);
+        let patience = Patience::new(section, requests, recipe.seed);
+        let probe = plan.probe(recipe.student.rescale_factor());
+        let client = LabelClient::connect(&endpoints, wanted.clone(), probe, patience).await?;
+        Ok(Self { client, wanted, server })
+    }
+
+    /// Starts asking for the labels from `step` on.
+    async fn labels(
+        self,
+        recipe: &Recipe,
+        plan: &Plan,
+        step: u64,
+    ) -> Result<(BatchLabels, Option<teacher_server::Running>), Error> {
+        let head = match self.wanted.encoding_kind() {
+            EncodingKind::Hidden => Some(self.client.fetch_head().await?),
+            _ => None,
+        };
+        let factor = recipe.student.rescale_factor();
+        let rescale = (!self.client.teacher().takes_bytes).then_some(factor);
+        let request_rows = self.wanted.request_rows;
+        let jobs = plan.jobs(recipe, step, request_rows, rescale);
+        let labels = BatchLabels {
+            labels: self.client.labels(jobs),
+            head,
+            request_rows,
+            runtime: Handle::current(),
+        };
+        Ok((labels, self.server))
+    }
+}
+
+fn report(recipe: &Recipe, outcome: &Outcome, run: &mut RunFolder) -> Result<PathBuf, Error> {
+    let parameters: usize =
+        recipe.student.tensors().values().map(|shape| shape.iter().product::<usize>()).sum();
+    let loss = &recipe.loss;
+    let mut facts = vec![
+        ("parameters of the student".to_owned(), parameters.to_string()),
+        ("steps".to_owned(), outcome.steps.to_string()),
+        ("batch size".to_owned(), recipe.train.batch_size.to_string()),
+        ("examples per second".to_owned(), format!("{:.0}", outcome.examples_per_second)),
+        ("seconds".to_owned(), format!("{:.1}", outcome.seconds)),
+    ];
+    match &outcome.teacher {
+        None => facts.push(("labels".to_owned(), "hard labels only".to_owned())),
+        Some(fingerprint) => {
+            let words = format!(
+                "(1 - α) CE + α T² {}, α = {}, T = {}",
+                loss.divergence.name(),
+                loss.alpha,
+                loss.temperature
+            );
+            facts.push(("loss".to_owned(), words));
+            facts.push(("teacher".to_owned(), format!("`{fingerprint}`")));
+            let waiting = format!("{:.1} %", 100.0 * outcome.stall_fraction);
+            facts.push(("time spent waiting for the teacher".to_owned(), waiting));
+        }
+    }
+    if let Some(test) = &outcome.test {
+        let words = format!("{:.2} %, {} errors", test.accuracy_percent(), test.errors);
+        facts.push(("test accuracy".to_owned(), words));
+    }
+    let report = Report {
+        title: recipe.name.clone(),
+        summary: String::new(),
+        facts,
+        runs: vec![("student".to_owned(), run.records()?)],
+    };
+    Ok(report.write(run.path())?)
+}

@@ -1,0 +1,209 @@
+//! What a run will do, worked out before anything starts: data, steps, requests.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use stillhouse_nn::Philox;
+use stillhouse_proto::{
+    dtype::extend_from_f32,
+    v1::{DType, Tensor},
+};
+
+use crate::{
+    data::{
+        DataError, Dataset, Sampler,
+        mnist::{Files, Split},
+        subset,
+    },
+    label_client::{Job, Probe},
+    random,
+    recipe::{DataSection, Recipe},
+};
+
+/// Rows in the probe that every teacher answers.
+const PROBE_ROWS: u32 = 8;
+
+/// Data and its order.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) train: Arc<Dataset>,
+    pub(super) test: Dataset,
+    pub(super) sampler: Sampler,
+    pub(super) steps_per_epoch: u64,
+    pub(super) total_steps: u64,
+}
+
+impl Plan {
+    /// Reads the data that a recipe names.
+    pub(super) fn read(recipe: &Recipe) -> Result<Self, DataError> {
+        let (width, classes) = (recipe.student.input_width(), recipe.student.classes());
+        let read = |split| files(&recipe.data, split)?.read(width, classes);
+        let (mut train, test) = (read(Split::Train)?, read(Split::Test)?);
+        if let Some(count) = recipe.data.train_rows {
+            train = subset::balanced(&train, count, recipe.seed)?;
+        }
+        let sampler = Sampler::new(recipe.seed, train.len(), recipe.train.batch_size)?;
+        let steps_per_epoch = sampler.steps_per_epoch();
+        Ok(Self {
+            train: Arc::new(train),
+            test,
+            sampler,
+            steps_per_epoch,
+            total_steps: steps_per_epoch * u64::from(recipe.train.epochs),
+        })
+    }
+
+    /// The rows that every teacher is probed with: the first ones.
+    pub(super) fn probe(&self, rescale_factor: f64) -> Probe {
+        let rows: Vec<u32> = (0..PROBE_ROWS).take(self.train.len()).collect();
+        Probe {
+            bytes: features(&self.train, &rows, None),
+            floats: features(&self.train, &rows, Some(rescale_factor)),
+        }
+    }
+
+    /// The requests for labels from `step` on. `rescale_factor`: for a teacher that does not take
+    /// bytes.
+    pub(super) fn jobs(
+        &self,
+        recipe: &Recipe,
+        step: u64,
+        request_rows: usize,
+        rescale_factor: Option<f64>,
+    ) -> Jobs {
+        Jobs {
+            data: Arc::clone(&self.train),
+            sampler: self.sampler.clone(),
+            steps: step..self.total_steps,
+            request_rows: request_rows.max(1),
+            requests_per_batch: recipe.train.batch_size.div_ceil(request_rows.max(1)) as u64,
+            rescale_factor,
+            seed: recipe.seed,
+            pending: VecDeque::new(),
+        }
+    }
+}
+
+/// The four files of a recipe's dataset; those that are named win over the folder.
+fn files(data: &DataSection, split: Split) -> Result<Files, DataError> {
+    let (images, labels) = match split {
+        Split::Train => (&data.train_images, &data.train_labels),
+        Split::Test => (&data.test_images, &data.test_labels),
+    };
+    match (images, labels, &data.dir) {
+        (Some(images), Some(labels), _) => {
+            Ok(Files { images: images.clone(), labels: labels.clone() })
+        }
+        (images, labels, Some(dir)) => {
+            let found = Files::find(dir, split)?;
+            Ok(Files {
+                images: images.clone().unwrap_or(found.images),
+                labels: labels.clone().unwrap_or(found.labels),
+            })
+        }
+        (_, _, None) => Err(DataError::Mismatch {
+            field: "data.dir".into(),
+            found: "not set".into(),
+            expected: "a path, or all four files".into(),
+        }),
+    }
+}
+
+/// The requests of a run: each step's rows, cut into pieces that a request may hold.
+#[derive(Debug)]
+pub(super) struct Jobs {
+    data: Arc<Dataset>,
+    sampler: Sampler,
+    steps: std::ops::Range<u64>,
+    request_rows: usize,
+    requests_per_batch: u64,
+    rescale_factor: Option<f64>,
+    seed: u64,
+    pending: VecDeque<Job>,
+}
+
+impl Iterator for Jobs {
+    type Item = Job;
+
+    fn next(&mut self) -> Option<Job> {
+        if self.pending.is_empty() {
+            let batch = self.sampler.batch(self.steps.next()?);
+            for (rows, part) in batch.rows.chunks(self.request_rows).zip(0..) {
+                let index = batch.step * self.requests_per_batch + part;
+                self.pending.push_back(Job {
+                    index,
+                    features: features(&self.data, rows, self.rescale_factor),
+                    rows: rows.len(),
+                    seed: Philox::new(self.seed, random::teacher_draws(index)).next_u64(),
+                });
+            }
+        }
+        self.pending.pop_front()
+    }
+}
+
+/// Rows as they are, or rescaled.
+fn features(data: &Dataset, rows: &[u32], rescale_factor: Option<f64>) -> Tensor {
+    let shape = vec![rows.len() as u64, data.width() as u64];
+    match rescale_factor {
+        None => Tensor { dtype: DType::U8.into(), shape, data: data.gather(rows) },
+        Some(factor) => {
+            let mut bytes = Vec::new();
+            extend_from_f32(&mut bytes, DType::F32, &data.gather_f32(rows, factor));
+            Tensor { dtype: DType::F32.into(), shape, data: bytes.into() }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::dataset_for_tests;
+
+    fn plan(rows: usize, batch: usize) -> (Plan, Recipe) {
+        let data = dataset_for_tests(rows, 3, 2);
+        let sampler = Sampler::new(1, rows, batch).unwrap();
+        let steps_per_epoch = sampler.steps_per_epoch();
+        let plan = Plan {
+            train: Arc::new(data.clone()),
+            test: data,
+            sampler,
+            steps_per_epoch,
+            total_steps: 2 * steps_per_epoch,
+        };
+        let mut recipe = crate::recipe::recipe_for_tests();
+        recipe.train.batch_size = batch;
+        (plan, recipe)
+    }
+
+    #[test]
+    fn batches_are_cut_into_requests_in_order() {
+        let (plan, recipe) = plan(10, 4);
+        let jobs: Vec<Job> = plan.jobs(&recipe, 0, 3, None).collect();
+        let rows: Vec<usize> = jobs.iter().map(|job| job.rows).collect();
+        assert_eq!(rows, [3, 1, 3, 1, 2, 3, 1, 3, 1, 2]);
+        let mut sampler = plan.sampler.clone();
+        let first = sampler.batch(0).rows;
+        assert_eq!(jobs[0].features.data, plan.train.gather(&first[..3]));
+        assert_eq!(jobs[1].features.shape, [1, 3]);
+    }
+
+    #[test]
+    fn a_resumed_run_asks_for_the_same_with_the_same_seeds() {
+        let (plan, recipe) = plan(10, 4);
+        let all: Vec<Job> = plan.jobs(&recipe, 0, 2, None).collect();
+        let later: Vec<Job> = plan.jobs(&recipe, 3, 2, None).collect();
+        assert_eq!(all[all.len() - later.len()..], later);
+        let mut seeds: Vec<u64> = all.iter().map(|job| job.seed).collect();
+        seeds.sort_unstable();
+        seeds.dedup();
+        assert_eq!(seeds.len(), all.len());
+    }
+
+    #[test]
+    fn rows_can_be_sent_rescaled() {
+        let (plan, recipe) = plan(4, 4);
+        let job = plan.jobs(&recipe, 0, 4, Some(0.5)).next().unwrap();
+        assert_eq!(job.features.dtype(), DType::F32);
+        assert_eq!(job.features.data.len(), 4 * 3 * 4);
+    }
+}

@@ -1,0 +1,171 @@
+//! The training loop. It runs on a thread of its own; labels are fetched meanwhile.
+
+use std::time::{Duration, Instant};
+
+use stillhouse_nn::{Batch, Evaluation, LossConfig, Trainer};
+use tokio::sync::watch;
+
+use super::{Error, labels::BatchLabels, meter::Meter, plan::Plan};
+use crate::{
+    label_client::ClientError,
+    progress::{Event, Observer},
+    recipe::{Recipe, identity::Identity},
+    run_folder::{
+        Checkpoint, RunFolder,
+        metrics::{Record, StepRecord, TestRecord},
+    },
+};
+
+/// Rows that are tested at once, which bounds the memory for their hidden states.
+const TEST_ROWS: usize = 2_000;
+
+/// Everything that a run needs, once it is set up.
+pub(super) struct Session {
+    pub(super) recipe: Recipe,
+    pub(super) plan: Plan,
+    pub(super) trainer: Trainer,
+    pub(super) run: RunFolder,
+    pub(super) identity: Identity,
+    /// None: hard labels only.
+    pub(super) labels: Option<BatchLabels>,
+    pub(super) observer: Box<dyn Observer>,
+    pub(super) stop: watch::Receiver<bool>,
+    pub(super) meter: Meter,
+}
+
+/// How a session ended.
+pub(super) struct Ended {
+    /// Steps done, by earlier processes too.
+    pub(super) steps: u64,
+    /// The last test; none if the session was told to stop.
+    pub(super) test: Option<TestRecord>,
+    pub(super) run: RunFolder,
+    pub(super) meter: Meter,
+}
+
+impl Session {
+    /// Trains to the end, or until told to stop. A session that stops early, or that no teacher
+    /// answers any more, leaves a checkpoint.
+    pub(super) fn train(mut self) -> Result<Ended, Error> {
+        let (start, total) = (self.trainer.steps_done(), self.plan.total_steps);
+        self.observer.on(&Event::Started {
+            name: &self.recipe.name,
+            done: start,
+            steps: total,
+            rows: self.plan.train.len(),
+            teacher: self.labels.is_some(),
+        });
+        let mut test = None;
+        for step in start..total {
+            if *self.stop.borrow() || !self.step(step)? {
+                self.checkpoint()?;
+                return Ok(self.end(None));
+            }
+            let done = step + 1;
+            if done % self.plan.steps_per_epoch == 0 {
+                let epoch = done / self.plan.steps_per_epoch;
+                if done == total || epoch.is_multiple_of(self.recipe.train.eval_every.into()) {
+                    test = Some(self.test(done, epoch)?);
+                }
+            }
+            let every = self.recipe.train.checkpoint_every_steps;
+            if every > 0 && done.is_multiple_of(every) && done < total {
+                self.checkpoint()?;
+            }
+        }
+        self.trainer.save_model(self.run.path())?;
+        Ok(self.end(test))
+    }
+
+    /// Takes one step; false if the run was told to stop before its labels came.
+    fn step(&mut self, step: u64) -> Result<bool, Error> {
+        let began = Instant::now();
+        let rows = self.plan.sampler.batch(step).rows;
+        let mut waited = Duration::ZERO;
+        let soft = match &mut self.labels {
+            None => None,
+            Some(labels) => {
+                let taken = labels.take(rows.len(), &mut self.stop);
+                waited = began.elapsed();
+                match taken {
+                    Ok(Some(soft)) => Some(soft),
+                    Ok(None) => return Ok(false),
+                    Err(Error::Labels(source @ ClientError::Unreachable { .. })) => {
+                        return Err(self.suspend(source)?);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        let factor = self.recipe.student.rescale_factor();
+        let input = self.plan.train.gather_f32(&rows, factor);
+        let hard = self.plan.train.gather_labels(&rows);
+        let batch =
+            Batch { input: &input, rows: rows.len(), hard: Some(&hard), soft: soft.as_ref() };
+        let loss: &LossConfig = &self.recipe.loss;
+        let report = self.trainer.step(&batch, loss)?;
+        self.meter.step(began, waited, rows.len());
+
+        let record = StepRecord {
+            step: step + 1,
+            epoch: step / self.plan.steps_per_epoch + 1,
+            loss: report.loss,
+            hard_loss: report.hard_loss,
+            soft_loss: report.soft_loss,
+            grad_norm: report.grad_norm,
+            learning_rate: report.learning_rate,
+            examples_per_second: self.meter.examples_per_second(),
+            stall_fraction: self.meter.stall_fraction(),
+        };
+        self.observer.on(&Event::Step(&record));
+        self.run.record(&Record::Step(record))?;
+        Ok(true)
+    }
+
+    fn test(&mut self, step: u64, epoch: u64) -> Result<TestRecord, Error> {
+        let data = &self.plan.test;
+        let factor = self.recipe.student.rescale_factor();
+        let all: Vec<u32> = (0..data.len() as u32).collect();
+        let mut sum = Evaluation { loss: 0.0, errors: 0, rows: 0 };
+        for rows in all.chunks(TEST_ROWS) {
+            let input = data.gather_f32(rows, factor);
+            let part = self.trainer.evaluate(&input, rows.len(), &data.gather_labels(rows))?;
+            sum.loss += part.loss * part.rows as f64;
+            sum.errors += part.errors;
+            sum.rows += part.rows;
+        }
+        let record = TestRecord {
+            step,
+            epoch,
+            loss: sum.loss / sum.rows as f64,
+            errors: sum.errors as u64,
+            rows: sum.rows as u64,
+        };
+        self.observer.on(&Event::Tested(&record));
+        self.run.record(&Record::Test(record.clone()))?;
+        Ok(record)
+    }
+
+    fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
+        let (step, trainer) = (self.trainer.steps_done(), &self.trainer);
+        let checkpoint = self.run.checkpoint(step, &self.identity, |folder| {
+            Ok::<_, Error>(trainer.save_state(folder)?)
+        })?;
+        self.observer.on(&Event::Checkpoint { step, folder: &checkpoint.folder });
+        Ok(checkpoint)
+    }
+
+    /// Saves what there is, for another try when a teacher is back.
+    fn suspend(&mut self, source: ClientError) -> Result<Error, Error> {
+        let checkpoint = self.checkpoint()?;
+        let step = checkpoint.position.step;
+        self.observer.on(&Event::Ended { step });
+        Ok(Error::Suspended { step, checkpoint: checkpoint.folder, source })
+    }
+
+    fn end(mut self, test: Option<TestRecord>) -> Ended {
+        let steps = self.trainer.steps_done();
+        self.observer.on(&Event::Ended { step: steps });
+        Ended { steps, test, run: self.run, meter: self.meter }
+    }
+}
