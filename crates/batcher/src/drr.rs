@@ -47,6 +47,11 @@ impl Account {
             self.grant(1, quantum, cap);
         }
     }
+
+    /// Clears the mark of a client that [`Ring::next_leader`] named.
+    pub(crate) fn lead(&mut self) {
+        self.passed = None;
+    }
 }
 
 /// The clients with work queued, in order of their turns.
@@ -116,13 +121,6 @@ impl Ring {
     fn issue(&mut self) -> u64 {
         self.issued += 1;
         self.issued
-    }
-}
-
-impl Account {
-    /// Clears the mark of a client that [`Ring::next_leader`] named.
-    pub(crate) fn lead(&mut self) {
-        self.passed = None;
     }
 }
 

@@ -169,21 +169,17 @@ impl<T> Batcher<T> {
         }
     }
 
-    /// Rounds until the first request that may join the batch for its length is paid for; `None`
-    /// where the batch has room for none of them. Clients that had their turn in an earlier batch
-    /// count too: a round that a batch goes on with does not visit them.
+    /// Rounds until the first request that may join the batch for its length is paid for, whether
+    /// the batch has room for it or is then full; `None` where there is none. Clients that had
+    /// their turn in an earlier batch count too: a round that a batch goes on with does not visit
+    /// them.
     fn rounds_to_next(&self, draft: &Draft<T>) -> Option<u64> {
         let quantum = self.config.quantum();
-        let mut fits = false;
-        let mut first = None;
-        for client in self.clients.values() {
-            let pick = client.queue.pick(draft.now, self.config.age_guard, draft.window);
-            let Some(pick) = pick else { continue };
-            let rounds = client.account.rounds_until(pick.cost, quantum);
-            fits |= pick.cost <= draft.room;
-            first = Some(first.map_or(rounds, |first: u64| first.min(rounds)));
-        }
-        first.filter(|_| fits)
+        let rounds = self.clients.values().filter_map(|client| {
+            let pick = client.queue.pick(draft.now, self.config.age_guard, draft.window)?;
+            Some(client.account.rounds_until(pick.cost, quantum))
+        });
+        rounds.min()
     }
 
     /// Grants the credit of rounds in which nobody could have launched anything.

@@ -40,7 +40,7 @@
 //! ```
 //!
 //! with `w` the weights and `C_j` the cost of *j*'s largest request: *j*'s fair share, and less
-//! than a batch beside it for weights up to 32 and `C_j` up to half a batch. Proof: grants go
+//! than a batch beside it for weights up to 16 and `C_j` up to half a batch. Proof: grants go
 //! round by round, so *j* has at most one more than *i*; before its last grant *i* had not yet
 //! spent all it was given, so it had at most `S_i / (quantum * w_i) + 1` grants; and *j* cannot
 //! spend more than its grants and what it had left, which is less than `C_j`. Where *i* itself

@@ -61,6 +61,18 @@ fn in_the_upper_half_of_the_queue_a_client_is_held_to_its_share() {
 }
 
 #[test]
+fn shares_grow_when_another_client_is_through() {
+    let mut batcher = batcher(Config { max_client_cost: 64, ..small() });
+    for _ in 0..3 {
+        let ticket = batcher.admit(Time::ZERO, Request::new("b", 16, 7)).unwrap();
+        assert_eq!(batcher.cancel(ticket), Some(7));
+    }
+    for _ in 0..3 {
+        assert_eq!(admit(&mut batcher, "a", 16), None, "the share of the only client is all");
+    }
+}
+
+#[test]
 fn the_last_eighth_of_the_queue_is_for_clients_with_nothing_queued() {
     let mut batcher = batcher(Config { max_client_cost: 64, ..small() });
     for _ in 0..3 {

@@ -50,6 +50,23 @@ fn another_clients_lengths_cannot_keep_a_client_out() {
     assert!(waited <= 1, "passed over once, then it leads: {waited}");
 }
 
+/// Each of the heavy client's turns spans batches and ends in the middle of one, with its lengths in
+/// the window: without being owed a batch of its own, the light client would only get in by age.
+#[test]
+fn a_heavy_clients_lengths_cannot_keep_a_light_client_out() {
+    let mut batcher = grouped();
+    batcher.set_weight("heavy", 128).unwrap();
+    let heavy = || Request { cost: 24, ..request("heavy", 10, 0) };
+    batcher.admit(Time::ZERO, heavy()).unwrap().unwrap();
+    batcher.admit(Time::ZERO, Request { cost: 1, ..request("light", 1000, 1) }).unwrap().unwrap();
+    let waited = batches_until_launched(&mut batcher, |batcher, now| {
+        while batcher.batcher().queued_cost() < 256 {
+            batcher.admit(now, heavy()).unwrap().unwrap();
+        }
+    });
+    assert!(waited <= 3, "one turn of the other, then it leads: {waited}");
+}
+
 #[test]
 fn the_same_clients_lengths_hold_a_request_back_no_longer_than_the_age_guard() {
     let mut batcher = grouped();
