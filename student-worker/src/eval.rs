@@ -32,7 +32,7 @@ pub struct Figures {
 /// # Errors
 /// If either cannot be read, or they do not fit together.
 pub fn run(model: &Path, data: &Path) -> Result<Figures, Error> {
-    let classifier = Classifier::load(model)?;
+    let classifier = Classifier::load(model).map_err(Error::Load)?;
     let classes = classifier.classes();
     let data = Files::find(data, Split::Test)?.read(classifier.input_width(), classes)?;
     let rows: Vec<u32> = (0..data.len() as u32).collect();

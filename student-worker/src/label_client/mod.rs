@@ -23,14 +23,11 @@ mod pipeline;
 mod status;
 mod target;
 mod teacher;
+mod tries;
 mod wanted;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
-use backoff::Backoff;
 use connection::Connection;
 use driver::Driver;
 use gate::{Address, Client, Closed, Gate};
@@ -41,14 +38,16 @@ use tokio::{
     sync::mpsc,
     task::{JoinHandle, JoinSet},
 };
+use tries::Tries;
 
 pub use error::ClientError;
 pub use gate::Probe;
 pub use target::{TargetError, soft_target};
 pub use teacher::Teacher;
+pub use tries::Patience;
 pub use wanted::{Job, Wanted};
 
-use crate::{random, recipe::teacher::TeacherSection};
+use crate::random;
 
 /// Answers between the connections and the driver.
 const EVENTS: usize = 64;
@@ -60,38 +59,6 @@ pub struct Labelled {
     pub index: u64,
     /// Labels of all its rows.
     pub batch: LabelBatch,
-}
-
-/// How hard to try.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// Requests held: asked for ahead of the one that is used.
-    pub window: usize,
-    /// Longest time without any label.
-    pub budget: Duration,
-    /// First pause between tries.
-    pub initial: Duration,
-    /// Longest pause between tries.
-    pub max: Duration,
-    /// Seed of the pauses' jitter.
-    pub seed: u64,
-}
-
-impl Patience {
-    /// Of a recipe's teacher, where a batch is cut into `requests_per_batch` requests.
-    pub fn new(teacher: &TeacherSection, requests_per_batch: usize, seed: u64) -> Self {
-        Self {
-            window: teacher.prefetch.saturating_mul(requests_per_batch),
-            budget: teacher.retry.max_elapsed(),
-            initial: Duration::from_millis(teacher.retry.initial_ms),
-            max: Duration::from_millis(teacher.retry.max_ms),
-            seed,
-        }
-    }
-
-    fn backoff(&self) -> Backoff {
-        Backoff { initial: self.initial, max: self.max }
-    }
 }
 
 /// A run's access to its teachers.
@@ -122,8 +89,13 @@ impl LabelClient {
         let addresses: Vec<Address> =
             endpoints.iter().map(|address| Address::parse(address)).collect::<Result<_, _>>()?;
         let gate = Gate::new(wanted, probe);
-        let (first_address, first, teacher) =
-            patiently(patience, async || open_any(&gate, &addresses).await).await?;
+        let mut tries = Tries::new(patience);
+        let (first_address, first, teacher) = loop {
+            match open_any(&gate, &addresses).await {
+                Ok(opened) => break opened,
+                Err(closed) => tries.pause(closed).await?,
+            }
+        };
         Ok(Self { gate: Arc::new(gate), addresses, teacher, first, first_address, patience })
     }
 
@@ -138,10 +110,13 @@ impl LabelClient {
     /// If it does not come within the patience for it, or is not what it should be.
     pub async fn fetch_head(&self) -> Result<Head, ClientError> {
         let name = &self.addresses[self.first_address].name;
-        patiently(self.patience, async || {
-            head::fetch(&self.gate, name, &mut self.first.clone(), &self.teacher).await
-        })
-        .await
+        let mut tries = Tries::new(self.patience);
+        loop {
+            match head::fetch(&self.gate, name, &mut self.first.clone(), &self.teacher).await {
+                Ok(head) => return Ok(head),
+                Err(closed) => tries.pause(closed).await?,
+            }
+        }
     }
 
     /// Asks for the labels of all jobs, ahead of their use, and hands them on in the order of the
@@ -196,30 +171,6 @@ async fn open_any(gate: &Gate, addresses: &[Address]) -> Result<(usize, Client, 
         }
     }
     found.ok_or(last)
-}
-
-/// Tries again, with pauses, until it works, is refused for good, or the budget is spent.
-async fn patiently<T>(
-    patience: Patience,
-    mut attempt: impl AsyncFnMut() -> Result<T, Closed>,
-) -> Result<T, ClientError> {
-    let mut jitter = Philox::new(patience.seed, random::JITTER);
-    let start = Instant::now();
-    let mut failures = 0_u32;
-    loop {
-        let (last, after) = match attempt().await {
-            Ok(done) => return Ok(done),
-            Err(Closed::ForGood(error)) => return Err(error),
-            Err(Closed::ForNow { reason, after }) => (reason, after),
-        };
-        failures = failures.saturating_add(1);
-        let pause = patience.backoff().pause(failures, &mut jitter).max(after);
-        if start.elapsed() + pause >= patience.budget {
-            let seconds = start.elapsed().as_secs_f64();
-            return Err(ClientError::Unreachable { seconds, last });
-        }
-        tokio::time::sleep(pause).await;
-    }
 }
 
 /// Labels in the order of their jobs. Dropped, it ends the requests in flight.

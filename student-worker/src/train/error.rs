@@ -31,6 +31,9 @@ pub enum Error {
     /// The run's folder cannot be used.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// The model that is to be tested cannot be read.
+    #[error(transparent)]
+    Load(ModelError),
     /// The student cannot be built, tested or saved.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -63,6 +66,7 @@ impl Error {
                 exit::TEMPORARY
             }
             Self::Data(_)
+            | Self::Load(_)
             | Self::Labels(ClientError::Address { .. } | ClientError::Unsuitable { .. })
             | Self::Teacher(StartError::Settings(_) | StartError::Model { .. })
             | Self::Run(RunError::Occupied { .. } | RunError::OtherRecipe { .. }) => {

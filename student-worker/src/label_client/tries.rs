@@ -1,0 +1,75 @@
+//! How hard to try.
+
+use std::time::{Duration, Instant};
+
+use stillhouse_nn::Philox;
+
+use super::{ClientError, backoff::Backoff, gate::Closed};
+use crate::{random, recipe::teacher::TeacherSection};
+
+/// How far to ask ahead, and how long to go on without an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Requests held: asked for ahead of the one that is used.
+    pub window: usize,
+    /// Longest time without any label.
+    pub budget: Duration,
+    /// First pause between tries.
+    pub initial: Duration,
+    /// Longest pause between tries.
+    pub max: Duration,
+    /// Seed of the pauses' jitter.
+    pub seed: u64,
+}
+
+impl Patience {
+    /// Of a recipe's teacher, where a batch is cut into `requests_per_batch` requests.
+    pub fn new(teacher: &TeacherSection, requests_per_batch: usize, seed: u64) -> Self {
+        Self {
+            window: teacher.prefetch.saturating_mul(requests_per_batch),
+            budget: teacher.retry.max_elapsed(),
+            initial: Duration::from_millis(teacher.retry.initial_ms),
+            max: Duration::from_millis(teacher.retry.max_ms),
+            seed,
+        }
+    }
+
+    pub(super) fn backoff(&self) -> Backoff {
+        Backoff { initial: self.initial, max: self.max }
+    }
+}
+
+/// Failures in a row of something that is tried again until its budget is spent.
+pub(super) struct Tries {
+    patience: Patience,
+    jitter: Philox,
+    start: Instant,
+    failures: u32,
+}
+
+impl Tries {
+    pub(super) fn new(patience: Patience) -> Self {
+        Self {
+            patience,
+            jitter: Philox::new(patience.seed, random::JITTER),
+            start: Instant::now(),
+            failures: 0,
+        }
+    }
+
+    /// Waits before the next try, or says why there is none.
+    pub(super) async fn pause(&mut self, closed: Closed) -> Result<(), ClientError> {
+        let (last, after) = match closed {
+            Closed::ForGood(error) => return Err(error),
+            Closed::ForNow { reason, after } => (reason, after),
+        };
+        self.failures = self.failures.saturating_add(1);
+        let pause = self.patience.backoff().pause(self.failures, &mut self.jitter).max(after);
+        if self.start.elapsed() + pause >= self.patience.budget {
+            let seconds = self.start.elapsed().as_secs_f64();
+            return Err(ClientError::Unreachable { seconds, last });
+        }
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+}

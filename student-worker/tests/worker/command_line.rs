@@ -1,0 +1,102 @@
+//! The binary: exit codes, and what goes to which output.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use crate::support::{Bench, endpoints, serve};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_student-worker");
+
+fn worker(arguments: &[&str]) -> Output {
+    Command::new(BINARY).args(arguments).output().unwrap()
+}
+
+fn refused(arguments: &[&str], code: i32, words: &str) {
+    let output = worker(arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
+    assert!(errors.contains(words), "{arguments:?}: {errors}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn wrong_input_is_64_and_says_what_is_wrong() {
+    let bench = Bench::new();
+    let recipe = bench.write_recipe("hard", "");
+    let recipe = text(&recipe);
+    refused(&["train", "none.toml"], 64, "none.toml: cannot be read");
+    refused(&["train", recipe, "--set", "train.epoch=1"], 64, "did you mean `train.epochs`?");
+    refused(&["train", recipe, "--set", "train.epochs=0"], 64, "expected 1 or more");
+    refused(&["train", recipe, "--set", "data.dir=nowhere"], 64, "train-images-idx3-ubyte");
+    refused(&["train", recipe, "--set", "student.num_labels=2"], 64, "label of row 2 is 2");
+    refused(&["train", "--resum", recipe], 64, "--resume");
+    refused(&["quickstart", "--data", text(bench.path()), "--output", "x"], 64, "input_size");
+    let images = bench.path().join("train-images-idx3-ubyte");
+    let mut bytes = fs::read(&images).unwrap();
+    bytes.truncate(1000);
+    fs::write(&images, bytes).unwrap();
+    refused(&["train", recipe], 64, "body is 984 bytes, expected 1920 bytes");
+}
+
+#[test]
+fn a_teacher_that_is_not_there_is_75() {
+    let bench = Bench::new();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let recipe = bench.write_recipe("gone", &endpoints(&[free], ""));
+    let patience = "teacher.retry.max_elapsed_seconds=0.2";
+    refused(&["train", text(&recipe), "--set", patience], 75, "no labels for");
+}
+
+#[test]
+fn train_and_eval_print_one_object_for_scripts() {
+    let bench = Bench::new();
+    let recipe = bench.write_recipe("hard", "");
+    let output = worker(&["train", text(&recipe), "--json"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let outcome: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&outcome["finished"], &outcome["steps"]), (&true.into(), &32.into()));
+    let model = bench.path().join("runs/hard");
+    let output = worker(&["eval", text(&model), "--data", text(bench.path()), "--json"]);
+    let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(figures["errors"], outcome["test"]["errors"]);
+    assert_eq!(figures["rows"], 60);
+    refused(&["eval", text(bench.path()), "--data", text(bench.path())], 64, "config.json");
+}
+
+/// A run that is told to stop leaves a checkpoint, and goes on to the same bytes.
+#[test]
+fn sigterm_is_143_with_a_checkpoint() {
+    let bench = Bench::new();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let teacher = runtime.block_on(serve(bench.teacher(1), 0));
+    let section = endpoints(&[teacher.address()], "");
+    let whole = bench.write_recipe("whole", &section);
+    let epochs = "train.epochs=200";
+    assert!(worker(&["train", text(&whole), "--set", epochs, "--json"]).status.success());
+
+    let cut = bench.write_recipe("cut", &section);
+    let mut child = Command::new(BINARY)
+        .args(["train", text(&cut), "--set", epochs])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    lines.find(|line| line.as_ref().unwrap().contains("checkpoint at step 50")).unwrap().unwrap();
+    Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    lines.for_each(drop);
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert!(!bench.path().join("runs/cut/model.safetensors").exists());
+
+    let output = worker(&["train", text(&cut), "--set", epochs, "--resume"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(bench.weights("cut"), bench.weights("whole"));
+    runtime.block_on(teacher.shutdown()).unwrap();
+}

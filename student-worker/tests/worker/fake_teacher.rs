@@ -1,0 +1,215 @@
+//! A teacher that fails on demand.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::Arc,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use stillhouse_proto::{
+    LabelBatch, SoftLabels, encode,
+    v1::{
+        self, DType, DenseKind, DescribeRequest, DescribeResponse, EncodingKind, FeatureSignature,
+        FetchHeadRequest, FetchHeadResponse, InputSignature, LabelError, LabelRequest,
+        LabelResponse, LabelStreamRequest, LabelStreamResponse, RowError, ServerLimits, Task,
+        input_signature, label_request::Inputs, label_stream_request::Action,
+        label_stream_response::Result as Answer, teacher_service_server,
+    },
+};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::support::{CLASSES, SIDE};
+
+pub(crate) const FINGERPRINT: [u8; 32] = [9; 32];
+
+/// What happens to a request of a stream.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// It is answered with an error.
+    Error(Code, u32),
+    /// It is never answered.
+    Silence,
+    /// It is answered after the next one.
+    Late,
+    /// One of its rows has no label.
+    Row,
+    /// Its answer has another fingerprint.
+    Fingerprint,
+    /// Its answer cannot be decoded.
+    Garbage,
+    /// The stream ends.
+    End(Status),
+}
+
+/// A teacher whose labels depend on the first pixel of each row, and that meets the requests of
+/// its streams with faults, in order; then with none.
+pub(crate) struct Fake {
+    pub(crate) faults: Mutex<VecDeque<Fault>>,
+    /// Added to the first logit: another model under the same fingerprint.
+    pub(crate) bias: f32,
+    pub(crate) requests: AtomicU32,
+    pub(crate) streams: AtomicU32,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Self {
+        Self::with(Vec::new())
+    }
+
+    pub(crate) fn with(faults: Vec<Fault>) -> Self {
+        Self {
+            faults: Mutex::new(faults.into()),
+            bias: 0.0,
+            requests: AtomicU32::new(0),
+            streams: AtomicU32::new(0),
+        }
+    }
+
+    fn labels(&self, request: &LabelRequest) -> LabelResponse {
+        let Some(Inputs::Features(features)) = &request.inputs else {
+            panic!("a student sends features");
+        };
+        let rows = features.shape[0] as usize;
+        let width = features.data.len() / rows;
+        let values = features.data.chunks(width).flat_map(|row| {
+            let logits = [f32::from(row[0]) / 64.0 + self.bias, 1.0, 0.0];
+            let mass = logits.iter().map(|z| z.exp()).sum::<f32>().ln();
+            logits.map(|z| z - mass)
+        });
+        let labels =
+            SoftLabels::Dense { kind: DenseKind::LogProbabilities, values: values.collect() };
+        let temperature = request.temperatures[0];
+        let batch = LabelBatch { temperature, rows, classes: CLASSES as usize, labels };
+        LabelResponse {
+            id: request.id,
+            fingerprint: FINGERPRINT.to_vec().into(),
+            labels: vec![encode(&batch, DType::F32).unwrap()],
+            ..LabelResponse::default()
+        }
+    }
+}
+
+/// Serves it for as long as the test lasts.
+pub(crate) async fn serve_fake(fake: Arc<Fake>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = teacher_service_server::TeacherServiceServer::new(Shared(fake));
+    let router = tonic::transport::Server::builder().add_service(service);
+    tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+    address
+}
+
+struct Shared(Arc<Fake>);
+
+#[tonic::async_trait]
+impl teacher_service_server::TeacherService for Shared {
+    type LabelStreamStream = ReceiverStream<Result<LabelStreamResponse, Status>>;
+    type FetchHeadStream = ReceiverStream<Result<FetchHeadResponse, Status>>;
+
+    async fn describe(
+        &self,
+        _request: Request<DescribeRequest>,
+    ) -> Result<Response<DescribeResponse>, Status> {
+        let features =
+            FeatureSignature { width: (SIDE * SIDE).into(), dtypes: vec![DType::U8.into()] };
+        Ok(Response::new(DescribeResponse {
+            name: "fake".into(),
+            fingerprint: FINGERPRINT.to_vec().into(),
+            task: Task::Classification.into(),
+            input: Some(InputSignature { kind: Some(input_signature::Kind::Features(features)) }),
+            classes: CLASSES,
+            limits: Some(ServerLimits {
+                max_rows: 100,
+                max_message_bytes: 1 << 20,
+                max_temperatures: 1,
+                max_stream_in_flight: 8,
+                ..ServerLimits::default()
+            }),
+            encodings: vec![EncodingKind::Dense.into()],
+            ..DescribeResponse::default()
+        }))
+    }
+
+    async fn label(
+        &self,
+        request: Request<LabelRequest>,
+    ) -> Result<Response<LabelResponse>, Status> {
+        Ok(Response::new(self.0.labels(request.get_ref())))
+    }
+
+    async fn label_stream(
+        &self,
+        request: Request<Streaming<LabelStreamRequest>>,
+    ) -> Result<Response<Self::LabelStreamStream>, Status> {
+        self.0.streams.fetch_add(1, Ordering::Relaxed);
+        let (out, answers) = mpsc::channel(8);
+        let fake = Arc::clone(&self.0);
+        let mut inbound = request.into_inner();
+        tokio::spawn(async move {
+            let mut late = Vec::new();
+            while let Ok(Some(LabelStreamRequest { action: Some(Action::Label(request)) })) =
+                inbound.message().await
+            {
+                fake.requests.fetch_add(1, Ordering::Relaxed);
+                let fault = fake.faults.lock().unwrap().pop_front();
+                let mut response = fake.labels(&request);
+                let answer = match fault {
+                    None => Answer::Response(response),
+                    Some(Fault::Error(code, retry_after_ms)) => Answer::Error(LabelError {
+                        code: code as i32,
+                        message: "as told".into(),
+                        retry_after_ms,
+                    }),
+                    Some(Fault::Silence) => continue,
+                    Some(Fault::Late) => {
+                        late.push(message(request.id, Answer::Response(response)));
+                        continue;
+                    }
+                    Some(Fault::Row) => {
+                        let message = "not finite".to_owned();
+                        response.row_errors.push(RowError { row: 3, message });
+                        Answer::Response(response)
+                    }
+                    Some(Fault::Fingerprint) => {
+                        response.fingerprint = vec![1; 32].into();
+                        Answer::Response(response)
+                    }
+                    Some(Fault::Garbage) => {
+                        if let Some(v1::labels::Payload::Dense(dense)) =
+                            &mut response.labels[0].payload
+                        {
+                            dense.values = None;
+                        }
+                        Answer::Response(response)
+                    }
+                    Some(Fault::End(status)) => {
+                        let _ = out.send(Err(status)).await;
+                        return;
+                    }
+                };
+                let _ = out.send(Ok(message(request.id, answer))).await;
+                for answer in late.drain(..) {
+                    let _ = out.send(Ok(answer)).await;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn fetch_head(
+        &self,
+        _request: Request<FetchHeadRequest>,
+    ) -> Result<Response<Self::FetchHeadStream>, Status> {
+        Err(Status::unimplemented("no head"))
+    }
+}
+
+fn message(id: u64, answer: Answer) -> LabelStreamResponse {
+    LabelStreamResponse { id, result: Some(answer) }
+}

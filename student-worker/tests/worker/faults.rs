@@ -1,0 +1,120 @@
+//! What a student makes of every way in which a request can fail.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use student_worker::{
+    label_client::ClientError,
+    run_folder::Existing,
+    train::{Error, Outcome},
+};
+use tonic::{Code, Status};
+
+use crate::{
+    fake_teacher::{Fake, Fault, serve_fake},
+    support::{Bench, endpoints, run},
+};
+
+/// Trains with a teacher that fails in these ways.
+async fn train(bench: &Bench, name: &str, fake: &Arc<Fake>) -> Result<Outcome, Error> {
+    let address = serve_fake(Arc::clone(fake)).await;
+    let recipe = bench.recipe(name, &endpoints(&[address], "timeout_ms = 400"));
+    run(recipe, Existing::Refuse).await
+}
+
+async fn survives(faults: Vec<Fault>) -> Arc<Fake> {
+    let bench = Bench::new();
+    train(&bench, "whole", &Arc::new(Fake::new())).await.unwrap();
+    let fake = Arc::new(Fake::with(faults));
+    train(&bench, "tried", &fake).await.unwrap();
+    assert_eq!(bench.weights("tried"), bench.weights("whole"));
+    fake
+}
+
+async fn fails(fault: Fault) -> String {
+    let bench = Bench::new();
+    let error = train(&bench, "tried", &Arc::new(Fake::with(vec![fault]))).await.unwrap_err();
+    assert_eq!(error.exit_code(), 1, "{error}");
+    error.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_in_any_order_are_used_in_theirs() {
+    let fake = survives(vec![Fault::Late, Fault::Late, Fault::Late]).await;
+    assert_eq!(fake.requests.load(Ordering::Relaxed), 32);
+    assert_eq!(fake.streams.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_passes_by_itself_is_asked_again() {
+    let fake = survives(vec![
+        Fault::Error(Code::Unavailable, 0),
+        Fault::Error(Code::DeadlineExceeded, 0),
+        Fault::Error(Code::ResourceExhausted, 20),
+    ])
+    .await;
+    assert_eq!(fake.requests.load(Ordering::Relaxed), 35);
+    assert_eq!(fake.streams.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_teacher_is_left_alone_for_as_long_as_it_asks() {
+    let start = Instant::now();
+    survives(vec![Fault::Error(Code::ResourceExhausted, 700)]).await;
+    assert!(start.elapsed() >= Duration::from_millis(700));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_teacher_that_falls_silent_is_given_up_and_asked_again() {
+    let fake = survives(vec![Fault::Silence]).await;
+    assert_eq!(fake.streams.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_ends_is_opened_again() {
+    let fake = survives(vec![Fault::Late, Fault::End(Status::unavailable("draining"))]).await;
+    assert_eq!(fake.streams.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_would_fail_again_ends_the_run_and_names_the_request() {
+    for code in [Code::InvalidArgument, Code::Internal, Code::Cancelled] {
+        let error = fails(Fault::Error(code, 0)).await;
+        assert!(error.contains("request 0 (16 rows) was refused"), "{error}");
+        assert!(error.contains("as told"), "{error}");
+    }
+    let error = fails(Fault::End(Status::permission_denied("not you"))).await;
+    assert!(error.contains("PERMISSION_DENIED: not you"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_cannot_be_used_end_the_run() {
+    let error = fails(Fault::Row).await;
+    assert!(
+        error.contains("request 0 (16 rows)") && error.contains("row 3: not finite"),
+        "{error}"
+    );
+    let error = fails(Fault::Fingerprint).await;
+    assert!(error.contains("0101") && error.contains("0909"), "{error}");
+    let error = fails(Fault::Garbage).await;
+    assert!(error.contains("cannot be used"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_teacher_that_does_not_suit_the_recipe_is_refused() {
+    let bench = Bench::new();
+    let address = serve_fake(Arc::new(Fake::new())).await;
+    for (more, expected) in [
+        ("encoding = { kind = \"top_k\", k = 2 }", "encodings is [Dense], expected TopK"),
+        ("request_rows = 300", "limits.max_rows is 100, expected 128 or more"),
+    ] {
+        let mut recipe = bench.recipe("unsuited", &endpoints(&[address], more));
+        recipe.train.batch_size = 128;
+        let error = run(recipe, Existing::Refuse).await.unwrap_err();
+        assert!(matches!(error, Error::Labels(ClientError::Unsuitable { .. })), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+        assert_eq!(error.exit_code(), 64);
+    }
+}

@@ -1,0 +1,12 @@
+//! The student worker against teachers over real sockets, one behaviour per file.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod command_line;
+mod encodings;
+mod fake_teacher;
+mod faults;
+mod replicas;
+mod resume;
+mod support;
+mod teacher_lost;

@@ -1,0 +1,97 @@
+//! A teacher that goes away, and comes back, stays away, or comes back as another.
+
+use std::time::Duration;
+
+use student_worker::{
+    label_client::ClientError,
+    run_folder::Existing,
+    train::{Error, Outcome},
+};
+use tokio::sync::{mpsc, watch};
+
+use crate::support::{Bench, endpoints, run, run_watched, serve};
+
+/// Starts a run, and shuts its teacher down after some steps.
+async fn lose_teacher(
+    bench: &Bench,
+    more: &str,
+    then: impl AsyncFnOnce(u16),
+) -> Result<Outcome, Error> {
+    let teacher = serve(bench.teacher(1), 0).await;
+    let address = teacher.address();
+    let mut recipe = bench.recipe("lost", &endpoints(&[address], more));
+    if let Some(section) = &mut recipe.teacher {
+        section.prefetch = 2;
+        section.retry.max_elapsed_seconds = if more.contains("client") { 0.5 } else { 20.0 };
+    }
+    let (reached, mut steps) = mpsc::unbounded_channel();
+    let (_running, stop) = watch::channel(false);
+    let running = tokio::spawn(run_watched(recipe, Existing::Refuse, stop, move |step| {
+        let _ = reached.send(step);
+        // Slow enough that the teacher goes before the run is over.
+        std::thread::sleep(Duration::from_millis(10));
+    }));
+    while steps.recv().await.is_some_and(|step| step < 7) {}
+    teacher.shutdown().await.unwrap();
+    then(address.port()).await;
+    running.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_teacher_that_comes_back_changes_nothing() {
+    let bench = Bench::new();
+    let teacher = serve(bench.teacher(1), 0).await;
+    let section = endpoints(&[teacher.address()], "");
+    run(bench.recipe("whole", &section), Existing::Refuse).await.unwrap();
+    teacher.shutdown().await.unwrap();
+
+    let mut again = None;
+    let outcome = lose_teacher(&bench, "", async |port| {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        again = Some(serve(bench.teacher(1), port).await);
+    });
+    let outcome = outcome.await.unwrap();
+    assert!(outcome.finished);
+    assert_eq!(bench.weights("lost"), bench.weights("whole"));
+    again.unwrap().shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_teacher_that_comes_back_as_another_is_refused() {
+    let bench = Bench::new();
+    let mut again = None;
+    let outcome = lose_teacher(&bench, "", async |port| {
+        again = Some(serve(bench.teacher(2), port).await);
+    });
+    let error = outcome.await.unwrap_err();
+    let Error::Labels(ClientError::Fingerprint { found, expected, .. }) = &error else {
+        panic!("{error}");
+    };
+    let words = error.to_string();
+    for fingerprint in [found, expected] {
+        let hex: String = fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(hex.len() == 64 && words.contains(&hex), "{words}");
+    }
+    assert_eq!(error.exit_code(), 1);
+    again.unwrap().shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_teacher_that_stays_away_suspends_the_run() {
+    let bench = Bench::new();
+    let error = lose_teacher(&bench, "client = \"hasty\"", async |_| {}).await.unwrap_err();
+    assert_eq!(error.exit_code(), 75);
+    let Error::Suspended { step, checkpoint, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(*step >= 7 && checkpoint.join("checkpoint.json").is_file());
+    assert!(error.to_string().contains("no labels for"), "{error}");
+
+    // Once it is there again the run goes on, and ends as if nothing had happened.
+    let teacher = serve(bench.teacher(1), 0).await;
+    let section = endpoints(&[teacher.address()], "");
+    run(bench.recipe("whole", &section), Existing::Refuse).await.unwrap();
+    run(bench.recipe("lost", &section), Existing::Resume).await.unwrap();
+    assert_eq!(bench.weights("lost"), bench.weights("whole"));
+    teacher.shutdown().await.unwrap();
+}
