@@ -1,2 +1,51 @@
-//! To be written.
-fn main() {}
+//! Scenarios that measure: `acceptance NAME [--json]`, and `acceptance list`.
+
+#![allow(clippy::print_stdout)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use stillhouse_tests::scenarios::{self, Figures};
+
+/// Run a scenario that measures, across real processes on this machine.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// A scenario, or `list`.
+    name: String,
+    /// Print the figures as one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// How long each measured part runs, in seconds [default: the scenario's own].
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// For the scenarios' own child processes: which part to run.
+    #[arg(long, hide = true)]
+    part: Option<String>,
+}
+
+fn main() -> ExitCode {
+    stillhouse_runtime::allocator::keep_freed_pages();
+    let arguments = Arguments::parse();
+    if arguments.name == "list" {
+        for scenario in scenarios::ALL {
+            println!("{:10} {}", scenario.name, scenario.about);
+        }
+        return ExitCode::SUCCESS;
+    }
+    let Some(scenario) = scenarios::ALL.iter().find(|scenario| scenario.name == arguments.name)
+    else {
+        let names: Vec<&str> = scenarios::ALL.iter().map(|scenario| scenario.name).collect();
+        println!("no scenario {:?}; there are: list, {}", arguments.name, names.join(", "));
+        return ExitCode::from(stillhouse_runtime::exit::CONFIGURATION);
+    };
+    let figures: Figures = (scenario.run)(arguments.seconds, arguments.part.as_deref());
+    if arguments.json || arguments.part.is_some() {
+        println!("{}", figures.json());
+    } else {
+        print!("{}", figures.text());
+    }
+    if figures.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

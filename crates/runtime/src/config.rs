@@ -59,15 +59,12 @@ pub enum ConfigError {
 /// If the file cannot be read or is not TOML; the error names the file and the line.
 pub fn read_file(file: &Path) -> Result<Table, ConfigError> {
     let name = file.display().to_string();
-    let text = fs::read_to_string(file).map_err(|source| ConfigError::Read {
-        file: name.clone(),
-        source,
-    })?;
-    text.parse()
-        .map_err(|error: toml::de::Error| ConfigError::Syntax {
-            file: name,
-            reason: error.to_string(),
-        })
+    let text = fs::read_to_string(file)
+        .map_err(|source| ConfigError::Read { file: name.clone(), source })?;
+    text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
+        file: name,
+        reason: error.to_string(),
+    })
 }
 
 /// Lays `over` on `base`: its tables are merged, its other values replace those of `base`.
@@ -92,9 +89,7 @@ pub fn assign(table: &mut Table, argument: &str) -> Result<(), ConfigError> {
         argument: argument.to_owned(),
         reason: reason.to_owned(),
     };
-    let (path, text) = argument
-        .split_once('=')
-        .ok_or_else(|| fault("expected key=value"))?;
+    let (path, text) = argument.split_once('=').ok_or_else(|| fault("expected key=value"))?;
     let mut parts: Vec<&str> = path.split('.').map(str::trim).collect();
     if parts.iter().any(|part| part.is_empty()) {
         return Err(fault("the key has an empty part"));
@@ -133,27 +128,13 @@ pub fn read<T: DeserializeOwned>(table: Table) -> Result<T, ConfigError> {
 /// Turns serde's message into one that speaks of keys.
 fn explain(path: &str, message: &str) -> ConfigError {
     let Some((unknown, known)) = unknown_field(message) else {
-        let key = if path.is_empty() {
-            "configuration".to_owned()
-        } else {
-            path.to_owned()
-        };
-        return ConfigError::Value {
-            key,
-            reason: message.trim().to_owned(),
-        };
+        let key = if path.is_empty() { "configuration".to_owned() } else { path.to_owned() };
+        return ConfigError::Value { key, reason: message.trim().to_owned() };
     };
     // The path ends with the unknown key itself or with the section that it stands in.
-    let section = path
-        .strip_suffix(unknown)
-        .unwrap_or(path)
-        .trim_end_matches('.');
+    let section = path.strip_suffix(unknown).unwrap_or(path).trim_end_matches('.');
     let full = |key: &str| {
-        if section.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{section}.{key}")
-        }
+        if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
     };
     let nearest = known
         .iter()
@@ -161,10 +142,7 @@ fn explain(path: &str, message: &str) -> ConfigError {
         .min()
         .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(2))
         .map(|(_, candidate)| full(candidate));
-    ConfigError::UnknownKey {
-        key: full(unknown),
-        nearest,
-    }
+    ConfigError::UnknownKey { key: full(unknown), nearest }
 }
 
 /// The unknown field and the known ones of serde's message "unknown field `a`, expected one of `b`,
@@ -205,17 +183,8 @@ mod tests {
         overlay(&mut settings, table("[limits]\nmax_rows = 2"));
         assign(&mut settings, "name=b").unwrap();
         let read: Settings = read(settings).unwrap();
-        let limits = Limits {
-            max_rows: 2,
-            path: Some("p".into()),
-        };
-        assert_eq!(
-            read,
-            Settings {
-                name: "b".into(),
-                limits
-            }
-        );
+        let limits = Limits { max_rows: 2, path: Some("p".into()) };
+        assert_eq!(read, Settings { name: "b".into(), limits });
     }
 
     #[test]
@@ -232,28 +201,15 @@ mod tests {
     #[test]
     fn a_wrong_type_names_the_key() {
         let error = read::<Settings>(table("name = 'a'\n[limits]\nmax_rows = 'many'")).unwrap_err();
-        assert!(
-            error.to_string().starts_with("limits.max_rows: "),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("limits.max_rows: "), "{error}");
         let error = read::<Settings>(table("name = 'a'\nlimits = { max_rows = -1 }")).unwrap_err();
-        assert!(
-            error.to_string().starts_with("limits.max_rows: "),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("limits.max_rows: "), "{error}");
     }
 
     #[test]
     fn assignments_take_toml_or_a_bare_string() {
         let mut settings = Table::new();
-        for argument in [
-            "a.b=3",
-            "a.c=[1, 2]",
-            "d=some/path",
-            "e=\"3\"",
-            "f=",
-            "g=true",
-        ] {
+        for argument in ["a.b=3", "a.c=[1, 2]", "d=some/path", "e=\"3\"", "f=", "g=true"] {
             assign(&mut settings, argument).unwrap();
         }
         let expected = "d = 'some/path'\ne = '3'\nf = ''\ng = true\n[a]\nb = 3\nc = [1, 2]";
@@ -270,10 +226,7 @@ mod tests {
         let file = folder.path().join("teacher.toml");
         fs::write(&file, "listen = \n").unwrap();
         let error = read_file(&file).unwrap_err().to_string();
-        assert!(
-            error.contains("teacher.toml") && error.contains("line 1"),
-            "{error}"
-        );
+        assert!(error.contains("teacher.toml") && error.contains("line 1"), "{error}");
         assert!(read_file(&folder.path().join("none.toml")).is_err());
     }
 }

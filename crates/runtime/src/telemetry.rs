@@ -113,9 +113,8 @@ impl Metrics {
                     })?;
             }
         }
-        let handle = builder
-            .install_recorder()
-            .map_err(|error| TelemetryError::Twice(error.to_string()))?;
+        let handle =
+            builder.install_recorder().map_err(|error| TelemetryError::Twice(error.to_string()))?;
         catalogue.iter().for_each(register);
         Ok(Self(handle))
     }
@@ -144,11 +143,7 @@ fn register(metric: &Metric) {
         Kind::Histogram(_) => metrics::describe_histogram!(metric.name, metric.unit, help),
     }
     let unlabelled: &[&[(&str, &str)]] = &[&[]];
-    let series = if metric.series.is_empty() {
-        unlabelled
-    } else {
-        metric.series
-    };
+    let series = if metric.series.is_empty() { unlabelled } else { metric.series };
     for labels in series {
         match metric.kind {
             Kind::Counter => metrics::counter!(metric.name, *labels).absolute(0),

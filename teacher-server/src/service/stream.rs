@@ -58,7 +58,7 @@ async fn serve(
     let mut answers = FuturesUnordered::new();
     let mut end = None;
     let mut reading = true;
-    loop {
+    while reading || !answers.is_empty() {
         tokio::select! {
             Some((id, result)) = answers.next(), if !answers.is_empty() => {
                 in_flight.remove(&id);
@@ -102,9 +102,9 @@ async fn serve(
                 end = Some(Status::from(ServeError::Draining));
             }
             () = out.closed() => return None,
-            else => return end,
         }
     }
+    end
 }
 
 /// Waits until the flag is set, or nobody is left to set it.

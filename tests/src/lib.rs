@@ -1,0 +1,15 @@
+//! Support for tests across real processes, and the acceptance scenarios.
+//!
+//! * [`process`]: the binaries, started, watched and killed.
+//! * [`models`]: small teachers, made on the spot.
+//! * [`client`]: a plain gRPC client of a teacher.
+//! * [`student`]: `student-worker train` as a process.
+//! * [`scenarios`]: what `acceptance` measures.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+
+pub mod client;
+pub mod models;
+pub mod process;
+pub mod scenarios;
+pub mod student;

@@ -1,0 +1,100 @@
+//! What `acceptance` measures. Each scenario runs real processes and returns its figures.
+
+mod overhead;
+mod overload;
+
+use serde_json::{Map, Value};
+
+/// A scenario.
+pub struct Scenario {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// What it measures, in a line.
+    pub about: &'static str,
+    /// Runs it for so many seconds a part, where given, or only the part of a child process.
+    pub run: fn(Option<f64>, Option<&str>) -> Figures,
+}
+
+/// All scenarios.
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "overhead",
+        about: "what the gRPC teacher costs a student, an encoding, and the wire",
+        run: overhead::run,
+    },
+    Scenario {
+        name: "overload",
+        about: "64 streaming clients at ten times the queue's bound",
+        run: overload::run,
+    },
+];
+
+/// Named figures, in the order they were measured, and whether every requirement held.
+#[derive(Default)]
+pub struct Figures {
+    values: Map<String, Value>,
+    failures: Vec<String>,
+}
+
+impl Figures {
+    /// Adds a figure.
+    pub fn add(&mut self, name: impl Into<String>, value: impl Into<Value>) {
+        self.values.insert(name.into(), value.into());
+    }
+
+    /// Notes a requirement that must hold.
+    pub fn require(&mut self, holds: bool, what: impl Into<String>) {
+        if !holds {
+            self.failures.push(what.into());
+        }
+    }
+
+    /// Whether every requirement held.
+    pub fn passed(&self) -> bool {
+        self.failures.is_empty()
+    }
+
+    /// One JSON object.
+    pub fn json(&self) -> Value {
+        let mut values = self.values.clone();
+        values.insert("passed".to_owned(), self.passed().into());
+        values.insert("failures".to_owned(), self.failures.clone().into());
+        Value::Object(values)
+    }
+
+    /// A line each.
+    pub fn text(&self) -> String {
+        let width = self.values.keys().map(String::len).max().unwrap_or(0);
+        let mut text = String::new();
+        for (name, value) in &self.values {
+            let value = match value {
+                Value::Number(number) if number.is_f64() => {
+                    let number = number.as_f64().unwrap_or(f64::NAN);
+                    if number.abs() >= 1000.0 {
+                        format!("{number:.0}")
+                    } else {
+                        format!("{number:.3}")
+                    }
+                }
+                other => other.to_string(),
+            };
+            text += &format!("{name:width$}  {value}\n");
+        }
+        for failure in &self.failures {
+            text += &format!("FAILED: {failure}\n");
+        }
+        text
+    }
+}
+
+/// The middle value; the mean of the two middle ones of an even number.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len().is_multiple_of(2) {
+        (sorted[middle - 1] + sorted[middle]) / 2.0
+    } else {
+        sorted[middle]
+    }
+}

@@ -1,0 +1,84 @@
+//! A student that was killed and resumed, and one whose teacher was killed and restarted half-way,
+//! end with the same weights as the undisturbed run, byte for byte.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+
+use std::{path::Path, time::SystemTime};
+
+use stillhouse_nn::Philox;
+use stillhouse_tests::{
+    models,
+    process::Teacher,
+    student::{Student, finish},
+};
+
+const STEPS: u64 = 300;
+
+/// 300 steps of a small student with everything random that a run may hold: dropout, shuffling and
+/// the teacher's draws.
+fn recipe(url: &str) -> String {
+    format!(
+        "student = {{ model_type = \"mlp\", input_size = 784, hidden_sizes = [32], num_labels = 10, dropout = 0.2 }}\n\
+         loss = {{ alpha = 0.9, temperature = 4.0 }}\n\
+         [teacher]\nkind = \"endpoints\"\nendpoints = [{url:?}]\ntimeout_ms = 5000\n\
+         encoding = {{ kind = \"sampled\", draws = 8 }}\n\
+         retry = {{ initial_ms = 10, max_ms = 100 }}\n\
+         [train]\nepochs = 6\nbatch_size = 20\ncheckpoint_every_steps = 25\n"
+    )
+}
+
+fn student(folder: &Path, name: &str, teacher: &Teacher) -> Student {
+    Student::new(folder, name, 1000, &recipe(&teacher.url()))
+}
+
+/// Another step every time; printed, so that a failure can be repeated.
+fn random_steps(count: usize) -> Vec<u64> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let mut random = Philox::new(now.as_nanos() as u64, 0);
+    let mut steps: Vec<u64> =
+        (0..count).map(|_| 5 + u64::from(random.below(STEPS as u32 - 60))).collect();
+    steps.sort_unstable();
+    println!("disturbed at steps {steps:?}");
+    steps
+}
+
+#[test]
+fn kills_and_restarts_do_not_change_a_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("teacher");
+    std::fs::create_dir(&model).unwrap();
+    models::write_mlp(&model, 784, &[256, 256], 10, 1);
+    let mut teacher = Teacher::start(&model, &[]);
+
+    let undisturbed = student(folder.path(), "undisturbed", &teacher);
+    let outcome = undisturbed.train(&[]);
+    assert_eq!(outcome["steps"], STEPS);
+    let expected = undisturbed.weights();
+
+    // The student dies, three times, wherever it is.
+    let killed = student(folder.path(), "killed", &teacher);
+    let mut deaths = 0;
+    for step in random_steps(3) {
+        let mut child = killed.start(&["--resume"]);
+        killed.wait_for_step(&mut child, step);
+        deaths += u32::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(deaths > 0 && !killed.is_done(), "no run was cut short: nothing was tested");
+    killed.train(&["--resume"]);
+    assert!(killed.weights() == expected, "a killed and resumed run ended with other weights");
+
+    // The teacher dies half-way, and comes back at the same address.
+    let bereft = student(folder.path(), "bereft", &teacher);
+    let mut child = bereft.start(&[]);
+    for step in random_steps(2) {
+        bereft.wait_for_step(&mut child, step);
+        let address = teacher.address();
+        teacher.kill();
+        assert!(child.try_wait().unwrap().is_none(), "it was over before its teacher died");
+        teacher = Teacher::start_on(address, &model, &[]);
+    }
+    finish(child);
+    assert!(bereft.weights() == expected, "a run that lost its teacher ended with other weights");
+}

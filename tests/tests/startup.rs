@@ -1,0 +1,88 @@
+//! What stops a teacher from starting is named, with the exit code that says whether to try again.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{fs, net::TcpListener, path::Path, process::Command};
+
+use stillhouse_tests::{models, process};
+
+fn fails(model: &Path, arguments: &[&str]) -> (i32, String) {
+    let output = Command::new(process::binary("teacher-server"))
+        .arg("--model")
+        .arg(model)
+        .args(["--listen", "127.0.0.1:0"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_port_in_use_is_named_and_temporary() {
+    let folder = tempfile::tempdir().unwrap();
+    models::write_mlp(folder.path(), 4, &[8], 5, 1);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let held = TcpListener::bind(taken).unwrap();
+    let output = Command::new(process::binary("teacher-server"))
+        .arg("--model")
+        .arg(folder.path())
+        .args(["--listen", &taken.to_string()])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(75), "{text}");
+    assert!(text.contains(&taken.to_string()) && text.contains("in use"), "{text}");
+
+    let (code, text) = fails(folder.path(), &["--metrics-listen", &taken.to_string()]);
+    assert_eq!(code, 75, "{text}");
+    assert!(text.contains("metrics_listen"), "{text}");
+    drop(held);
+}
+
+#[test]
+fn a_wrong_setting_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    models::write_mlp(folder.path(), 4, &[8], 5, 1);
+    for (argument, expected) in [
+        ("limits.max_row=3", "did you mean `limits.max_rows`?"),
+        ("limits.max_rows=0", "limits.max_rows: is 0; must be 1 to"),
+        ("log.level=teacher=loud", "log.level"),
+    ] {
+        let (code, text) = fails(folder.path(), &["--set", argument]);
+        assert_eq!(code, 64, "{text}");
+        assert!(text.contains(expected), "{text}");
+    }
+    let (code, text) = fails(folder.path(), &["--device", "tpu"]);
+    assert!(code == 64 && text.contains("device") && text.contains("tpu"), "{code} {text}");
+    let (code, text) = fails(folder.path(), &["--config", "/nonexistent/teacher.toml"]);
+    assert!(code == 64 && text.contains("/nonexistent/teacher.toml"), "{code} {text}");
+}
+
+#[test]
+fn a_model_that_cannot_be_served_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let (code, text) = fails(path, &[]);
+    assert!(code == 64 && text.contains("config.json"), "{code} {text}");
+
+    models::write_mlp(path, 4, &[8], 5, 1);
+    let weights = path.join("model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    fs::write(&weights, &whole[..whole.len() - 5]).unwrap();
+    let (code, text) = fails(path, &[]);
+    assert!(code == 64 && text.contains("model.safetensors"), "{code} {text}");
+
+    // The last four bytes of the file are a weight.
+    let mut poisoned = whole.clone();
+    let end = poisoned.len();
+    poisoned[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&weights, &poisoned).unwrap();
+    let (code, text) = fails(path, &[]);
+    assert!(code == 64 && text.contains("layers."), "{code} {text}");
+
+    fs::write(&weights, &whole).unwrap();
+    let config = fs::read_to_string(path.join("config.json")).unwrap();
+    fs::write(path.join("config.json"), config.replace("\"mlp\"", "\"perceptron9\"")).unwrap();
+    let (code, text) = fails(path, &[]);
+    assert!(code == 64 && text.contains("perceptron9") && text.contains("mlp"), "{code} {text}");
+}
