@@ -52,60 +52,97 @@ impl PackedLinear {
         out.par_chunks_mut(share * self.outputs)
             .zip(input.par_chunks(share * self.inputs))
             .for_each(|(out, input)| {
-                pulp::Arch::new().dispatch(
-                    #[inline(always)]
-                    || self.apply_share(input, out, relu),
-                );
+                let tiles = interleave(input, self.inputs);
+                pulp::Arch::new().dispatch(Share { layer: self, tiles, out, relu });
             });
         out
     }
+}
 
-    #[inline(always)]
-    fn apply_share(&self, input: &[f32], out: &mut [f32], relu: bool) {
-        let rows = input.len() / self.inputs;
-        let whole = rows / ROWS * ROWS;
-        for group in 0..self.bias.len() {
-            for row in (0..whole).step_by(ROWS) {
-                self.tile::<ROWS>(group, row, input, out, relu);
-            }
-            for row in whole..rows {
-                self.tile::<1>(group, row, input, out, relu);
-            }
+/// For each `ROWS` rows of `input` [rows, inputs], [inputs, ROWS]: what a tile reads at once lies
+/// together. The last tile is filled up with zeros.
+fn interleave(input: &[f32], inputs: usize) -> Vec<[f32; ROWS]> {
+    let mut tiles = vec![[0.0; ROWS]; (input.len() / inputs).div_ceil(ROWS) * inputs];
+    for (row, values) in input.chunks_exact(inputs).enumerate() {
+        let tile = &mut tiles[row / ROWS * inputs..][..inputs];
+        for (lanes, &x) in tile.iter_mut().zip(values) {
+            lanes[row % ROWS] = x;
         }
     }
+    tiles
+}
 
-    /// Outputs of one group for `M` rows from `first` on.
+/// One thread's rows.
+struct Share<'a> {
+    layer: &'a PackedLinear,
+    tiles: Vec<[f32; ROWS]>,
+    /// [rows, outputs].
+    out: &'a mut [f32],
+    relu: bool,
+}
+
+impl pulp::WithSimd for Share<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn tile<const M: usize>(
-        &self,
-        group: usize,
-        first: usize,
-        input: &[f32],
-        out: &mut [f32],
-        relu: bool,
-    ) {
-        let panel = &self.panels[group * self.inputs..][..self.inputs];
-        let rows: [&[f32]; M] =
-            std::array::from_fn(|r| &input[(first + r) * self.inputs..][..self.inputs]);
-        let mut sums = [self.bias[group]; M];
-        for (i, weights) in panel.iter().enumerate() {
-            for (sums, row) in sums.iter_mut().zip(&rows) {
-                let x = row[i];
-                for (sum, &w) in sums.iter_mut().zip(weights) {
-                    *sum = x.mul_add(w, *sum);
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        // How many registers hold a group of outputs.
+        match LANES / S::F32_LANES {
+            1 => self.run::<S, 1>(simd),
+            2 => self.run::<S, 2>(simd),
+            4 => self.run::<S, 4>(simd),
+            _ => self.run::<S, LANES>(simd),
+        }
+    }
+}
+
+impl Share<'_> {
+    #[inline(always)]
+    fn run<S: pulp::Simd, const R: usize>(self, simd: S) {
+        let &PackedLinear { inputs, outputs, ref panels, ref bias } = self.layer;
+        let rows_out = self.out.len() / outputs;
+        for (group, (panel, bias)) in panels.chunks_exact(inputs).zip(bias).enumerate() {
+            let start = group * LANES;
+            let width = LANES.min(outputs - start);
+            for (tile, values) in self.tiles.chunks_exact(inputs).enumerate() {
+                let sums = product::<S, R>(simd, values, panel, bias);
+                let first = tile * ROWS;
+                for (row, sums) in (first..rows_out.min(first + ROWS)).zip(&sums) {
+                    let out = &mut self.out[row * outputs + start..][..width];
+                    for (out, &sum) in out.iter_mut().zip(sums) {
+                        // Not `max`: NaN must stay NaN.
+                        *out = if self.relu && sum < 0.0 { 0.0 } else { sum };
+                    }
                 }
             }
         }
-        let start = group * LANES;
-        let width = LANES.min(self.outputs - start);
-        for (r, sums) in sums.iter().enumerate() {
-            let out = &mut out[(first + r) * self.outputs + start..][..width];
-            for (out, &sum) in out.iter_mut().zip(sums) {
-                // Not `max`: NaN must stay NaN.
-                *out = if relu && sum < 0.0 { 0.0 } else { sum };
+    }
+}
+
+/// One group of outputs for the rows of one tile, in `R` registers a row.
+#[inline(always)]
+fn product<S: pulp::Simd, const R: usize>(
+    simd: S,
+    tile: &[[f32; ROWS]],
+    panel: &[[f32; LANES]],
+    bias: &[f32; LANES],
+) -> [[f32; LANES]; ROWS] {
+    let start: [S::f32s; R] = std::array::from_fn(|c| S::as_simd_f32s(bias).0[c]);
+    let mut sums = [start; ROWS];
+    for (x, weights) in tile.iter().zip(panel) {
+        let weights = S::as_simd_f32s(weights).0;
+        for r in 0..ROWS {
+            let x = simd.splat_f32s(x[r]);
+            for c in 0..R {
+                sums[r][c] = simd.mul_add_f32s(x, weights[c], sums[r][c]);
             }
         }
     }
+    let mut out = [[0.0; LANES]; ROWS];
+    for (out, sums) in out.iter_mut().zip(&sums) {
+        S::as_mut_simd_f32s(out).0.copy_from_slice(sums);
+    }
+    out
 }
 
 #[cfg(test)]

@@ -18,24 +18,32 @@ pub(crate) fn ordered_sum(data: &[f32], term: impl Fn(&[f32]) -> f64 + Send + Sy
 /// The sum of squares in f64, in sixteen interleaved partial sums (one vector register's worth of
 /// f32, whatever the machine has).
 pub(crate) fn sum_of_squares(data: &[f32]) -> f64 {
-    const LANES: usize = 16;
-    ordered_sum(data, |piece| {
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                let mut lanes = [0f64; LANES];
-                let (blocks, rest) = piece.as_chunks::<LANES>();
-                for block in blocks {
-                    for (lane, &x) in lanes.iter_mut().zip(block) {
-                        let x = f64::from(x);
-                        *lane += x * x;
-                    }
-                }
-                let rest: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-                lanes.iter().sum::<f64>() + rest
-            },
-        )
-    })
+    ordered_sum(data, |piece| pulp::Arch::new().dispatch(SumOfSquares(piece)))
+}
+
+/// A `WithSimd` of its own: a closure is not always inlined where the vector instructions are.
+struct SumOfSquares<'a>(&'a [f32]);
+
+impl pulp::WithSimd for SumOfSquares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> f64 {
+        const LANES: usize = 16;
+        let mut lanes = [0f64; LANES];
+        let (blocks, rest) = self.0.as_chunks::<LANES>();
+        for block in blocks {
+            for (lane, &x) in lanes.iter_mut().zip(block) {
+                let x = f64::from(x);
+                *lane += x * x;
+            }
+        }
+        let mut sum = lanes.iter().sum();
+        for &x in rest {
+            sum += f64::from(x) * f64::from(x);
+        }
+        sum
+    }
 }
 
 #[cfg(test)]

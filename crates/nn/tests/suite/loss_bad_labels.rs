@@ -13,8 +13,8 @@ fn refusal(hard: Option<&[u32]>, soft: Option<&SoftTarget>, alpha: f64) -> Strin
 }
 
 #[track_caller]
-fn refused(target: SoftTarget, words: &[&str]) {
-    let error = refusal(None, Some(&target), 1.0);
+fn refused(target: &SoftTarget, words: &[&str]) {
+    let error = refusal(None, Some(target), 1.0);
     for word in words {
         assert!(error.contains(word), "{error:?} lacks {word:?}");
     }
@@ -24,13 +24,13 @@ fn refused(target: SoftTarget, words: &[&str]) {
 fn dense() {
     let good = [0.25f32, 0.5, 0.25];
     let second = |row: [f32; 3]| good.into_iter().chain(row).collect::<Vec<f32>>();
-    refused(SoftTarget::Probabilities(vec![0.5; 5]), &["soft labels has 5", "expected 6"]);
+    refused(&SoftTarget::Probabilities(vec![0.5; 5]), &["soft labels has 5", "expected 6"]);
     for row in [[NAN, 0.5, 0.5], [-0.5, 1.0, 0.5], [0.9, 0.9, 0.9], [0.0; 3]] {
-        refused(SoftTarget::Probabilities(second(row)), &["of row 1", "expected 1 within"]);
+        refused(&SoftTarget::Probabilities(second(row)), &["of row 1", "expected 1 within"]);
     }
     // Logits in place of log-probabilities.
-    refused(SoftTarget::LogProbabilities(vec![3.0; 6]), &["of row 0", "expected 1 within"]);
-    refused(SoftTarget::Logits(second([1.0, f32::INFINITY, 0.0])), &["logit of row 1 is inf"]);
+    refused(&SoftTarget::LogProbabilities(vec![3.0; 6]), &["of row 0", "expected 1 within"]);
+    refused(&SoftTarget::Logits(second([1.0, f32::INFINITY, 0.0])), &["logit of row 1 is inf"]);
 }
 
 #[test]
@@ -43,15 +43,15 @@ fn top_k() {
     };
     let (quarter, half) = (0.25f32.ln(), 0.5f32.ln());
     let tail = || vec![half; 2];
-    refused(make(0, vec![], quarter, tail()), &["k is 0", "1 to the number of classes"]);
-    refused(make(4, vec![0; 8], quarter, tail()), &["k is 4"]);
-    refused(make(2, vec![0, 1, 0], quarter, tail()), &["ids has 3", "expected 4"]);
-    refused(make(2, vec![0, 1, 0, 1], quarter, vec![half]), &["log_tail_mass has 1"]);
-    refused(make(2, vec![0, 1, 0, 3], quarter, tail()), &["id of row 1 is 3", "0 to 2"]);
-    refused(make(2, vec![0, 1, 2, 2], quarter, tail()), &["id of row 1 is 2", "once"]);
-    refused(make(2, vec![0, 1, 0, 1], half, tail()), &["of row 0 is 1.49999"]);
-    refused(make(2, vec![0, 1, 0, 1], NAN, tail()), &["of row 0 is NaN"]);
-    refused(make(usize::MAX, vec![], half, tail()), &["k is"]);
+    refused(&make(0, vec![], quarter, tail()), &["k is 0", "1 to the number of classes"]);
+    refused(&make(4, vec![0; 8], quarter, tail()), &["k is 4"]);
+    refused(&make(2, vec![0, 1, 0], quarter, tail()), &["ids has 3", "expected 4"]);
+    refused(&make(2, vec![0, 1, 0, 1], quarter, vec![half]), &["log_tail_mass has 1"]);
+    refused(&make(2, vec![0, 1, 0, 3], quarter, tail()), &["id of row 1 is 3", "0 to 2"]);
+    refused(&make(2, vec![0, 1, 2, 2], quarter, tail()), &["id of row 1 is 2", "once"]);
+    refused(&make(2, vec![0, 1, 0, 1], half, tail()), &["of row 0 is 1.49999"]);
+    refused(&make(2, vec![0, 1, 0, 1], NAN, tail()), &["of row 0 is NaN"]);
+    refused(&make(usize::MAX, vec![], half, tail()), &["k is"]);
     let renormalized = LossConfig {
         alpha: 1.0,
         top_k_form: stillhouse_nn::TopKForm::Renormalized,
@@ -70,12 +70,12 @@ fn sampled() {
         ids: ids.to_vec(),
         counts: counts.to_vec(),
     };
-    refused(make([1, 2], &[0, 1], &[4, 4]), &["sampled ids has 2", "expected 3"]);
-    refused(make([1, 1], &[0, 1], &[4]), &["sampled counts has 1", "expected 2"]);
-    refused(make([1, 1], &[0, 1], &[4, 3]), &["counts of row 1 is 3", "4"]);
-    refused(make([1, 1], &[0, 9], &[4, 4]), &["id of row 1 is 9"]);
-    refused(make([u32::MAX, u32::MAX], &[0], &[4]), &["sampled ids has 1"]);
-    refused(make([2, 0], &[0, 1], &[2, 2]), &["counts of row 1 is 0"]);
+    refused(&make([1, 2], &[0, 1], &[4, 4]), &["sampled ids has 2", "expected 3"]);
+    refused(&make([1, 1], &[0, 1], &[4]), &["sampled counts has 1", "expected 2"]);
+    refused(&make([1, 1], &[0, 1], &[4, 3]), &["counts of row 1 is 3", "4"]);
+    refused(&make([1, 1], &[0, 9], &[4, 4]), &["id of row 1 is 9"]);
+    refused(&make([u32::MAX, u32::MAX], &[0], &[4]), &["sampled ids has 1"]);
+    refused(&make([2, 0], &[0, 1], &[2, 2]), &["counts of row 1 is 0"]);
 }
 
 #[test]
