@@ -13,7 +13,7 @@ use stillhouse_runtime::{
 };
 use teacher_server::{Server, Settings, StartError, metrics};
 use toml::Table;
-use tracing::{error, info};
+use tracing::info;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -106,7 +106,10 @@ impl Failure {
 
 fn main() -> ExitCode {
     allocator::keep_freed_pages();
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return exit::usage(&error),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(&arguments)),
@@ -114,15 +117,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::from(exit::DONE),
-        Err(failure) => {
-            // Logging may not have been started; standard error is there always.
-            #[expect(clippy::print_stderr, reason = "the last words of the process")]
-            {
-                eprintln!("teacher-server: {failure}");
-            }
-            error!(%failure, "failed");
-            ExitCode::from(failure.exit_code())
-        }
+        Err(failure) => exit::fail("teacher-server", &failure, failure.exit_code()),
     }
 }
 

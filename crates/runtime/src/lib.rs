@@ -5,7 +5,7 @@
 //! * [`telemetry`]: structured logs, and Prometheus metrics that are declared once.
 //! * [`metrics_server`]: the HTTP listener that metrics are scraped from.
 //! * [`shutdown`]: the signals that end a process.
-//! * [`exit`]: what the exit codes mean.
+//! * [`exit`]: how a process ends, and what the exit codes mean.
 //! * [`allocator`]: how the binaries' allocator is set.
 
 pub mod allocator;

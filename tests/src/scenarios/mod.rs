@@ -3,6 +3,8 @@
 mod overhead;
 mod overload;
 
+use std::io::IsTerminal as _;
+
 use serde_json::{Map, Value};
 
 /// A scenario.
@@ -32,14 +34,14 @@ pub const ALL: &[Scenario] = &[
 /// Named figures, in the order they were measured, and whether every requirement held.
 #[derive(Default)]
 pub struct Figures {
-    values: Map<String, Value>,
+    values: Vec<(String, Value)>,
     failures: Vec<String>,
 }
 
 impl Figures {
     /// Adds a figure.
     pub fn add(&mut self, name: impl Into<String>, value: impl Into<Value>) {
-        self.values.insert(name.into(), value.into());
+        self.values.push((name.into(), value.into()));
     }
 
     /// Notes a requirement that must hold.
@@ -56,7 +58,7 @@ impl Figures {
 
     /// One JSON object.
     pub fn json(&self) -> Value {
-        let mut values = self.values.clone();
+        let mut values: Map<String, Value> = self.values.iter().cloned().collect();
         values.insert("passed".to_owned(), self.passed().into());
         values.insert("failures".to_owned(), self.failures.clone().into());
         Value::Object(values)
@@ -64,7 +66,7 @@ impl Figures {
 
     /// A line each.
     pub fn text(&self) -> String {
-        let width = self.values.keys().map(String::len).max().unwrap_or(0);
+        let width = self.values.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         let mut text = String::new();
         for (name, value) in &self.values {
             let value = match value {
@@ -84,6 +86,14 @@ impl Figures {
             text += &format!("FAILED: {failure}\n");
         }
         text
+    }
+}
+
+/// Shows what a scenario is at: one line that changes on a terminal, nothing elsewhere (a scenario's
+/// parts are short, and its figures come at the end).
+fn progress(text: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[2K{text}");
     }
 }
 

@@ -18,7 +18,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::Figures;
+use super::{Figures, progress};
 use crate::{client, models, process::Teacher};
 
 const CLIENTS: usize = 64;
@@ -77,9 +77,9 @@ async fn measure(time: Duration) -> Figures {
     while start.elapsed() < time {
         tokio::time::sleep(Duration::from_millis(500)).await;
         resident.push(teacher.resident_bytes());
-        eprint!("\r{:4.0} s of {:.0}", start.elapsed().as_secs_f64(), time.as_secs_f64());
+        progress(&format!("{:.0} of {:.0} s", start.elapsed().as_secs_f64(), time.as_secs_f64()));
     }
-    eprintln!();
+    progress("");
     let done: Vec<f64> = rows.iter().map(|rows| rows.load(Ordering::Relaxed) as f64).collect();
     let elapsed = start.elapsed().as_secs_f64();
     stop.store(true, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use stillhouse_proto::{
     },
 };
 
-use super::Figures;
+use super::{super::progress, Figures};
 use crate::{client, models, process::Teacher};
 
 const ROWS: usize = 128;
@@ -44,11 +44,11 @@ pub(super) async fn measure(seconds: f64, figures: &mut Figures) {
         let teacher = Teacher::start(folder.path(), &[]);
         for (name, kind) in kinds(classes) {
             let prefix = format!("{classes}_classes_{name}");
-            eprint!("\rencodings: {prefix:40}");
+            progress(&format!("encodings: {prefix}"));
             let encoding = client::encoding(kind);
             row_cost(&teacher, &prefix, encoding, seconds / 4.0, figures).await;
         }
-        eprintln!();
+        progress("");
     }
 }
 

@@ -9,7 +9,10 @@ use stillhouse_nn::{
 };
 use student_worker::data::{Sampler, mnist};
 
-use super::{super::median, Figures, pinned};
+use super::{
+    super::{median, progress},
+    Figures, pinned,
+};
 use crate::{
     models,
     process::Teacher,
@@ -37,7 +40,7 @@ pub(super) fn measure(seconds: f64, figures: &mut Figures) {
     let mut stalls = Vec::new();
     for round in 0..ROUNDS {
         for (source, rates) in sources.iter().zip(&mut rates) {
-            eprint!("\rstudents: round {} of {ROUNDS}, {source:10}", round + 1);
+            progress(&format!("students: round {} of {ROUNDS}, {source}", round + 1));
             let name = format!("{source}-{round}");
             let outcome = match *source {
                 "in_process" => in_process(&model, seconds),
@@ -64,7 +67,7 @@ pub(super) fn measure(seconds: f64, figures: &mut Figures) {
             rates.push(outcome["examples_per_second"].as_f64().unwrap());
         }
     }
-    eprintln!();
+    progress("");
     let medians: Vec<f64> = rates.iter().map(|rates| median(rates)).collect();
     for (source, rate) in sources.iter().zip(&medians) {
         figures.add(format!("student_examples_per_second_{source}"), *rate);

@@ -12,7 +12,10 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{super::median, Figures};
+use super::{
+    super::{median, progress},
+    Figures,
+};
 use crate::{client, models, process::Teacher};
 
 /// A vocabulary wide enough for the labels, not the requests, to be what travels.
@@ -33,13 +36,13 @@ pub(super) async fn measure(seconds: f64, figures: &mut Figures) {
     let mut raw = Vec::new();
     let time = seconds / 8.0;
     for round in 0..ROUNDS {
-        eprint!("\rwire: round {} of {ROUNDS}", round + 1);
+        progress(&format!("wire: round {} of {ROUNDS}", round + 1));
         raw.push(copy(time).await);
         for ((_, kind), rates) in kinds.iter().zip(&mut rates) {
             rates.push(labels(&teacher, *kind, time).await);
         }
     }
-    eprintln!();
+    progress("");
     let raw = median(&raw);
     figures.add("raw_tcp_bytes_per_second", raw);
     for ((name, _), rates) in kinds.iter().zip(&rates) {
