@@ -6,7 +6,7 @@
 //!
 //! With `--python`, an interpreter that has torch runs `mlp_step.py` in between, block by block, so
 //! that both see the same machine; the ratio is then printed too.
-#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};

@@ -121,6 +121,7 @@ impl Share<'_> {
 
 /// One group of outputs for the rows of one tile, in `R` registers a row.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)]
 fn product<S: pulp::Simd, const R: usize>(
     simd: S,
     tile: &[[f32; ROWS]],
@@ -138,9 +139,12 @@ fn product<S: pulp::Simd, const R: usize>(
             }
         }
     }
+    // By index, here and above: a reference to the sums would keep them out of registers.
     let mut out = [[0.0; LANES]; ROWS];
-    for (out, sums) in out.iter_mut().zip(&sums) {
-        S::as_mut_simd_f32s(out).0.copy_from_slice(sums);
+    for r in 0..ROWS {
+        for c in 0..R {
+            S::as_mut_simd_f32s(&mut out[r]).0[c] = sums[r][c];
+        }
     }
     out
 }
