@@ -104,7 +104,7 @@ pub enum Failure {
     Recipe(#[from] RecipeError),
     /// The run failed.
     #[error(transparent)]
-    Run(#[from] train::Error),
+    Run(Box<train::Error>),
     /// Logging cannot be started.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
@@ -114,6 +114,12 @@ pub enum Failure {
     /// The result cannot be printed.
     #[error("standard output cannot be written")]
     Output(#[source] io::Error),
+}
+
+impl From<train::Error> for Failure {
+    fn from(error: train::Error) -> Self {
+        Self::Run(Box::new(error))
+    }
 }
 
 impl Failure {

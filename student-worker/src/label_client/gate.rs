@@ -177,7 +177,7 @@ impl Gate {
         let response = self.call(name, "the probe", client.label(request)).await?;
         let expected =
             self.wanted.classes * features.shape.first().map_or(0, |rows| *rows as usize);
-        probabilities(response).filter(|values| values.len() == expected).ok_or_else(|| {
+        probabilities(&response).filter(|values| values.len() == expected).ok_or_else(|| {
             Closed::ForGood(ClientError::Answer {
                 endpoint: name.to_owned(),
                 request: "the probe".to_owned(),
@@ -234,7 +234,7 @@ pub(super) fn closed(endpoint: &str, request: &str, status: &Status) -> Closed {
 }
 
 /// The log-probabilities in an answer to a probe, if that is what is in it.
-fn probabilities(response: LabelResponse) -> Option<Vec<f32>> {
+fn probabilities(response: &LabelResponse) -> Option<Vec<f32>> {
     let [labels] = response.labels.as_slice() else { return None };
     match decode(labels) {
         Ok(LabelBatch { labels: SoftLabels::Dense { values, .. }, .. }) => Some(values),

@@ -10,7 +10,7 @@
 //!   described, compared by fingerprint, and probed.
 //! * `pipeline`: which request to send, to send again, to hand on; without I/O or a clock.
 //! * `connection`, `driver`: the shell around it.
-//! * [`status`](ClientError): which failures pass by themselves.
+//! * `status`: which failures pass by themselves; the others are a [`ClientError`].
 //! * [`soft_target`]: labels as the loss takes them.
 
 mod backoff;

@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_named() {
-        let cases: [(fn(&mut DescribeResponse), &str); 8] = [
+        type Change = fn(&mut DescribeResponse);
+        let cases: [(Change, &str); 8] = [
             (|d| d.task = Task::LanguageModel.into(), "task is LanguageModel"),
             (|d| d.fingerprint = vec![1].into(), "fingerprint is 1 bytes, expected 32 bytes"),
             (|d| d.classes = 100, "classes is 100, expected 10, the student's num_labels"),

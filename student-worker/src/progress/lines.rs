@@ -80,7 +80,7 @@ impl<W: Write + Send> Observer for Lines<W> {
                 self.say(&format!("checkpoint at step {step}: {}", folder.display()));
             }
             Event::Ended { step } => {
-                self.say(&format!("ended after step {step} of {}", self.steps))
+                self.say(&format!("ended after step {step} of {}", self.steps));
             }
         }
     }

@@ -37,9 +37,10 @@ fn teacher(asked: &Quickstart) -> Recipe {
 fn student(asked: &Quickstart, name: &str) -> Recipe {
     let mut recipe = recipe(asked, name, MlpConfig::new(784, vec![128, 128], 10));
     recipe.data.train_rows = Some(STUDENT_ROWS);
-    recipe.train.epochs = 60;
+    recipe.schedule.learning_rate = 3e-3;
+    recipe.train.epochs = 100;
     recipe.train.batch_size = 50;
-    recipe.train.eval_every = 3;
+    recipe.train.eval_every = 5;
     recipe
 }
 

@@ -96,6 +96,10 @@ impl Checkpoints {
             let path = path.to_owned();
             move |source| RunError::io(&path, source)
         };
+        if read(&folder).is_ok_and(|there| there == position) {
+            // Saved before, and resumed from without a step since: it must not be away for a moment.
+            return Ok(Checkpoint { folder, position });
+        }
         if partial.exists() {
             fs::remove_dir_all(&partial).map_err(failed(&partial))?;
         }
@@ -111,7 +115,7 @@ impl Checkpoints {
         fs::write(partial.join(MANIFEST), text).map_err(failed(&partial))?;
         sync_all(&partial).map_err(failed(&partial))?;
         if folder.exists() {
-            // The same step again, after a resumption: the bytes are the same too.
+            // Incomplete, or of a run that this one replaces.
             fs::remove_dir_all(&folder).map_err(failed(&folder))?;
         }
         fs::rename(&partial, &folder).map_err(failed(&folder))?;

@@ -47,24 +47,27 @@ pub enum Error {
     #[error("the training thread failed: {0}")]
     Thread(#[from] tokio::task::JoinError),
     /// The run stopped on an error that may pass, after a checkpoint.
-    #[error("{source}; checkpoint at step {step}: {}", checkpoint.display())]
-    Suspended {
-        /// Steps done.
-        step: u64,
-        /// The checkpoint's folder.
-        checkpoint: PathBuf,
-        /// What stopped it.
-        source: ClientError,
-    },
+    #[error(transparent)]
+    Suspended(Box<Suspended>),
+}
+
+/// A run that can go on later.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}; checkpoint at step {step}: {}", checkpoint.display())]
+pub struct Suspended {
+    /// Steps done.
+    pub step: u64,
+    /// The checkpoint's folder.
+    pub checkpoint: PathBuf,
+    /// What stopped the run.
+    pub source: ClientError,
 }
 
 impl Error {
     /// What the process ends with.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Labels(ClientError::Unreachable { .. }) | Self::Suspended { .. } => {
-                exit::TEMPORARY
-            }
+            Self::Labels(ClientError::Unreachable { .. }) | Self::Suspended(_) => exit::TEMPORARY,
             Self::Data(_)
             | Self::Load(_)
             | Self::Labels(ClientError::Address { .. } | ClientError::Unsuitable { .. })

@@ -26,7 +26,7 @@ use stillhouse_nn::{Trainer, TrainerConfig};
 use stillhouse_proto::v1::EncodingKind;
 use tokio::{runtime::Handle, sync::watch, task::spawn_blocking};
 
-pub use error::Error;
+pub use error::{Error, Suspended};
 
 use crate::{
     label_client::{LabelClient, Patience, Wanted},
@@ -137,10 +137,13 @@ pub async fn run(
         meter: Meter::new(),
     };
     let ended = spawn_blocking(move || session.train()).await?;
-    if let Some(server) = server {
-        server.shutdown().await?;
-    }
+    let closed = match server {
+        Some(server) => server.shutdown().await,
+        None => Ok(()),
+    };
+    // What the training says comes before what its teacher says.
     let Ended { steps, test, mut run, meter } = ended?;
+    closed?;
     let mut outcome = Outcome {
         name: recipe.name.clone(),
         finished: steps == total_steps,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use stillhouse_nn::{Batch, Evaluation, LossConfig, Trainer};
 use tokio::sync::watch;
 
-use super::{Error, labels::BatchLabels, meter::Meter, plan::Plan};
+use super::{Error, Suspended, labels::BatchLabels, meter::Meter, plan::Plan};
 use crate::{
     label_client::ClientError,
     progress::{Event, Observer},
@@ -160,7 +160,7 @@ impl Session {
         let checkpoint = self.checkpoint()?;
         let step = checkpoint.position.step;
         self.observer.on(&Event::Ended { step });
-        Ok(Error::Suspended { step, checkpoint: checkpoint.folder, source })
+        Ok(Error::Suspended(Box::new(Suspended { step, checkpoint: checkpoint.folder, source })))
     }
 
     fn end(mut self, test: Option<TestRecord>) -> Ended {

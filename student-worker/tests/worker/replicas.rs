@@ -1,13 +1,13 @@
 //! Several endpoints: one may go, all must be the same.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use student_worker::{label_client::ClientError, run_folder::Existing, train::Error};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     fake_teacher::{Fake, serve_fake},
-    support::{Bench, endpoints, run, run_watched, serve},
+    support::{Bench, endpoints, run, run_watched, serve, slow_step},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -22,7 +22,7 @@ async fn a_run_goes_on_with_the_replica_that_is_left() {
     let recipe = bench.recipe("lost", &both);
     let running = tokio::spawn(run_watched(recipe, Existing::Refuse, stop, move |step| {
         let _ = reached.send(step);
-        std::thread::sleep(Duration::from_millis(5));
+        slow_step();
     }));
     while steps.recv().await.is_some_and(|step| step < 7) {}
     first.shutdown().await.unwrap();

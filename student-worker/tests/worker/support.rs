@@ -115,6 +115,13 @@ pub(crate) async fn run_watched(
     train::run(recipe, existing, Box::new(AtStep(at)), stop).await
 }
 
+/// Makes a step take time, so that something else can happen before the run is over. Called on the
+/// training thread only.
+#[expect(clippy::disallowed_methods, reason = "the training thread serves no other task")]
+pub(crate) fn slow_step() {
+    std::thread::sleep(std::time::Duration::from_millis(10));
+}
+
 struct AtStep<F>(F);
 
 impl<F: FnMut(u64) + Send> Observer for AtStep<F> {

@@ -9,7 +9,7 @@ use student_worker::{
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::support::{Bench, endpoints, run, run_watched, serve};
+use crate::support::{Bench, endpoints, run, run_watched, serve, slow_step};
 
 /// Starts a run, and shuts its teacher down after some steps.
 async fn lose_teacher(
@@ -28,8 +28,7 @@ async fn lose_teacher(
     let (_running, stop) = watch::channel(false);
     let running = tokio::spawn(run_watched(recipe, Existing::Refuse, stop, move |step| {
         let _ = reached.send(step);
-        // Slow enough that the teacher goes before the run is over.
-        std::thread::sleep(Duration::from_millis(10));
+        slow_step();
     }));
     while steps.recv().await.is_some_and(|step| step < 7) {}
     teacher.shutdown().await.unwrap();
@@ -81,10 +80,10 @@ async fn a_teacher_that_stays_away_suspends_the_run() {
     let bench = Bench::new();
     let error = lose_teacher(&bench, "client = \"hasty\"", async |_| {}).await.unwrap_err();
     assert_eq!(error.exit_code(), 75);
-    let Error::Suspended { step, checkpoint, .. } = &error else {
+    let Error::Suspended(suspended) = &error else {
         panic!("{error}");
     };
-    assert!(*step >= 7 && checkpoint.join("checkpoint.json").is_file());
+    assert!(suspended.step >= 7 && suspended.checkpoint.join("checkpoint.json").is_file());
     assert!(error.to_string().contains("no labels for"), "{error}");
 
     // Once it is there again the run goes on, and ends as if nothing had happened.
