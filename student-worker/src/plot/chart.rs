@@ -62,7 +62,7 @@ fn draw(chart: &Chart, left: f64, svg: &mut Svg) {
         .map(|series| (series.name.as_str(), thinned(&series.points)))
         .collect();
     let all = || lines.iter().flat_map(|(_, points)| points);
-    let x_axis = Axis::over(all().map(|point| point.0), 5, true);
+    let x_axis = Axis::over(all().map(|point| point.0), 6, true);
     let y_axis = Axis::over(all().map(|point| point.1), 5, chart.from_zero);
     let (x0, x1) = (left + LEFT, left + WIDTH - RIGHT);
     let (y0, y1) = (HEIGHT - BOTTOM, TOP);

@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{RunError, metrics::Record};
+use super::{
+    RunError,
+    metrics::{Record, TestRecord},
+};
 use crate::plot::{Chart, Series, render};
 
 /// A report about one run, or about several side by side.
@@ -37,45 +40,42 @@ impl Report {
         put("report.md", self.markdown())
     }
 
+    /// Of one run, the parts of its training loss; of several, whose training losses are of
+    /// different kinds, the loss on the test set.
     fn charts(&self) -> [Chart; 2] {
-        let series = |points: fn(&Record) -> Option<(f64, f64)>| {
-            let of_run = |(name, records): &(String, Vec<Record>)| Series {
-                name: name.clone(),
-                points: records.iter().filter_map(points).collect(),
-            };
-            self.runs.iter().map(of_run).collect()
+        let (title, losses) = match self.runs.as_slice() {
+            [(_, records)] => ("Training loss", parts_of_loss(records)),
+            _ => ("Test loss", self.tests(|test| test.loss)),
         };
         [
             Chart {
-                title: self.loss_title().into(),
+                title: title.into(),
                 x_label: "step".into(),
                 y_label: "loss (nats)".into(),
                 from_zero: true,
-                series: match self.runs.as_slice() {
-                    [(_, records)] => parts_of_loss(records),
-                    _ => series(|record| match record {
-                        Record::Step(step) => {
-                            Some((step.step as f64, step.hard_loss.unwrap_or(step.loss)))
-                        }
-                        Record::Test(_) => None,
-                    }),
-                },
+                series: losses,
             },
             Chart {
                 title: "Test accuracy".into(),
                 x_label: "step".into(),
                 y_label: "accuracy (%)".into(),
                 from_zero: false,
-                series: series(|record| match record {
-                    Record::Test(test) => Some((test.step as f64, test.accuracy_percent())),
-                    Record::Step(_) => None,
-                }),
+                series: self.tests(TestRecord::accuracy_percent),
             },
         ]
     }
 
-    fn loss_title(&self) -> &'static str {
-        if self.runs.len() == 1 { "Training loss" } else { "Training cross-entropy, hard labels" }
+    /// A figure of every test, as a line for each run.
+    fn tests(&self, figure: fn(&TestRecord) -> f64) -> Vec<Series> {
+        let point = |record: &Record| match record {
+            Record::Test(test) => Some((test.step as f64, figure(test))),
+            Record::Step(_) => None,
+        };
+        let line = |(name, records): &(String, Vec<Record>)| Series {
+            name: name.clone(),
+            points: records.iter().filter_map(point).collect(),
+        };
+        self.runs.iter().map(line).collect()
     }
 
     fn markdown(&self) -> String {
@@ -141,7 +141,7 @@ fn cell(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run_folder::metrics::{TestRecord, tests::step};
+    use crate::run_folder::metrics::tests::step;
 
     #[test]
     fn a_report_holds_facts_tests_and_a_plot() {
