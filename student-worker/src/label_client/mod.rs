@@ -163,11 +163,11 @@ async fn open_any(gate: &Gate, addresses: &[Address]) -> Result<(usize, Client, 
             Ok((client, teacher)) => {
                 found.get_or_insert((number, client, teacher));
             }
-            Err(refused @ Closed::ForGood(_)) => return Err(refused),
-            Err(closed) => {
-                tracing::warn!(?closed, "teacher not connected");
-                last = closed;
+            Err(Closed::ForNow { reason, after }) => {
+                tracing::warn!(reason, "teacher not connected");
+                last = Closed::ForNow { reason, after };
             }
+            Err(refused) => return Err(refused),
         }
     }
     found.ok_or(last)

@@ -7,7 +7,7 @@ use super::{Event, Observer, test_words};
 /// Fits a terminal of 80 columns.
 const TEMPLATE: &str = "{prefix:.bold} {bar:12.cyan/dim} {pos}/{len}, {msg}, {eta} left";
 
-/// One bar per run, with loss, rows per second, the part of the time that is spent waiting
+/// One bar per run, with loss, examples per second, the part of the time that is spent waiting
 /// for the teacher, and the time left. Tests appear above it and stay.
 #[derive(Debug, Default)]
 pub struct Bars {
@@ -39,7 +39,7 @@ impl Observer for Bars {
             Event::Started { .. } | Event::Checkpoint { .. } => {}
             Event::Step(step) => {
                 let mut words =
-                    format!("loss {:.4}, {:.0} rows/s", step.loss, step.examples_per_second);
+                    format!("loss {:.4}, {:.0} ex/s", step.loss, step.examples_per_second);
                 if self.teacher {
                     words += &format!(", {:.1} % waiting", 100.0 * step.stall_fraction);
                 }
