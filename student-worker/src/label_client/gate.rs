@@ -19,7 +19,7 @@ use tonic::{
 
 use super::{
     ClientError, Teacher, Wanted,
-    status::{Verdict, judge, words},
+    status::{Verdict, judge, with_causes, words},
 };
 
 /// Time for a connection to be made.
@@ -111,7 +111,8 @@ impl Gate {
     pub(super) async fn open(&self, address: &Address) -> Result<(Client, Teacher), Closed> {
         let name = &address.name;
         let connected = address.endpoint.connect().await;
-        let channel = connected.map_err(|error| Closed::for_now(chain(name, &error)))?;
+        let channel = connected
+            .map_err(|error| Closed::for_now(with_causes(format!("{name}: {error}"), &error)))?;
         let mut client = Client::new(channel);
         let description =
             self.call(name, "Describe", client.describe(self.request(DescribeRequest {}))).await?;
@@ -240,16 +241,4 @@ fn probabilities(response: &LabelResponse) -> Option<Vec<f32>> {
         Ok(LabelBatch { labels: SoftLabels::Dense { values, .. }, .. }) => Some(values),
         _ => None,
     }
-}
-
-/// An error with its causes, which tonic keeps apart.
-fn chain(endpoint: &str, error: &tonic::transport::Error) -> String {
-    use std::error::Error as _;
-    let mut words = format!("{endpoint}: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        words = format!("{words}: {cause}");
-        source = cause.source();
-    }
-    words
 }

@@ -1,6 +1,6 @@
 //! Which failures pass by themselves: the one table.
 
-use std::{error::Error as _, time::Duration};
+use std::{error::Error, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -34,10 +34,14 @@ pub(super) fn judge_code(code: Code, retry_after: Duration) -> Verdict {
     }
 }
 
-/// A status in words.
+/// A status in words, with its causes.
 pub(super) fn words(status: &Status) -> String {
-    let mut words = format!("{}: {}", name(status.code()), status.message());
-    let mut source = status.source();
+    with_causes(format!("{}: {}", name(status.code()), status.message()), status)
+}
+
+/// Words for an error, and those of its causes that they do not hold yet.
+pub(super) fn with_causes(mut words: String, error: &dyn Error) -> String {
+    let mut source = error.source();
     while let Some(error) = source {
         let cause = error.to_string();
         if !words.contains(&cause) {
