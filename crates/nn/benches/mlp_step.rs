@@ -59,18 +59,19 @@ fn main() {
                 other.extend(theirs.into_iter().flatten());
             }
         }
-        report(name, own, torch.as_ref().map(|torch| (torch.version.as_str(), other)));
+        let torch = torch.as_ref().map(|torch| (torch.version.as_str(), other.as_slice()));
+        report(name, &own, torch);
     }
     inference();
 }
 
 /// Medians, and the fastest tenth, which other work on the machine disturbs least.
-fn report(name: &str, own: Vec<f64>, torch: Option<(&str, Vec<f64>)>) {
+fn report(name: &str, own: &[f64], torch: Option<(&str, &[f64])>) {
     for (label, share) in [("median", 0.5), ("fastest tenth", 0.1)] {
-        let ours = quantile(own.clone(), share);
+        let ours = quantile(own.to_vec(), share);
         print!("{name}, {label}: {ours:.2} ms");
-        if let Some((version, other)) = &torch {
-            let theirs = quantile(other.clone(), share);
+        if let Some((version, other)) = torch {
+            let theirs = quantile(other.to_vec(), share);
             print!(", PyTorch {version} {theirs:.2} ms, {:.2}x", theirs / ours);
         }
         println!();
