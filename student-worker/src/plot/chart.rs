@@ -1,7 +1,7 @@
 //! Charts with named lines over a common horizontal axis.
 
 use super::{
-    axis::Axis,
+    axis::{Axis, Scale},
     svg::{Anchor, Svg},
 };
 
@@ -39,8 +39,8 @@ pub struct Chart {
     pub x_label: String,
     /// Beside the vertical axis, with its unit.
     pub y_label: String,
-    /// Whether the vertical axis starts at zero.
-    pub from_zero: bool,
+    /// Of the vertical axis.
+    pub scale: Scale,
     /// The lines; those without a point are left out.
     pub series: Vec<Series>,
 }
@@ -62,8 +62,8 @@ fn draw(chart: &Chart, left: f64, svg: &mut Svg) {
         .map(|series| (series.name.as_str(), thinned(&series.points)))
         .collect();
     let all = || lines.iter().flat_map(|(_, points)| points);
-    let x_axis = Axis::over(all().map(|point| point.0), 6, true);
-    let y_axis = Axis::over(all().map(|point| point.1), 5, chart.from_zero);
+    let x_axis = Axis::over(all().map(|point| point.0), 6, Scale::FromZero);
+    let y_axis = Axis::over(all().map(|point| point.1), 5, chart.scale);
     let (x0, x1) = (left + LEFT, left + WIDTH - RIGHT);
     let (y0, y1) = (HEIGHT - BOTTOM, TOP);
     let x_of = |value: f64| x0 + x_axis.position(value) * (x1 - x0);
@@ -123,7 +123,7 @@ mod tests {
             title: "Training loss".into(),
             x_label: "step".into(),
             y_label: "loss (nats)".into(),
-            from_zero: true,
+            scale: Scale::FromZero,
             series: vec![
                 Series { name: "hard < soft".into(), points: points.clone() },
                 Series { name: "none".into(), points: Vec::new() },

@@ -8,4 +8,5 @@ mod axis;
 mod chart;
 mod svg;
 
+pub use axis::Scale;
 pub use chart::{Chart, Series, render};

@@ -10,7 +10,7 @@ use super::{
     RunError,
     metrics::{Record, TestRecord},
 };
-use crate::plot::{Chart, Series, render};
+use crate::plot::{Chart, Scale, Series, render};
 
 /// A report about one run, or about several side by side.
 #[derive(Clone, Debug, Default)]
@@ -43,23 +43,24 @@ impl Report {
     /// Of one run, the parts of its training loss; of several, whose training losses are of
     /// different kinds, the loss on the test set.
     fn charts(&self) -> [Chart; 2] {
-        let (title, losses) = match self.runs.as_slice() {
-            [(_, records)] => ("Training loss", parts_of_loss(records)),
-            _ => ("Test loss", self.tests(|test| test.loss)),
+        // The distillation term starts high (T^2) and falls by orders of magnitude.
+        let (title, scale, losses) = match self.runs.as_slice() {
+            [(_, records)] => ("Training loss", Scale::Logarithmic, parts_of_loss(records)),
+            _ => ("Test loss", Scale::FromZero, self.tests(|test| test.loss)),
         };
         [
             Chart {
                 title: title.into(),
                 x_label: "step".into(),
                 y_label: "loss (nats)".into(),
-                from_zero: true,
+                scale,
                 series: losses,
             },
             Chart {
                 title: "Test accuracy".into(),
                 x_label: "step".into(),
                 y_label: "accuracy (%)".into(),
-                from_zero: false,
+                scale: Scale::Fitted,
                 series: self.tests(TestRecord::accuracy_percent),
             },
         ]
