@@ -85,7 +85,7 @@ impl Fused {
         matmul(&mut out, true, Matrix::new(x, rows, inputs), Matrix::new(w, outputs, inputs).t());
         if self.relu {
             // Not `max`: NaN must stay NaN, for the loss to notice.
-            out.iter_mut().filter(|y| **y < T::zero()).for_each(|y| *y = T::zero());
+            out.iter_mut().for_each(|y| *y = if *y < T::zero() { T::zero() } else { *y });
         }
         Ok((out, (rows, outputs).into()))
     }
