@@ -133,7 +133,7 @@ impl Dataset {
         bytes.into()
     }
 
-    /// These rows as the student sees them: each byte times `rescale_factor`, [rows, width].
+    /// These rows as the student sees them: each byte times `rescale_factor`, `[rows, width]`.
     pub fn gather_f32(&self, rows: &[u32], rescale_factor: f64) -> Vec<f32> {
         let scale = rescale_factor as f32;
         let row = |row: &u32| self.row(*row).iter().map(move |byte| f32::from(*byte) * scale);

@@ -16,9 +16,9 @@ pub enum Split {
 /// The idx files of one part: images and their labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// Pixels, [rows, height, width].
+    /// Pixels, `[rows, height, width]`.
     pub images: PathBuf,
-    /// Classes, [rows].
+    /// Classes, `[rows]`.
     pub labels: PathBuf,
 }
 
