@@ -37,7 +37,7 @@ impl Linear {
         &self.weight
     }
 
-    /// The [outputs] bias.
+    /// The \[outputs\] bias.
     pub fn bias(&self) -> &Parameter {
         &self.bias
     }

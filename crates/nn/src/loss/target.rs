@@ -23,7 +23,7 @@ pub enum SoftTarget {
         ids: Vec<u32>,
         /// log p_T of each, [rows, k].
         log_probabilities: Vec<f32>,
-        /// log of the mass of the other V - k classes, [rows]; -inf where k = V.
+        /// log of the mass of the other V - k classes, \[rows\]; -inf where k = V.
         log_tail_mass: Vec<f32>,
     },
     /// Draws from p_T with replacement (Random Sampling KD, arXiv 2503.16870). The loss is
@@ -34,7 +34,7 @@ pub enum SoftTarget {
     Sampled {
         /// N.
         draws: u32,
-        /// Distinct classes of each row, [rows].
+        /// Distinct classes of each row, \[rows\].
         distinct: Vec<u32>,
         /// Those classes, row after row.
         ids: Vec<u32>,

@@ -8,7 +8,7 @@ use crate::kernel::packed::PackedLinear;
 pub struct Head {
     /// [classes, hidden_size], row-major.
     pub weight: Vec<f32>,
-    /// [classes].
+    /// \[classes\].
     pub bias: Option<Vec<f32>>,
     /// V.
     pub classes: usize,

@@ -2,7 +2,7 @@
 //!
 //! A model is a directory of `config.json` and `model.safetensors`, with tensors named as a
 //! PyTorch module of the same structure names them. [`Mlp`]: `layers.{i}.weight` [outputs, inputs]
-//! and `layers.{i}.bias` [outputs], i counting from the input: an `nn.ModuleList` of `nn.Linear`
+//! and `layers.{i}.bias` \[outputs\], i counting from the input: an `nn.ModuleList` of `nn.Linear`
 //! loads them as they are.
 
 mod classifier;

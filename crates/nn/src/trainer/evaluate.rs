@@ -16,7 +16,7 @@ pub struct Evaluation {
 }
 
 impl Trainer {
-    /// Runs `input` [rows, input_width] without dropout and compares with `hard` [rows]. A row's
+    /// Runs `input` [rows, input_width] without dropout and compares with `hard` \[rows\]. A row's
     /// logits do not depend on the others.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ pub struct Batch<'a> {
     pub input: &'a [f32],
     /// At least 1.
     pub rows: usize,
-    /// Class of each row, [rows]; needed where alpha is below 1.
+    /// Class of each row, \[rows\]; needed where alpha is below 1.
     pub hard: Option<&'a [u32]>,
     /// The teacher's labels; needed where alpha is above 0.
     pub soft: Option<&'a SoftTarget>,
