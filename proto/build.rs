@@ -10,10 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let descriptors = protox::compile([PROTO], ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(
-        out.join("distill_v1_descriptor.bin"),
-        prost_message_bytes(&descriptors),
-    )?;
+    fs::write(out.join("distill_v1_descriptor.bin"), prost_message_bytes(&descriptors))?;
 
     tonic_prost_build::configure()
         .bytes(".distill.v1")

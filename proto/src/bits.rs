@@ -81,12 +81,7 @@ pub fn unpack(packed: &[u8], count: usize, below: u32) -> Result<Vec<u32>, BitsE
     let bits = id_bits(below);
     let expected = packed_len(count, below);
     if packed.len() as u128 != expected {
-        return Err(BitsError::Length {
-            bytes: packed.len(),
-            count,
-            bits,
-            expected,
-        });
+        return Err(BitsError::Length { bytes: packed.len(), count, bits, expected });
     }
     let (words, rest) = packed.as_chunks::<4>();
     let mut last = [0; 4];
@@ -102,10 +97,7 @@ pub fn unpack(packed: &[u8], count: usize, below: u32) -> Result<Vec<u32>, BitsE
             pending |= u64::from(word) << pending_bits;
             pending_bits += 32;
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the mask leaves at most 32 bits"
-        )]
+        #[expect(clippy::cast_possible_truncation, reason = "the mask leaves at most 32 bits")]
         values.push((pending & mask) as u32);
         pending >>= bits;
         pending_bits -= bits;
@@ -120,11 +112,7 @@ pub fn unpack(packed: &[u8], count: usize, below: u32) -> Result<Vec<u32>, BitsE
 fn check_range(values: &[u32], below: u32) -> Result<(), BitsError> {
     match first_refused(values, |value| value < below) {
         None => Ok(()),
-        Some(index) => Err(BitsError::Value {
-            index,
-            value: values[index],
-            below,
-        }),
+        Some(index) => Err(BitsError::Value { index, value: values[index], below }),
     }
 }
 
@@ -161,11 +149,7 @@ mod tests {
 
     #[test]
     fn refuses_values_out_of_range() {
-        let error = BitsError::Value {
-            index: 1,
-            value: 5,
-            below: 5,
-        };
+        let error = BitsError::Value { index: 1, value: 5, below: 5 };
         assert_eq!(pack(&[4, 5], 5), Err(error));
         // 5 fits in the 3 bits that five classes need, and is still not a class.
         assert_eq!(unpack(&pack(&[4, 5], 8).unwrap(), 2, 5), Err(error));
@@ -180,10 +164,7 @@ mod tests {
     #[test]
     fn refuses_a_count_that_the_bytes_do_not_back() {
         let error = unpack(&[0; 4], usize::MAX, u32::MAX).unwrap_err();
-        assert!(
-            matches!(error, BitsError::Length { bytes: 4, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, BitsError::Length { bytes: 4, .. }), "{error}");
         assert!(unpack(&[0; 4], 3, 8).is_err(), "too many bytes");
     }
 

@@ -123,10 +123,7 @@ pub(crate) fn first_refused<T: Copy>(values: &[T], accept: impl Fn(T) -> bool) -
     let all = |chunk: &[T]| chunk.iter().fold(true, |all, value| all & accept(*value));
     let chunk = values.chunks(CHUNK).position(|chunk| !all(chunk))?;
     let start = chunk * CHUNK;
-    values[start..]
-        .iter()
-        .position(|value| !accept(*value))
-        .map(|index| start + index)
+    values[start..].iter().position(|value| !accept(*value)).map(|index| start + index)
 }
 
 fn extend_words<T: Copy, const N: usize>(
@@ -142,12 +139,7 @@ fn extend_words<T: Copy, const N: usize>(
 }
 
 fn words<T, const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes
-        .as_chunks::<N>()
-        .0
-        .iter()
-        .map(|word| value(*word))
-        .collect()
+    bytes.as_chunks::<N>().0.iter().map(|word| value(*word)).collect()
 }
 
 #[cfg(test)]
@@ -163,14 +155,7 @@ mod tests {
 
     #[test]
     fn f32_keeps_every_bit() {
-        let values = [
-            0.0,
-            -0.0,
-            1.0,
-            f32::MIN_POSITIVE / 8.0,
-            f32::MAX,
-            f32::NEG_INFINITY,
-        ];
+        let values = [0.0, -0.0, 1.0, f32::MIN_POSITIVE / 8.0, f32::MAX, f32::NEG_INFINITY];
         let back = round_trip(DType::F32, &values);
         assert_eq!(back.map_bits(), values.to_vec().map_bits());
     }
@@ -190,17 +175,11 @@ mod tests {
     fn narrowing_rounds_to_nearest_even() {
         let step = f32::powi(2.0, -10);
         let values = [1.0 + 0.5 * step, 1.0 + 0.500_1 * step, 1.0 + 1.5 * step];
-        assert_eq!(
-            round_trip(DType::F16, &values),
-            [1.0, 1.0 + step, 1.0 + 2.0 * step]
-        );
+        assert_eq!(round_trip(DType::F16, &values), [1.0, 1.0 + step, 1.0 + 2.0 * step]);
 
         let step = f32::powi(2.0, -7);
         let values = [1.0 + 0.5 * step, 1.0 + 0.500_1 * step, 1.0 + 1.5 * step];
-        assert_eq!(
-            round_trip(DType::Bf16, &values),
-            [1.0, 1.0 + step, 1.0 + 2.0 * step]
-        );
+        assert_eq!(round_trip(DType::Bf16, &values), [1.0, 1.0 + step, 1.0 + 2.0 * step]);
     }
 
     /// `largest` is the boundary: the next `f32` above it is infinite in the narrow type.

@@ -1,13 +1,7 @@
 //! A message that was cut short or altered on its way is refused, or decodes to labels that keep
 //! every rule; it never panics, and never claims memory that its bytes do not back.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    missing_docs,
-    unsafe_code
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unsafe_code)]
 
 mod common;
 
@@ -55,16 +49,10 @@ static COUNTING: Counting = Counting;
 /// Decodes a message as a client would, and checks that the memory it took is in proportion.
 fn decode_within_bounds(message: &Bytes) -> Option<LabelBatch> {
     let before = ALLOCATED.get();
-    let decoded = v1::Labels::decode(message.clone())
-        .ok()
-        .map(|labels| decode(&labels));
+    let decoded = v1::Labels::decode(message.clone()).ok().map(|labels| decode(&labels));
     let allocated = ALLOCATED.get() - before;
     let bound = PER_BYTE * message.len() + PER_MESSAGE;
-    assert!(
-        allocated <= bound,
-        "{allocated} bytes for a message of {}",
-        message.len()
-    );
+    assert!(allocated <= bound, "{allocated} bytes for a message of {}", message.len());
     decoded?.ok()
 }
 
@@ -157,12 +145,7 @@ fn the_densest_messages_stay_in_proportion() {
         log_tail_mass: vec![f32::NEG_INFINITY; rows],
     };
     for labels in [sampled, top_k] {
-        let batch = LabelBatch {
-            temperature: 1.0,
-            rows,
-            classes: 2,
-            labels,
-        };
+        let batch = LabelBatch { temperature: 1.0, rows, classes: 2, labels };
         let message = encode(&batch, v1::DType::Bf16).unwrap().encode_to_vec();
         assert_eq!(decode_within_bounds(&message.into()), Some(batch));
     }
@@ -174,11 +157,7 @@ fn declared_sizes_claim_no_memory() {
     use v1::labels::Payload;
     let tensor = |shape: &[u64]| {
         let dtype = v1::DType::F32.into();
-        Some(v1::Tensor {
-            dtype,
-            shape: shape.to_vec(),
-            data: Bytes::new(),
-        })
+        Some(v1::Tensor { dtype, shape: shape.to_vec(), data: Bytes::new() })
     };
     let most = u64::from(u32::MAX);
     let payloads = [
@@ -202,21 +181,14 @@ fn declared_sizes_claim_no_memory() {
             log_probabilities: tensor(&[most, 1]),
             log_tail_mass: tensor(&[most]),
         }),
-        Payload::Sampled(v1::SampledLabels {
-            draws: 65_535,
-            ..Default::default()
-        }),
+        Payload::Sampled(v1::SampledLabels { draws: 65_535, ..Default::default() }),
         Payload::Sampled(v1::SampledLabels {
             draws: 65_535,
             distinct: vec![0xff; 64].into(),
             ..Default::default()
         }),
-        Payload::Hidden(v1::HiddenLabels {
-            states: tensor(&[most, u64::MAX]),
-        }),
-        Payload::Hidden(v1::HiddenLabels {
-            states: tensor(&[u64::MAX; 8]),
-        }),
+        Payload::Hidden(v1::HiddenLabels { states: tensor(&[most, u64::MAX]) }),
+        Payload::Hidden(v1::HiddenLabels { states: tensor(&[u64::MAX; 8]) }),
     ];
     for payload in payloads {
         for rows in [32, u32::MAX] {
@@ -227,11 +199,7 @@ fn declared_sizes_claim_no_memory() {
                 classes: u32::MAX,
                 payload: Some(payload.clone()),
             };
-            assert_eq!(
-                decode_within_bounds(&labels.encode_to_vec().into()),
-                None,
-                "{labels:?}"
-            );
+            assert_eq!(decode_within_bounds(&labels.encode_to_vec().into()), None, "{labels:?}");
         }
     }
 }

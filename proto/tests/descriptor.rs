@@ -34,15 +34,9 @@ fn the_contract_is_the_checked_in_one() {
 /// The difference itself is what a person acts on.
 #[test]
 fn the_difference_names_the_lines() {
-    let changed = difference(
-        "A.a = 1 bytes\nA.b = 2 bytes\n",
-        "A.a = 1 bytes\nA.b = 3 bytes\n",
-    );
+    let changed = difference("A.a = 1 bytes\nA.b = 2 bytes\n", "A.a = 1 bytes\nA.b = 3 bytes\n");
     assert_eq!(changed, "- A.b = 2 bytes\n+ A.b = 3 bytes\n");
-    assert_eq!(
-        difference("a\nb\n", "b\na\n"),
-        "only the order of the lines\n"
-    );
+    assert_eq!(difference("a\nb\n", "b\na\n"), "only the order of the lines\n");
 }
 
 /// Lines in one text and not in the other.
@@ -67,15 +61,9 @@ fn dump() -> String {
     let mut lines = Vec::new();
     for file in &set.file {
         lines.push(format!("package {} ({})", file.package(), file.syntax()));
-        file.service
-            .iter()
-            .for_each(|service| add_service(service, &mut lines));
-        file.message_type
-            .iter()
-            .for_each(|message| add_message(message, "", &mut lines));
-        file.enum_type
-            .iter()
-            .for_each(|enumeration| add_enum(enumeration, "", &mut lines));
+        file.service.iter().for_each(|service| add_service(service, &mut lines));
+        file.message_type.iter().for_each(|message| add_message(message, "", &mut lines));
+        file.enum_type.iter().for_each(|enumeration| add_enum(enumeration, "", &mut lines));
     }
     lines.join("\n") + "\n"
 }
@@ -106,48 +94,27 @@ fn add_message(message: &DescriptorProto, outer: &str, lines: &mut Vec<String>) 
             Some(index) => format!(" in oneof {}", message.oneof_decl[index as usize].name()),
             None => String::new(),
         };
-        lines.push(format!(
-            "{name}.{} = {} {kind}{oneof}",
-            field.name(),
-            field.number()
-        ));
+        lines.push(format!("{name}.{} = {} {kind}{oneof}", field.name(), field.number()));
     }
     for range in &message.reserved_range {
-        lines.push(format!(
-            "{name} reserves {} to {}",
-            range.start(),
-            range.end() - 1
-        ));
+        lines.push(format!("{name} reserves {} to {}", range.start(), range.end() - 1));
     }
     let nested = format!("{name}.");
-    message
-        .nested_type
-        .iter()
-        .for_each(|message| add_message(message, &nested, lines));
-    message
-        .enum_type
-        .iter()
-        .for_each(|enumeration| add_enum(enumeration, &nested, lines));
+    message.nested_type.iter().for_each(|message| add_message(message, &nested, lines));
+    message.enum_type.iter().for_each(|enumeration| add_enum(enumeration, &nested, lines));
 }
 
 fn add_enum(enumeration: &EnumDescriptorProto, outer: &str, lines: &mut Vec<String>) {
     for value in &enumeration.value {
         let name = enumeration.name();
-        lines.push(format!(
-            "{outer}{name}.{} = {}",
-            value.name(),
-            value.number()
-        ));
+        lines.push(format!("{outer}{name}.{} = {}", value.name(), value.number()));
     }
 }
 
 fn field_type(field: &FieldDescriptorProto) -> String {
     let name = match field.r#type() {
         Type::Message | Type::Enum | Type::Group => local(field.type_name()).to_owned(),
-        scalar => scalar
-            .as_str_name()
-            .trim_start_matches("TYPE_")
-            .to_lowercase(),
+        scalar => scalar.as_str_name().trim_start_matches("TYPE_").to_lowercase(),
     };
     let label = match field.label() {
         Label::Repeated => "repeated ",

@@ -12,16 +12,8 @@ const INFINITY: f32 = f32::INFINITY;
 
 fn dense(kind: DenseKind, values: &[f32]) -> LabelBatch {
     let temperature = if kind == DenseKind::Logits { 0.0 } else { 2.0 };
-    let labels = SoftLabels::Dense {
-        kind,
-        values: values.to_vec(),
-    };
-    LabelBatch {
-        temperature,
-        rows: 1,
-        classes: values.len(),
-        labels,
-    }
+    let labels = SoftLabels::Dense { kind, values: values.to_vec() };
+    LabelBatch { temperature, rows: 1, classes: values.len(), labels }
 }
 
 /// One row over 5 classes.
@@ -32,12 +24,7 @@ fn top_k(ids: &[u32], log_probabilities: &[f32], log_tail_mass: f32) -> LabelBat
         log_probabilities: log_probabilities.to_vec(),
         log_tail_mass: vec![log_tail_mass],
     };
-    LabelBatch {
-        temperature: 2.0,
-        rows: 1,
-        classes: 5,
-        labels,
-    }
+    LabelBatch { temperature: 2.0, rows: 1, classes: 5, labels }
 }
 
 /// One row over 5 classes.
@@ -47,12 +34,7 @@ fn ids(log_probabilities: &[f32], log_tail_mass: f32) -> LabelBatch {
         log_probabilities: log_probabilities.to_vec(),
         log_tail_mass: vec![log_tail_mass],
     };
-    LabelBatch {
-        temperature: 2.0,
-        rows: 1,
-        classes: 5,
-        labels,
-    }
+    LabelBatch { temperature: 2.0, rows: 1, classes: 5, labels }
 }
 
 /// One row over 5 classes.
@@ -63,25 +45,12 @@ fn sampled(draws: u32, ids: &[u32], counts: &[u32]) -> LabelBatch {
         ids: ids.to_vec(),
         counts: counts.to_vec(),
     };
-    LabelBatch {
-        temperature: 2.0,
-        rows: 1,
-        classes: 5,
-        labels,
-    }
+    LabelBatch { temperature: 2.0, rows: 1, classes: 5, labels }
 }
 
 fn hidden(states: &[f32]) -> LabelBatch {
-    let labels = SoftLabels::Hidden {
-        width: states.len(),
-        states: states.to_vec(),
-    };
-    LabelBatch {
-        temperature: 0.0,
-        rows: 1,
-        classes: 5,
-        labels,
-    }
+    let labels = SoftLabels::Hidden { width: states.len(), states: states.to_vec() };
+    LabelBatch { temperature: 0.0, rows: 1, classes: 5, labels }
 }
 
 fn at(temperature: f32, mut batch: LabelBatch) -> LabelBatch {
@@ -93,68 +62,46 @@ fn at(temperature: f32, mut batch: LabelBatch) -> LabelBatch {
 fn careless(batch: &LabelBatch) -> v1::Labels {
     let tensor = |values: &[f32], shape: &[usize]| {
         let shape = shape.iter().map(|size| *size as u64).collect();
-        let data: Vec<u8> = values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
-        Some(Tensor {
-            dtype: DType::F32.into(),
-            shape,
-            data: data.into(),
-        })
+        let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Some(Tensor { dtype: DType::F32.into(), shape, data: data.into() })
     };
     let pack = |values: &[u32], range: u32| {
         // Out of range as they may be, as long as they fit in the width of that range.
-        bits::pack(values, 1 << bits::id_bits(range))
-            .unwrap()
-            .into()
+        bits::pack(values, 1 << bits::id_bits(range)).unwrap().into()
     };
     let payload = match &batch.labels {
         SoftLabels::Dense { kind, values } => Payload::Dense(v1::DenseLabels {
             kind: (*kind).into(),
             values: tensor(values, &[batch.rows, batch.classes]),
         }),
-        SoftLabels::TopK {
-            k,
-            ids,
-            log_probabilities,
-            log_tail_mass,
-        } => Payload::TopK(v1::TopKLabels {
-            k: *k as u32,
-            packed_ids: pack(ids, batch.classes as u32),
-            log_probabilities: tensor(log_probabilities, &[batch.rows, *k]),
-            log_tail_mass: tensor(log_tail_mass, &[batch.rows]),
-        }),
-        SoftLabels::Ids {
-            ids_per_row,
-            log_probabilities,
-            log_tail_mass,
-        } => Payload::Ids(v1::IdsLabels {
-            log_probabilities: tensor(log_probabilities, &[batch.rows, *ids_per_row]),
-            log_tail_mass: tensor(log_tail_mass, &[batch.rows]),
-        }),
-        SoftLabels::Sampled {
-            draws,
-            distinct,
-            ids,
-            counts,
-        } => Payload::Sampled(v1::SampledLabels {
-            draws: *draws,
-            distinct: distinct.iter().flat_map(|row| row.to_le_bytes()).collect(),
-            packed_ids: pack(ids, batch.classes as u32),
-            packed_counts: pack(counts, draws + 1),
-        }),
-        SoftLabels::Hidden { width, states } => Payload::Hidden(v1::HiddenLabels {
-            states: tensor(states, &[batch.rows, *width]),
-        }),
+        SoftLabels::TopK { k, ids, log_probabilities, log_tail_mass } => {
+            Payload::TopK(v1::TopKLabels {
+                k: *k as u32,
+                packed_ids: pack(ids, batch.classes as u32),
+                log_probabilities: tensor(log_probabilities, &[batch.rows, *k]),
+                log_tail_mass: tensor(log_tail_mass, &[batch.rows]),
+            })
+        }
+        SoftLabels::Ids { ids_per_row, log_probabilities, log_tail_mass } => {
+            Payload::Ids(v1::IdsLabels {
+                log_probabilities: tensor(log_probabilities, &[batch.rows, *ids_per_row]),
+                log_tail_mass: tensor(log_tail_mass, &[batch.rows]),
+            })
+        }
+        SoftLabels::Sampled { draws, distinct, ids, counts } => {
+            Payload::Sampled(v1::SampledLabels {
+                draws: *draws,
+                distinct: distinct.iter().flat_map(|row| row.to_le_bytes()).collect(),
+                packed_ids: pack(ids, batch.classes as u32),
+                packed_counts: pack(counts, draws + 1),
+            })
+        }
+        SoftLabels::Hidden { width, states } => {
+            Payload::Hidden(v1::HiddenLabels { states: tensor(states, &[batch.rows, *width]) })
+        }
     };
     let (rows, classes) = (batch.rows as u32, batch.classes as u32);
-    v1::Labels {
-        temperature: batch.temperature,
-        rows,
-        classes,
-        payload: Some(payload),
-    }
+    v1::Labels { temperature: batch.temperature, rows, classes, payload: Some(payload) }
 }
 
 /// The careless sender is only careless: what it makes of valid batches is what `encode` makes.
@@ -165,11 +112,7 @@ fn valid_batches_pass() {
         dense(DenseKind::Probabilities, &[0.25, 0.75]),
         dense(DenseKind::Logits, &[1e4, -1e4]),
         top_k(&[3, 0], &[-0.5, -0.5], -2.0),
-        top_k(
-            &[4, 3, 2, 1, 0],
-            &[-0.1, -2.0, -3.0, -4.0, -INFINITY],
-            -INFINITY,
-        ),
+        top_k(&[4, 3, 2, 1, 0], &[-0.1, -2.0, -3.0, -4.0, -INFINITY], -INFINITY),
         ids(&[-0.5, -3.0], -1.0),
         sampled(7, &[0, 4], &[6, 1]),
         hidden(&[0.5, -0.25]),
@@ -183,58 +126,22 @@ fn valid_batches_pass() {
 fn both_sides_refuse_what_breaks_a_rule() {
     let log_p = || dense(DenseKind::LogProbabilities, &[-0.1, -3.0]);
     let cases = [
-        (
-            at(0.0, log_p()),
-            "temperature is 0; must be finite and above 0",
-        ),
-        (
-            at(-1.0, log_p()),
-            "temperature is -1; must be finite and above 0",
-        ),
-        (
-            at(f32::NAN, log_p()),
-            "temperature is NaN; must be finite and above 0",
-        ),
-        (
-            at(INFINITY, log_p()),
-            "temperature is inf; must be finite and above 0",
-        ),
-        (
-            at(1.0, dense(DenseKind::Logits, &[1.0])),
-            "temperature is 1; must be 0 for logits",
-        ),
-        (
-            at(f32::NAN, hidden(&[1.0])),
-            "temperature is NaN; must be 0 for hidden states",
-        ),
+        (at(0.0, log_p()), "temperature is 0; must be finite and above 0"),
+        (at(-1.0, log_p()), "temperature is -1; must be finite and above 0"),
+        (at(f32::NAN, log_p()), "temperature is NaN; must be finite and above 0"),
+        (at(INFINITY, log_p()), "temperature is inf; must be finite and above 0"),
+        (at(1.0, dense(DenseKind::Logits, &[1.0])), "temperature is 1; must be 0 for logits"),
+        (at(f32::NAN, hidden(&[1.0])), "temperature is NaN; must be 0 for hidden states"),
         (
             dense(DenseKind::LogProbabilities, &[-1.0, f32::NAN]),
             "dense.values[1] is NaN; must be at most 0",
         ),
-        (
-            dense(DenseKind::LogProbabilities, &[0.01]),
-            "dense.values[0] is 0.01; must be at most 0",
-        ),
-        (
-            dense(DenseKind::Probabilities, &[-0.5]),
-            "dense.values[0] is -0.5; must be 0 to 1",
-        ),
-        (
-            dense(DenseKind::Probabilities, &[1.5]),
-            "dense.values[0] is 1.5; must be 0 to 1",
-        ),
-        (
-            dense(DenseKind::Logits, &[-INFINITY]),
-            "dense.values[0] is -inf; must be finite",
-        ),
-        (
-            dense(DenseKind::Unspecified, &[0.0]),
-            "dense.kind is unspecified; must be set",
-        ),
-        (
-            hidden(&[INFINITY]),
-            "hidden.states[0] is inf; must be finite",
-        ),
+        (dense(DenseKind::LogProbabilities, &[0.01]), "dense.values[0] is 0.01; must be at most 0"),
+        (dense(DenseKind::Probabilities, &[-0.5]), "dense.values[0] is -0.5; must be 0 to 1"),
+        (dense(DenseKind::Probabilities, &[1.5]), "dense.values[0] is 1.5; must be 0 to 1"),
+        (dense(DenseKind::Logits, &[-INFINITY]), "dense.values[0] is -inf; must be finite"),
+        (dense(DenseKind::Unspecified, &[0.0]), "dense.kind is unspecified; must be set"),
+        (hidden(&[INFINITY]), "hidden.states[0] is inf; must be finite"),
         (
             top_k(&[1, 1], &[-0.1, -3.0], -4.0),
             "top_k.packed_ids of row 0 is 1 twice; must be distinct",
@@ -247,30 +154,15 @@ fn both_sides_refuse_what_breaks_a_rule() {
             top_k(&[1, 2], &[0.5, -0.1], -4.0),
             "top_k.log_probabilities[0] is 0.5; must be at most 0",
         ),
-        (
-            top_k(&[1], &[-0.1], f32::NAN),
-            "top_k.log_tail_mass[0] is NaN; must be at most 0",
-        ),
+        (top_k(&[1], &[-0.1], f32::NAN), "top_k.log_tail_mass[0] is NaN; must be at most 0"),
         (
             top_k(&[0, 1, 2, 3, 4], &[-1.6; 5], -9.0),
             "top_k.log_tail_mass[0] is -9; must be -infinity where a row holds all classes",
         ),
-        (
-            ids(&[0.5], -1.0),
-            "ids.log_probabilities[0] is 0.5; must be at most 0",
-        ),
-        (
-            ids(&[-1.6; 6], -1.0),
-            "ids.ids_per_row is 6; must be 1 to the 5 classes",
-        ),
-        (
-            sampled(65_536, &[1], &[65_536]),
-            "sampled.draws is 65536; must be 1 to 65535",
-        ),
-        (
-            sampled(1, &[1, 2], &[1, 0]),
-            "sampled.distinct[0] is 2; must be 1 to 1",
-        ),
+        (ids(&[0.5], -1.0), "ids.log_probabilities[0] is 0.5; must be at most 0"),
+        (ids(&[-1.6; 6], -1.0), "ids.ids_per_row is 6; must be 1 to the 5 classes"),
+        (sampled(65_536, &[1], &[65_536]), "sampled.draws is 65536; must be 1 to 65535"),
+        (sampled(1, &[1, 2], &[1, 0]), "sampled.distinct[0] is 2; must be 1 to 1"),
         (
             sampled(9, &[2, 1], &[8, 1]),
             "sampled.packed_ids of row 0 is 2 before 1; must be ascending",
@@ -279,26 +171,15 @@ fn both_sides_refuse_what_breaks_a_rule() {
             sampled(9, &[1, 1], &[8, 1]),
             "sampled.packed_ids of row 0 is 1 before 1; must be ascending",
         ),
-        (
-            sampled(9, &[1, 2], &[9, 0]),
-            "sampled.packed_counts of row 0 is 0; must be at least 1",
-        ),
+        (sampled(9, &[1, 2], &[9, 0]), "sampled.packed_counts of row 0 is 0; must be at least 1"),
         (
             sampled(9, &[1, 2], &[7, 1]),
             "sum of sampled.packed_counts of row 0 is 8; must be the 9 draws",
         ),
     ];
     for (batch, expected) in cases {
-        assert_eq!(
-            encode(&batch, DType::F32).unwrap_err().to_string(),
-            expected,
-            "encode"
-        );
-        assert_eq!(
-            decode(&careless(&batch)).unwrap_err().to_string(),
-            expected,
-            "decode"
-        );
+        assert_eq!(encode(&batch, DType::F32).unwrap_err().to_string(), expected, "encode");
+        assert_eq!(decode(&careless(&batch)).unwrap_err().to_string(), expected, "decode");
     }
 }
 
@@ -306,14 +187,10 @@ fn both_sides_refuse_what_breaks_a_rule() {
 #[test]
 fn ids_past_the_classes_are_refused() {
     for batch in [top_k(&[5], &[-0.1], -4.0), sampled(1, &[5], &[1])] {
-        for error in [
-            encode(&batch, DType::F32).unwrap_err(),
-            decode(&careless(&batch)).unwrap_err(),
-        ] {
-            assert!(
-                error.to_string().ends_with("value 0 is 5; must be below 5"),
-                "{error}"
-            );
+        for error in
+            [encode(&batch, DType::F32).unwrap_err(), decode(&careless(&batch)).unwrap_err()]
+        {
+            assert!(error.to_string().ends_with("value 0 is 5; must be below 5"), "{error}");
         }
     }
 }
@@ -356,9 +233,7 @@ fn malformed_messages_are_refused() {
     type Alter = fn(&mut v1::Labels);
     let of_top_k = |alter: fn(&mut v1::TopKLabels)| {
         let mut labels = careless(&top_k(&[3, 0], &[-0.5, -0.5], -2.0));
-        let Some(Payload::TopK(payload)) = &mut labels.payload else {
-            unreachable!()
-        };
+        let Some(Payload::TopK(payload)) = &mut labels.payload else { unreachable!() };
         alter(payload);
         decode(&labels).unwrap_err().to_string()
     };
@@ -367,34 +242,16 @@ fn malformed_messages_are_refused() {
         alter(&mut labels);
         decode(&labels).unwrap_err().to_string()
     };
-    assert_eq!(
-        of_dense(|labels| labels.payload = None),
-        "payload is missing"
-    );
-    assert_eq!(
-        of_dense(|labels| labels.classes = 0),
-        "classes is 0; must be 1 to 2^32 - 1"
-    );
-    assert_eq!(
-        of_dense(|labels| labels.rows = 7),
-        "dense.values.shape is [1, 2]; must be [7, 2]"
-    );
+    assert_eq!(of_dense(|labels| labels.payload = None), "payload is missing");
+    assert_eq!(of_dense(|labels| labels.classes = 0), "classes is 0; must be 1 to 2^32 - 1");
+    assert_eq!(of_dense(|labels| labels.rows = 7), "dense.values.shape is [1, 2]; must be [7, 2]");
     assert_eq!(
         of_dense(|labels| labels.payload = Some(Payload::Dense(v1::DenseLabels::default()))),
         "dense.values is missing"
     );
-    assert_eq!(
-        of_top_k(|top_k| top_k.k = 0),
-        "top_k.k is 0; must be 1 to the 5 classes"
-    );
-    assert_eq!(
-        of_top_k(|top_k| top_k.k = 6),
-        "top_k.k is 6; must be 1 to the 5 classes"
-    );
-    assert_eq!(
-        of_top_k(|top_k| top_k.log_tail_mass = None),
-        "top_k.log_tail_mass is missing"
-    );
+    assert_eq!(of_top_k(|top_k| top_k.k = 0), "top_k.k is 0; must be 1 to the 5 classes");
+    assert_eq!(of_top_k(|top_k| top_k.k = 6), "top_k.k is 6; must be 1 to the 5 classes");
+    assert_eq!(of_top_k(|top_k| top_k.log_tail_mass = None), "top_k.log_tail_mass is missing");
     assert_eq!(
         of_top_k(|top_k| {
             top_k.log_tail_mass = Tensor::from_f32(&[-2.0], DType::F16, &[1]).ok();

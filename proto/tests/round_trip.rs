@@ -12,12 +12,9 @@ use stillhouse_proto::{LabelBatch, SoftLabels, decode, encode, v1};
 fn split(mut batch: LabelBatch) -> (LabelBatch, Vec<f32>) {
     let values = match &mut batch.labels {
         SoftLabels::Dense { values, .. } => std::mem::take(values),
-        SoftLabels::TopK {
-            log_probabilities, ..
+        SoftLabels::TopK { log_probabilities, .. } | SoftLabels::Ids { log_probabilities, .. } => {
+            std::mem::take(log_probabilities)
         }
-        | SoftLabels::Ids {
-            log_probabilities, ..
-        } => std::mem::take(log_probabilities),
         SoftLabels::Sampled { .. } => Vec::new(),
         SoftLabels::Hidden { states, .. } => std::mem::take(states),
     };
@@ -37,9 +34,7 @@ fn unit_in_last_place(dtype: v1::DType, value: f32) -> f64 {
 
 /// Bits of an id by definition: the smallest b of at least 1 with 2^b >= classes.
 fn bits_by_definition(classes: usize) -> usize {
-    (1..)
-        .find(|bits| 1_u128 << bits >= classes as u128)
-        .unwrap()
+    (1..).find(|bits| 1_u128 << bits >= classes as u128).unwrap()
 }
 
 proptest! {
@@ -103,10 +98,7 @@ fn an_open_type_is_f32() {
         temperature: 0.0,
         rows: 1,
         classes: 3,
-        labels: SoftLabels::Hidden {
-            width: 2,
-            states: vec![0.1, -0.7],
-        },
+        labels: SoftLabels::Hidden { width: 2, states: vec![0.1, -0.7] },
     };
     let open = encode(&batch, v1::DType::Unspecified).unwrap();
     assert_eq!(open, encode(&batch, v1::DType::F32).unwrap());

@@ -21,11 +21,7 @@ pub(super) fn refuse(
     value: impl Display,
     accepted: impl Into<String>,
 ) -> CodecError {
-    CodecError::Field {
-        field: field.into(),
-        value: value.to_string(),
-        accepted: accepted.into(),
-    }
+    CodecError::Field { field: field.into(), value: value.to_string(), accepted: accepted.into() }
 }
 
 pub(super) fn classes(extent: Extent) -> Result<(), CodecError> {
@@ -38,21 +34,11 @@ pub(super) fn classes(extent: Extent) -> Result<(), CodecError> {
 /// 0 exactly where the temperature plays no part.
 pub(super) fn temperature(temperature: f32, labels: &SoftLabels) -> Result<(), CodecError> {
     let (valid, accepted) = match labels {
-        SoftLabels::Dense {
-            kind: DenseKind::Logits,
-            ..
-        } => (temperature == 0.0, "0 for logits"),
+        SoftLabels::Dense { kind: DenseKind::Logits, .. } => (temperature == 0.0, "0 for logits"),
         SoftLabels::Hidden { .. } => (temperature == 0.0, "0 for hidden states"),
-        _ => (
-            temperature.is_finite() && temperature > 0.0,
-            "finite and above 0",
-        ),
+        _ => (temperature.is_finite() && temperature > 0.0, "finite and above 0"),
     };
-    if valid {
-        Ok(())
-    } else {
-        Err(refuse("temperature", temperature, accepted))
-    }
+    if valid { Ok(()) } else { Err(refuse("temperature", temperature, accepted)) }
 }
 
 /// That a number of classes per row is 1 to V.
@@ -62,11 +48,7 @@ pub(super) fn per_row(
     extent: Extent,
 ) -> Result<(), CodecError> {
     if per_row == 0 || per_row > extent.vocabulary() {
-        return Err(refuse(
-            field,
-            per_row,
-            format!("1 to the {} classes", extent.classes),
-        ));
+        return Err(refuse(field, per_row, format!("1 to the {} classes", extent.classes)));
     }
     Ok(())
 }
@@ -82,11 +64,7 @@ pub(super) fn length(
     if len as u128 == expected {
         return Ok(());
     }
-    Err(CodecError::Length {
-        field,
-        len,
-        expected,
-    })
+    Err(CodecError::Length { field, len, expected })
 }
 
 /// That every value is accepted.
@@ -104,9 +82,7 @@ pub(super) fn values(
 
 /// That values can be log-probabilities: up to 0, -infinity included, and not NaN.
 pub(super) fn log_probabilities(field: &str, log_p: &[f32]) -> Result<(), CodecError> {
-    values(field, log_p, "at most 0", |value| {
-        value <= LOG_PROBABILITY_SLACK
-    })
+    values(field, log_p, "at most 0", |value| value <= LOG_PROBABILITY_SLACK)
 }
 
 /// That values can be the log of the mass of what a row leaves out, of which there may be nothing.
@@ -117,9 +93,7 @@ pub(super) fn log_tail_mass(
 ) -> Result<(), CodecError> {
     if nothing_left {
         let accepted = "-infinity where a row holds all classes";
-        return values(field, log_mass, accepted, |value| {
-            value == f32::NEG_INFINITY
-        });
+        return values(field, log_mass, accepted, |value| value == f32::NEG_INFINITY);
     }
     log_probabilities(field, log_mass)
 }
@@ -129,10 +103,7 @@ pub(crate) fn duplicate(row: &[u32], sorted: &mut Vec<u32>) -> Option<u32> {
     sorted.clear();
     sorted.extend_from_slice(row);
     sorted.sort_unstable();
-    sorted
-        .array_windows()
-        .find(|[left, right]| left == right)
-        .map(|[id, _]| *id)
+    sorted.array_windows().find(|[left, right]| left == right).map(|[id, _]| *id)
 }
 
 /// A tensor of labels that must be there, with `rows` rows; element types that labels do not use
@@ -157,8 +128,7 @@ pub(super) fn tensor_values(
     shape: &[usize],
 ) -> Result<Vec<f32>, CodecError> {
     let view = tensor(field, message)?;
-    view.expect_shape(shape)
-        .map_err(|error| CodecError::Tensor { field, error })?;
+    view.expect_shape(shape).map_err(|error| CodecError::Tensor { field, error })?;
     Ok(view.to_f32())
 }
 

@@ -31,10 +31,7 @@ pub(super) fn encode(
         DenseKind::LogProbabilities => check::log_to_tensor(VALUES, values, dtype, &shape),
         _ => check::to_tensor(VALUES, values, dtype, &shape),
     }?;
-    Ok(DenseLabels {
-        kind: kind.into(),
-        values,
-    })
+    Ok(DenseLabels { kind: kind.into(), values })
 }
 
 pub(super) fn decode(dense: &DenseLabels, extent: Extent) -> Result<SoftLabels, CodecError> {

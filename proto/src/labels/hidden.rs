@@ -29,13 +29,6 @@ pub(super) fn encode(
 pub(super) fn decode(hidden: &HiddenLabels, extent: Extent) -> Result<SoftLabels, CodecError> {
     let view = check::tensor(STATES, hidden.states.as_ref())?;
     let shape = [extent.rows, view.width()];
-    view.expect_shape(&shape)
-        .map_err(|error| CodecError::Tensor {
-            field: STATES,
-            error,
-        })?;
-    Ok(SoftLabels::Hidden {
-        width: view.width(),
-        states: view.to_f32(),
-    })
+    view.expect_shape(&shape).map_err(|error| CodecError::Tensor { field: STATES, error })?;
+    Ok(SoftLabels::Hidden { width: view.width(), states: view.to_f32() })
 }

@@ -13,19 +13,10 @@ pub(super) fn check(
     extent: Extent,
 ) -> Result<(), CodecError> {
     check::per_row("ids.ids_per_row", ids_per_row, extent)?;
-    check::length(
-        LOG_PROBABILITIES,
-        log_probabilities.len(),
-        extent.rows,
-        ids_per_row,
-    )?;
+    check::length(LOG_PROBABILITIES, log_probabilities.len(), extent.rows, ids_per_row)?;
     check::length(LOG_TAIL_MASS, log_tail_mass.len(), extent.rows, 1)?;
     check::log_probabilities(LOG_PROBABILITIES, log_probabilities)?;
-    check::log_tail_mass(
-        LOG_TAIL_MASS,
-        log_tail_mass,
-        ids_per_row == extent.vocabulary(),
-    )
+    check::log_tail_mass(LOG_TAIL_MASS, log_tail_mass, ids_per_row == extent.vocabulary())
 }
 
 pub(super) fn encode(
@@ -56,10 +47,7 @@ pub(super) fn decode(ids: &IdsLabels, extent: Extent) -> Result<SoftLabels, Code
     let view = check::tensor(LOG_PROBABILITIES, ids.log_probabilities.as_ref())?;
     let ids_per_row = view.width();
     view.expect_shape(&[extent.rows, ids_per_row])
-        .map_err(|error| CodecError::Tensor {
-            field: LOG_PROBABILITIES,
-            error,
-        })?;
+        .map_err(|error| CodecError::Tensor { field: LOG_PROBABILITIES, error })?;
     Ok(SoftLabels::Ids {
         ids_per_row,
         log_probabilities: view.to_f32(),

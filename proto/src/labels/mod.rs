@@ -107,65 +107,32 @@ impl Extent {
 /// If the batch breaks a rule of [`LabelBatch`] or [`SoftLabels`], or holds a finite value that
 /// `dtype` cannot (a logit of 1e5 as `F16`, say).
 pub fn encode(batch: &LabelBatch, dtype: DType) -> Result<Labels, CodecError> {
-    let dtype = if dtype == DType::Unspecified {
-        DType::F32
-    } else {
-        dtype
-    };
+    let dtype = if dtype == DType::Unspecified { DType::F32 } else { dtype };
     let narrow = |value: usize, field, accepted| {
         u32::try_from(value).map_err(|_| refuse(field, value, accepted))
     };
     let rows = narrow(batch.rows, "rows", "below 2^32")?;
     let classes = narrow(batch.classes, "classes", "1 to 2^32 - 1")?;
-    let extent = Extent {
-        rows: batch.rows,
-        classes,
-    };
+    let extent = Extent { rows: batch.rows, classes };
     batch.check(extent)?;
     let payload = match &batch.labels {
         SoftLabels::Dense { kind, values } => {
             Payload::Dense(dense::encode(*kind, values, extent, dtype)?)
         }
-        SoftLabels::TopK {
-            k,
-            ids,
-            log_probabilities,
-            log_tail_mass,
-        } => Payload::TopK(top_k::encode(
-            *k,
-            ids,
-            log_probabilities,
-            log_tail_mass,
-            extent,
-            dtype,
-        )?),
-        SoftLabels::Ids {
-            ids_per_row,
-            log_probabilities,
-            log_tail_mass,
-        } => Payload::Ids(ids::encode(
-            *ids_per_row,
-            log_probabilities,
-            log_tail_mass,
-            extent,
-            dtype,
-        )?),
-        SoftLabels::Sampled {
-            draws,
-            distinct,
-            ids,
-            counts,
-        } => Payload::Sampled(sampled::encode(*draws, distinct, ids, counts, extent)?),
+        SoftLabels::TopK { k, ids, log_probabilities, log_tail_mass } => {
+            Payload::TopK(top_k::encode(*k, ids, log_probabilities, log_tail_mass, extent, dtype)?)
+        }
+        SoftLabels::Ids { ids_per_row, log_probabilities, log_tail_mass } => Payload::Ids(
+            ids::encode(*ids_per_row, log_probabilities, log_tail_mass, extent, dtype)?,
+        ),
+        SoftLabels::Sampled { draws, distinct, ids, counts } => {
+            Payload::Sampled(sampled::encode(*draws, distinct, ids, counts, extent)?)
+        }
         SoftLabels::Hidden { width, states } => {
             Payload::Hidden(hidden::encode(*width, states, extent, dtype)?)
         }
     };
-    Ok(Labels {
-        temperature: batch.temperature,
-        rows,
-        classes,
-        payload: Some(payload),
-    })
+    Ok(Labels { temperature: batch.temperature, rows, classes, payload: Some(payload) })
 }
 
 /// Decodes a message, widening values to `f32`.
@@ -175,10 +142,7 @@ pub fn encode(batch: &LabelBatch, dtype: DType) -> Result<Labels, CodecError> {
 /// If the message breaks a rule of [`LabelBatch`] or [`SoftLabels`], or any of its lengths disagrees
 /// with another.
 pub fn decode(labels: &Labels) -> Result<LabelBatch, CodecError> {
-    let extent = Extent {
-        rows: labels.rows as usize,
-        classes: labels.classes,
-    };
+    let extent = Extent { rows: labels.rows as usize, classes: labels.classes };
     check::classes(extent)?;
     let decoded = match &labels.payload {
         None => return Err(CodecError::Missing { field: "payload" }),
@@ -205,23 +169,15 @@ impl LabelBatch {
         check::temperature(self.temperature, &self.labels)?;
         match &self.labels {
             SoftLabels::Dense { kind, values } => dense::check(*kind, values, extent),
-            SoftLabels::TopK {
-                k,
-                ids,
-                log_probabilities,
-                log_tail_mass,
-            } => top_k::check(*k, ids, log_probabilities, log_tail_mass, extent),
-            SoftLabels::Ids {
-                ids_per_row,
-                log_probabilities,
-                log_tail_mass,
-            } => ids::check(*ids_per_row, log_probabilities, log_tail_mass, extent),
-            SoftLabels::Sampled {
-                draws,
-                distinct,
-                ids,
-                counts,
-            } => sampled::check(*draws, distinct, ids, counts, extent),
+            SoftLabels::TopK { k, ids, log_probabilities, log_tail_mass } => {
+                top_k::check(*k, ids, log_probabilities, log_tail_mass, extent)
+            }
+            SoftLabels::Ids { ids_per_row, log_probabilities, log_tail_mass } => {
+                ids::check(*ids_per_row, log_probabilities, log_tail_mass, extent)
+            }
+            SoftLabels::Sampled { draws, distinct, ids, counts } => {
+                sampled::check(*draws, distinct, ids, counts, extent)
+            }
             SoftLabels::Hidden { width, states } => hidden::check(*width, states, extent),
         }
     }

@@ -36,11 +36,7 @@ pub(super) fn check(
         let sum: u64 = row_counts.iter().copied().map(u64::from).sum();
         if sum != u64::from(draws) {
             let accepted = format!("the {draws} draws");
-            return Err(refuse(
-                format!("sum of {COUNTS} of row {row}"),
-                sum,
-                accepted,
-            ));
+            return Err(refuse(format!("sum of {COUNTS} of row {row}"), sum, accepted));
         }
     }
     Ok(())
@@ -83,11 +79,7 @@ pub(super) fn decode(sampled: &SampledLabels, extent: Extent) -> Result<SoftLabe
     let bytes = sampled.distinct.len();
     if bytes as u128 != extent.rows as u128 * 2 {
         let accepted = format!("2 for each of the {} rows", extent.rows);
-        return Err(refuse(
-            format!("length of {DISTINCT}"),
-            format!("{bytes} bytes"),
-            accepted,
-        ));
+        return Err(refuse(format!("length of {DISTINCT}"), format!("{bytes} bytes"), accepted));
     }
     let draws = sampled.draws;
     let distinct = dtype::u16_from_bytes(&sampled.distinct);
@@ -98,10 +90,5 @@ pub(super) fn decode(sampled: &SampledLabels, extent: Extent) -> Result<SoftLabe
     let ids = unpack(IDS, &sampled.packed_ids, extent.classes)?;
     // A count is at most N: `check_distinct` has bounded it.
     let counts = unpack(COUNTS, &sampled.packed_counts, draws + 1)?;
-    Ok(SoftLabels::Sampled {
-        draws,
-        distinct,
-        ids,
-        counts,
-    })
+    Ok(SoftLabels::Sampled { draws, distinct, ids, counts })
 }

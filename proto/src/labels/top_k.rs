@@ -31,16 +31,9 @@ pub(super) fn check(
     let mut sorted = Vec::new();
     for (row, (ids, log_p)) in ids.chunks(k).zip(log_probabilities.chunks(k)).enumerate() {
         if let Some(id) = duplicate(ids, &mut sorted) {
-            return Err(refuse(
-                format!("{IDS} of row {row}"),
-                format!("{id} twice"),
-                "distinct",
-            ));
+            return Err(refuse(format!("{IDS} of row {row}"), format!("{id} twice"), "distinct"));
         }
-        if let Some(rank) = log_p
-            .array_windows()
-            .position(|[higher, lower]| lower > higher)
-        {
+        if let Some(rank) = log_p.array_windows().position(|[higher, lower]| lower > higher) {
             let accepted = format!("at most the {} before it", log_p[rank]);
             let field = format!("{LOG_PROBABILITIES}[{row}, {}]", rank + 1);
             return Err(refuse(field, log_p[rank + 1], accepted));
@@ -92,10 +85,5 @@ pub(super) fn decode(top_k: &TopKLabels, extent: Extent) -> Result<SoftLabels, C
         .map_err(|error| CodecError::Bits { field: IDS, error })?;
     let log_tail_mass =
         check::tail_values(LOG_TAIL_MASS, top_k.log_tail_mass.as_ref(), extent.rows)?;
-    Ok(SoftLabels::TopK {
-        k,
-        ids,
-        log_probabilities,
-        log_tail_mass,
-    })
+    Ok(SoftLabels::TopK { k, ids, log_probabilities, log_tail_mass })
 }

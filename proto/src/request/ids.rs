@@ -46,11 +46,9 @@ impl IdsEncoding {
 fn ids_below(field: &str, ids: &[u32], below: u32) -> Result<(), RequestError> {
     match first_refused(ids, |id| id < below) {
         None => Ok(()),
-        Some(index) => Err(refuse(
-            format!("{field}[{index}]"),
-            ids[index],
-            format!("0 to {}", below - 1),
-        )),
+        Some(index) => {
+            Err(refuse(format!("{field}[{index}]"), ids[index], format!("0 to {}", below - 1)))
+        }
     }
 }
 
@@ -61,46 +59,18 @@ mod tests {
     #[test]
     fn malformed_ids_are_refused() {
         let unpack = |ids_per_row, ids: Bytes| {
-            let encoding = IdsEncoding {
-                ids_per_row,
-                ids,
-                dtype: 0,
-            };
+            let encoding = IdsEncoding { ids_per_row, ids, dtype: 0 };
             encoding.unpack(2, 10).map_err(|error| error.to_string())
         };
         assert_eq!(unpack(2, pack_ids(&[1, 9, 9, 1])), Ok(vec![1, 9, 9, 1]));
         let length = "bytes; must be 16: 4 for each of rows * ids_per_row ids";
         for (ids_per_row, ids, expected) in [
-            (
-                0,
-                pack_ids(&[]),
-                "ids_per_row is 0; must be 1 to the 10 classes".to_owned(),
-            ),
-            (
-                11,
-                pack_ids(&[]),
-                "ids_per_row is 11; must be 1 to the 10 classes".to_owned(),
-            ),
-            (
-                2,
-                pack_ids(&[1, 9, 9]),
-                format!("length of ids is 12 {length}"),
-            ),
-            (
-                2,
-                pack_ids(&[1, 9, 9, 1]).slice(..15),
-                format!("length of ids is 15 {length}"),
-            ),
-            (
-                2,
-                pack_ids(&[1, 9, 10, 1]),
-                "ids[2] is 10; must be 0 to 9".to_owned(),
-            ),
-            (
-                2,
-                pack_ids(&[1, 9, 3, 3]),
-                "ids of row 1 is 3 twice; must be distinct".to_owned(),
-            ),
+            (0, pack_ids(&[]), "ids_per_row is 0; must be 1 to the 10 classes".to_owned()),
+            (11, pack_ids(&[]), "ids_per_row is 11; must be 1 to the 10 classes".to_owned()),
+            (2, pack_ids(&[1, 9, 9]), format!("length of ids is 12 {length}")),
+            (2, pack_ids(&[1, 9, 9, 1]).slice(..15), format!("length of ids is 15 {length}")),
+            (2, pack_ids(&[1, 9, 10, 1]), "ids[2] is 10; must be 0 to 9".to_owned()),
+            (2, pack_ids(&[1, 9, 3, 3]), "ids of row 1 is 3 twice; must be distinct".to_owned()),
         ] {
             assert_eq!(unpack(ids_per_row, ids), Err(expected));
         }

@@ -25,20 +25,12 @@ fn refuse(
     value: impl Display,
     accepted: impl Into<String>,
 ) -> RequestError {
-    RequestError {
-        field: field.into(),
-        value: value.to_string(),
-        accepted: accepted.into(),
-    }
+    RequestError { field: field.into(), value: value.to_string(), accepted: accepted.into() }
 }
 
 fn byte_length(field: &str, bytes: usize, expected: u128, of: &str) -> Result<(), RequestError> {
     if bytes as u128 == expected {
         return Ok(());
     }
-    Err(refuse(
-        format!("length of {field}"),
-        format!("{bytes} bytes"),
-        format!("{expected}: {of}"),
-    ))
+    Err(refuse(format!("length of {field}"), format!("{bytes} bytes"), format!("{expected}: {of}")))
 }

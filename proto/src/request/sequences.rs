@@ -14,21 +14,16 @@ impl Sequences {
     pub fn pack<R: AsRef<[u32]>>(rows: &[R], labelled: Option<&[bool]>) -> Self {
         let rows = rows.iter().map(AsRef::as_ref);
         let mut token_ids = Vec::new();
-        rows.clone()
-            .for_each(|row| token_ids.extend(u32_to_bytes(row)));
+        rows.clone().for_each(|row| token_ids.extend(u32_to_bytes(row)));
         let mask = |positions: &[bool]| -> Vec<u8> {
             let byte = |bits: &[bool]| {
-                bits.iter()
-                    .rev()
-                    .fold(0, |byte, labelled| byte << 1 | u8::from(*labelled))
+                bits.iter().rev().fold(0, |byte, labelled| byte << 1 | u8::from(*labelled))
             };
             positions.chunks(8).map(byte).collect()
         };
         Self {
             // A row past 2^32 tokens does not fit in a message; the server sees it as a mismatch.
-            lengths: rows
-                .map(|row| u32::try_from(row.len()).unwrap_or(u32::MAX))
-                .collect(),
+            lengths: rows.map(|row| u32::try_from(row.len()).unwrap_or(u32::MAX)).collect(),
             token_ids: token_ids.into(),
             label_mask: labelled.map(mask).unwrap_or_default().into(),
         }
@@ -66,12 +61,7 @@ impl<'a> SequencesView<'a> {
         // At most 2^31 rows of at most 2^32 tokens each: no overflow in 64 bits.
         let tokens: u64 = lengths.iter().copied().map(u64::from).sum();
         let bytes = sequences.token_ids.len();
-        byte_length(
-            "token_ids",
-            bytes,
-            u128::from(tokens) * 4,
-            "4 for each token of `lengths`",
-        )?;
+        byte_length("token_ids", bytes, u128::from(tokens) * 4, "4 for each token of `lengths`")?;
 
         let positions = bytes / 4;
         let mask = &sequences.label_mask;
@@ -90,11 +80,7 @@ impl<'a> SequencesView<'a> {
             mask.iter().map(|byte| byte.count_ones() as usize).sum()
         };
         if labelled == 0 {
-            return Err(refuse(
-                "label_mask",
-                "0 throughout",
-                "set for at least 1 token",
-            ));
+            return Err(refuse("label_mask", "0 throughout", "set for at least 1 token"));
         }
         let below = |word: &[u8; 4]| u32::from_le_bytes(*word) < vocabulary;
         let words = sequences.token_ids.as_chunks().0;
@@ -108,11 +94,7 @@ impl<'a> SequencesView<'a> {
             Some(*end)
         });
         let starts = iter::once(0).chain(ends).collect();
-        Ok(Self {
-            message: sequences,
-            starts,
-            labelled,
-        })
+        Ok(Self { message: sequences, starts, labelled })
     }
 
     /// Number of rows, at least 1.
@@ -175,9 +157,7 @@ mod tests {
         let labelled = [true, false, false, true, false];
         let mut sequences = Sequences::pack(&[vec![7, 8, 9], vec![1, 99]], Some(&labelled));
         alter(&mut sequences);
-        SequencesView::new(&sequences, VOCABULARY)
-            .unwrap_err()
-            .to_string()
+        SequencesView::new(&sequences, VOCABULARY).unwrap_err().to_string()
     }
 
     #[test]
@@ -186,10 +166,7 @@ mod tests {
         let sequences = Sequences::pack(&[vec![7, 8, 9], vec![1, 99]], Some(&labelled));
         assert_eq!(*sequences.label_mask, [0b0000_1001]);
         let view = SequencesView::new(&sequences, VOCABULARY).unwrap();
-        assert_eq!(
-            (view.rows(), view.tokens(), view.labelled_positions()),
-            (2, 5, 2)
-        );
+        assert_eq!((view.rows(), view.tokens(), view.labelled_positions()), (2, 5, 2));
         assert_eq!(view.lengths(), [3, 2]);
         assert_eq!(view.token_ids(), [7, 8, 9, 1, 99]);
         assert_eq!(view.row(1), Some(3..5));
@@ -218,35 +195,30 @@ mod tests {
             ("lengths[1] is 0; must be at least 1", |s| {
                 s.lengths = vec![5, 0];
             }),
-            (
-                "length of token_ids is 20 bytes; must be 24: 4 for each token of `lengths`",
-                |s| s.lengths = vec![3, 3],
-            ),
+            ("length of token_ids is 20 bytes; must be 24: 4 for each token of `lengths`", |s| {
+                s.lengths = vec![3, 3]
+            }),
             (
                 "length of token_ids is 20 bytes; must be 51539607540: 4 for each token of `lengths`",
                 |s| s.lengths = vec![u32::MAX; 3],
             ),
-            (
-                "length of token_ids is 19 bytes; must be 20: 4 for each token of `lengths`",
-                |s| s.token_ids.truncate(19),
-            ),
-            (
-                "token_ids[1] is 100; must be below the vocabulary's 100",
-                |s| s.token_ids = pack_ids(&[0, 100, 0, 0, 0]),
-            ),
+            ("length of token_ids is 19 bytes; must be 20: 4 for each token of `lengths`", |s| {
+                s.token_ids.truncate(19)
+            }),
+            ("token_ids[1] is 100; must be below the vocabulary's 100", |s| {
+                s.token_ids = pack_ids(&[0, 100, 0, 0, 0])
+            }),
             (
                 "length of label_mask is 2 bytes; must be 1: 1 bit for each token of `lengths`, or \
                  empty",
                 |s| s.label_mask = vec![1, 0].into(),
             ),
-            (
-                "label_mask is set past the last token; must be 0 in its unused bits",
-                |s| s.label_mask = vec![0b0010_0001].into(),
-            ),
-            (
-                "label_mask is 0 throughout; must be set for at least 1 token",
-                |s| s.label_mask = vec![0].into(),
-            ),
+            ("label_mask is set past the last token; must be 0 in its unused bits", |s| {
+                s.label_mask = vec![0b0010_0001].into()
+            }),
+            ("label_mask is 0 throughout; must be set for at least 1 token", |s| {
+                s.label_mask = vec![0].into()
+            }),
         ];
         for (expected, alter) in cases {
             assert_eq!(refusal(alter), expected);

@@ -47,38 +47,22 @@ impl Tensor {
     ) -> Result<Self, TensorError> {
         let Some(largest) = dtype.largest() else {
             let value = dtype.name().to_owned();
-            return Err(TensorError::DType {
-                value,
-                accepted: "f32, f16 or bf16",
-            });
+            return Err(TensorError::DType { value, accepted: "f32, f16 or bf16" });
         };
         let shape: Vec<u64> = shape.iter().map(|size| *size as u64).collect();
         let (expected, _) = measure(&shape)?;
         if values.len() != expected {
-            return Err(TensorError::Count {
-                values: values.len(),
-                expected,
-                shape,
-            });
+            return Err(TensorError::Count { values: values.len(), expected, shape });
         }
         let representable = |value: f32| {
             (value.abs() <= largest) | (log_probabilities & (value == f32::NEG_INFINITY))
         };
         if let Some(index) = first_refused(values, representable) {
             let (value, dtype) = (values[index], dtype.name());
-            return Err(TensorError::Value {
-                index,
-                value,
-                dtype,
-                largest,
-            });
+            return Err(TensorError::Value { index, value, dtype, largest });
         }
         let mut data = Vec::new();
         extend_from_f32(&mut data, dtype, values);
-        Ok(Self {
-            dtype: dtype.into(),
-            shape,
-            data: data.into(),
-        })
+        Ok(Self { dtype: dtype.into(), shape, data: data.into() })
     }
 }

@@ -47,19 +47,12 @@ impl<'a> TensorView<'a> {
                 Ok(dtype) => dtype.name().to_owned(),
                 Err(_) => tensor.dtype.to_string(),
             };
-            return Err(TensorError::DType {
-                value,
-                accepted: "f32, f16, bf16 or u8",
-            });
+            return Err(TensorError::DType { value, accepted: "f32, f16, bf16 or u8" });
         };
         let (elements, width) = measure(&tensor.shape)?;
-        let expected = elements
-            .checked_mul(size)
-            .filter(|bytes| isize::try_from(*bytes).is_ok());
+        let expected = elements.checked_mul(size).filter(|bytes| isize::try_from(*bytes).is_ok());
         let Some(expected) = expected else {
-            return Err(TensorError::Overflow {
-                shape: tensor.shape.clone(),
-            });
+            return Err(TensorError::Overflow { shape: tensor.shape.clone() });
         };
         if tensor.data.len() != expected {
             return Err(TensorError::Length {
@@ -69,12 +62,7 @@ impl<'a> TensorView<'a> {
                 shape: tensor.shape.clone(),
             });
         }
-        Ok(Self {
-            dtype,
-            shape: &tensor.shape,
-            data: &tensor.data,
-            width,
-        })
+        Ok(Self { dtype, shape: &tensor.shape, data: &tensor.data, width })
     }
 
     /// Element type; never `Unspecified`.
@@ -111,10 +99,7 @@ impl<'a> TensorView<'a> {
     pub fn matrix(&self) -> Result<(usize, usize), TensorError> {
         match self.shape.len() {
             2 => Ok((self.rows(), self.width)),
-            rank => Err(TensorError::Rank {
-                rank,
-                accepted: "2",
-            }),
+            rank => Err(TensorError::Rank { rank, accepted: "2" }),
         }
     }
 
@@ -160,14 +145,9 @@ impl<'a> TensorView<'a> {
 /// Elements of a shape, and those of one row. Only the first dimension may be 0.
 fn measure(shape: &[u64]) -> Result<(usize, usize), TensorError> {
     if shape.len() > MAX_DIMENSIONS {
-        return Err(TensorError::Rank {
-            rank: shape.len(),
-            accepted: "at most 8",
-        });
+        return Err(TensorError::Rank { rank: shape.len(), accepted: "at most 8" });
     }
-    let (rows, rest) = shape
-        .split_first()
-        .map_or((1, shape), |(rows, rest)| (*rows, rest));
+    let (rows, rest) = shape.split_first().map_or((1, shape), |(rows, rest)| (*rows, rest));
     if let Some(index) = rest.iter().position(|size| *size == 0) {
         return Err(TensorError::EmptyDimension { index: index + 1 });
     }
@@ -175,9 +155,7 @@ fn measure(shape: &[u64]) -> Result<(usize, usize), TensorError> {
     rest.iter()
         .try_fold(1, |product, size| times(product, *size))
         .and_then(|width| Some((times(width, rows)?, width)))
-        .ok_or_else(|| TensorError::Overflow {
-            shape: shape.to_vec(),
-        })
+        .ok_or_else(|| TensorError::Overflow { shape: shape.to_vec() })
 }
 
 #[cfg(test)]
@@ -185,11 +163,7 @@ mod tests {
     use super::*;
 
     fn tensor(dtype: DType, shape: &[u64], bytes: usize) -> Tensor {
-        Tensor {
-            dtype: dtype.into(),
-            shape: shape.to_vec(),
-            data: vec![0; bytes].into(),
-        }
+        Tensor { dtype: dtype.into(), shape: shape.to_vec(), data: vec![0; bytes].into() }
     }
 
     fn refusal(tensor: &Tensor) -> String {
@@ -204,11 +178,7 @@ mod tests {
         assert_eq!(view.matrix(), Ok((2, 3)));
         assert_eq!(view.to_f32(), values);
         assert_eq!(view.row_to_f32(1).unwrap(), [4.0, 5.0, 6.0]);
-        assert_eq!(
-            view.row(1).unwrap().as_ptr(),
-            tensor.data[6..].as_ptr(),
-            "not a copy"
-        );
+        assert_eq!(view.row(1).unwrap().as_ptr(), tensor.data[6..].as_ptr(), "not a copy");
         assert_eq!(view.row(2), None);
         assert_eq!(view.row(usize::MAX), None);
         assert_eq!(view.as_u8(), None);
@@ -228,23 +198,14 @@ mod tests {
         let scalar = tensor(DType::F32, &[], 4);
         let view = TensorView::new(&scalar).unwrap();
         assert_eq!((view.rows(), view.width()), (1, 1));
-        assert_eq!(
-            view.matrix(),
-            Err(TensorError::Rank {
-                rank: 0,
-                accepted: "2"
-            })
-        );
+        assert_eq!(view.matrix(), Err(TensorError::Rank { rank: 0, accepted: "2" }));
     }
 
     #[test]
     fn refusals_name_the_field_the_value_and_the_range() {
         let mut unknown = tensor(DType::F32, &[1], 4);
         unknown.dtype = 77;
-        assert_eq!(
-            refusal(&unknown),
-            "dtype is 77; must be f32, f16, bf16 or u8"
-        );
+        assert_eq!(refusal(&unknown), "dtype is 77; must be f32, f16, bf16 or u8");
         assert_eq!(
             refusal(&tensor(DType::Unspecified, &[1], 4)),
             "dtype is unspecified; must be f32, f16, bf16 or u8"
@@ -253,14 +214,8 @@ mod tests {
             refusal(&tensor(DType::U8, &[1; 9], 1)),
             "shape has 9 dimensions; must have at most 8"
         );
-        assert_eq!(
-            refusal(&tensor(DType::U8, &[0, 2], 0)),
-            "shape[0] is 0; must be at least 1"
-        );
-        assert_eq!(
-            refusal(&tensor(DType::U8, &[2, 0], 0)),
-            "shape[1] is 0; must be at least 1"
-        );
+        assert_eq!(refusal(&tensor(DType::U8, &[0, 2], 0)), "shape[0] is 0; must be at least 1");
+        assert_eq!(refusal(&tensor(DType::U8, &[2, 0], 0)), "shape[1] is 0; must be at least 1");
         assert_eq!(
             refusal(&tensor(DType::F32, &[2, 3], 23)),
             "data has 23 bytes; f32 of shape [2, 3] needs exactly 24"
@@ -270,17 +225,9 @@ mod tests {
     /// Declared sizes that multiply past the machine's word, or past its address space.
     #[test]
     fn huge_shapes_are_refused_without_memory() {
-        for shape in [
-            &[u64::MAX][..],
-            &[1 << 32, 1 << 32],
-            &[1, 1 << 62, 2],
-            &[1 << 61, 1],
-        ] {
+        for shape in [&[u64::MAX][..], &[1 << 32, 1 << 32], &[1, 1 << 62, 2], &[1 << 61, 1]] {
             let error = TensorView::new(&tensor(DType::F32, shape, 0)).unwrap_err();
-            assert!(
-                matches!(error, TensorError::Overflow { .. }),
-                "{shape:?}: {error}"
-            );
+            assert!(matches!(error, TensorError::Overflow { .. }), "{shape:?}: {error}");
         }
         let error = TensorView::new(&tensor(DType::F32, &[1 << 32, 1 << 20], 4)).unwrap_err();
         assert!(matches!(error, TensorError::Length { .. }), "{error}");
@@ -297,10 +244,7 @@ mod tests {
             (f32::NEG_INFINITY, DType::F32),
         ] {
             let error = Tensor::from_f32(&[0.0, value], dtype, &[2]).unwrap_err();
-            assert!(
-                matches!(error, TensorError::Value { index: 1, .. }),
-                "{error}"
-            );
+            assert!(matches!(error, TensorError::Value { index: 1, .. }), "{error}");
         }
         assert!(Tensor::from_f32(&[1.0], DType::U8, &[1]).is_err());
         assert!(Tensor::from_f32(&[], DType::F32, &[0, 1]).is_err());

@@ -18,53 +18,25 @@ const KINDS: usize = 7;
 /// the payload does not grow with it.
 pub(crate) fn batch() -> impl Strategy<Value = LabelBatch> {
     let few = 1_usize..=40;
-    let many = prop_oneof![
-        Just(151_936_usize),
-        Just(u32::MAX as usize),
-        1..=u32::MAX as usize
-    ];
-    (
-        0..KINDS,
-        0_usize..=5,
-        few,
-        many,
-        1_usize..=40,
-        any::<bool>(),
-        any::<u64>(),
-    )
-        .prop_map(|(kind, rows, few, many, per_row, large, seed)| {
+    let many = prop_oneof![Just(151_936_usize), Just(u32::MAX as usize), 1..=u32::MAX as usize];
+    (0..KINDS, 0_usize..=5, few, many, 1_usize..=40, any::<bool>(), any::<u64>()).prop_map(
+        |(kind, rows, few, many, per_row, large, seed)| {
             let classes = if large && kind > 2 { many } else { few };
             let mut numbers = Numbers(seed);
             let labels = labels(kind, rows, classes, per_row.min(classes), &mut numbers);
             let timeless = matches!(
                 labels,
-                SoftLabels::Hidden { .. }
-                    | SoftLabels::Dense {
-                        kind: DenseKind::Logits,
-                        ..
-                    }
+                SoftLabels::Hidden { .. } | SoftLabels::Dense { kind: DenseKind::Logits, .. }
             );
-            let temperature = if timeless {
-                0.0
-            } else {
-                0.05 + 20.0 * numbers.fraction()
-            };
-            LabelBatch {
-                temperature,
-                rows,
-                classes,
-                labels,
-            }
-        })
+            let temperature = if timeless { 0.0 } else { 0.05 + 20.0 * numbers.fraction() };
+            LabelBatch { temperature, rows, classes, labels }
+        },
+    )
 }
 
 /// Any element type that labels may travel as.
 pub(crate) fn dtype() -> impl Strategy<Value = v1::DType> {
-    prop_oneof![
-        Just(v1::DType::F32),
-        Just(v1::DType::F16),
-        Just(v1::DType::Bf16)
-    ]
+    prop_oneof![Just(v1::DType::F32), Just(v1::DType::F16), Just(v1::DType::Bf16)]
 }
 
 /// Every field of the payload that holds bytes.
@@ -79,16 +51,9 @@ pub(crate) fn byte_fields(labels: &mut v1::Labels) -> Vec<&mut Bytes> {
             data(&mut top_k.log_probabilities),
             data(&mut top_k.log_tail_mass),
         ],
-        Payload::Ids(ids) => vec![
-            data(&mut ids.log_probabilities),
-            data(&mut ids.log_tail_mass),
-        ],
+        Payload::Ids(ids) => vec![data(&mut ids.log_probabilities), data(&mut ids.log_tail_mass)],
         Payload::Sampled(sampled) => {
-            vec![
-                &mut sampled.distinct,
-                &mut sampled.packed_ids,
-                &mut sampled.packed_counts,
-            ]
+            vec![&mut sampled.distinct, &mut sampled.packed_ids, &mut sampled.packed_counts]
         }
         Payload::Hidden(hidden) => vec![data(&mut hidden.states)],
     }
@@ -124,12 +89,7 @@ fn labels(
                 log_probabilities.extend(row);
             }
             let log_tail_mass = numbers.tail(rows, per_row == classes);
-            SoftLabels::TopK {
-                k: per_row,
-                ids,
-                log_probabilities,
-                log_tail_mass,
-            }
+            SoftLabels::TopK { k: per_row, ids, log_probabilities, log_tail_mass }
         }
         4 => SoftLabels::Ids {
             ids_per_row: per_row,
@@ -153,12 +113,7 @@ fn labels(
                 row_counts[place] += draws - row as u32;
                 counts.extend(row_counts);
             }
-            SoftLabels::Sampled {
-                draws,
-                distinct,
-                ids,
-                counts,
-            }
+            SoftLabels::Sampled { draws, distinct, ids, counts }
         }
         _ => SoftLabels::Hidden {
             width: per_row,
@@ -201,11 +156,7 @@ impl Numbers {
     /// Of either sign, from the smallest magnitudes to nearly the largest that all types hold.
     fn logit(&mut self) -> f32 {
         let magnitude = 10_f32.powi(self.below(13) as i32 - 8) * self.fraction();
-        if self.below(2) == 0 {
-            magnitude
-        } else {
-            -magnitude
-        }
+        if self.below(2) == 0 { magnitude } else { -magnitude }
     }
 
     fn tail(&mut self, rows: usize, nothing_left: bool) -> Vec<f32> {
