@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use stillhouse_runtime::{allocator, exit};
+use stillhouse_runtime::{exit, tuning};
 use student_worker::cli::{self, Arguments};
 use tokio::runtime::Builder;
 
@@ -14,7 +14,8 @@ const NAME: &str = "student-worker";
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    allocator::keep_freed_pages();
+    tuning::keep_freed_pages();
+    tuning::quiet_candle_threads();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return exit::usage(&error),

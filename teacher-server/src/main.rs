@@ -4,12 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use stillhouse_runtime::{
-    allocator,
     config::{self, ConfigError},
     exit,
     metrics_server::MetricsServer,
     shutdown::Signals,
     telemetry::{self, Metrics},
+    tuning,
 };
 use teacher_server::{Server, Settings, StartError, metrics};
 use toml::Table;
@@ -105,7 +105,8 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
-    allocator::keep_freed_pages();
+    tuning::keep_freed_pages();
+    tuning::quiet_candle_threads();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return exit::usage(&error),

@@ -5,6 +5,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use stillhouse_runtime::tuning;
 use stillhouse_tests::scenarios::{self, Figures};
 
 /// Run a scenario that measures, across real processes on this machine.
@@ -18,13 +19,14 @@ struct Arguments {
     /// How long each measured part runs, in seconds [default: the scenario's own].
     #[arg(long)]
     seconds: Option<f64>,
-    /// For the scenarios' own child processes: which part to run.
-    #[arg(long, hide = true)]
+    /// Run only this part of the scenario (overhead: students, encodings, wire), as JSON.
+    #[arg(long)]
     part: Option<String>,
 }
 
 fn main() -> ExitCode {
-    stillhouse_runtime::allocator::keep_freed_pages();
+    tuning::keep_freed_pages();
+    tuning::quiet_candle_threads();
     let arguments = Arguments::parse();
     if arguments.name == "list" {
         for scenario in scenarios::ALL {

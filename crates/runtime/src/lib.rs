@@ -6,11 +6,11 @@
 //! * [`metrics_server`]: the HTTP listener that metrics are scraped from.
 //! * [`shutdown`]: the signals that end a process.
 //! * [`exit`]: how a process ends, and what the exit codes mean.
-//! * [`allocator`]: how the binaries' allocator is set.
+//! * [`tuning`]: what a `main` sets first, for speed.
 
-pub mod allocator;
 pub mod config;
 pub mod exit;
 pub mod metrics_server;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tuning;

@@ -12,16 +12,19 @@ use super::Figures;
 pub(super) fn run(seconds: Option<f64>, part: Option<&str>) -> Figures {
     let seconds = seconds.unwrap_or(8.0);
     let mut figures = Figures::default();
-    match part {
-        Some(part) => students::part(part, seconds, &mut figures),
-        None => {
-            students::measure(seconds, &mut figures);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(async {
-                encodings::measure(seconds, &mut figures).await;
-                wire::measure(seconds, &mut figures).await;
-            });
-        }
+    let all = part.is_none();
+    if all || part == Some("students") {
+        students::measure(seconds, &mut figures);
+    }
+    if part == Some(students::IN_PROCESS) {
+        students::in_process_part(seconds, &mut figures);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    if all || part == Some("encodings") {
+        runtime.block_on(encodings::measure(seconds, &mut figures));
+    }
+    if all || part == Some("wire") {
+        runtime.block_on(wire::measure(seconds, &mut figures));
     }
     figures
 }

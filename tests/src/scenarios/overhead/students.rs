@@ -19,6 +19,8 @@ use crate::{
     student::{self, Student},
 };
 
+/// The part that a child process of this binary runs.
+pub(super) const IN_PROCESS: &str = "in_process";
 /// Rounds over all sources, interleaved.
 const ROUNDS: usize = 3;
 const TEACHER: [usize; 2] = [1200, 1200];
@@ -35,7 +37,7 @@ pub(super) fn measure(seconds: f64, figures: &mut Figures) {
     std::fs::create_dir(&model).unwrap();
     models::write_mlp(&model, 784, &TEACHER, 10, 1);
 
-    let sources = ["hard", "in_process", "embedded", "grpc"];
+    let sources = ["hard", IN_PROCESS, "embedded", "grpc"];
     let mut rates = vec![Vec::new(); sources.len()];
     let mut stalls = Vec::new();
     for round in 0..ROUNDS {
@@ -43,7 +45,7 @@ pub(super) fn measure(seconds: f64, figures: &mut Figures) {
             progress(&format!("students: round {} of {ROUNDS}, {source}", round + 1));
             let name = format!("{source}-{round}");
             let outcome = match *source {
-                "in_process" => in_process(&model, seconds),
+                IN_PROCESS => in_process(&model, seconds),
                 "hard" => worker(folder.path(), &name, seconds, ""),
                 "embedded" => {
                     let section = format!("[teacher]\nkind = \"embedded\"\nmodel = {model:?}\n");
@@ -97,7 +99,7 @@ fn worker(folder: &Path, name: &str, seconds: f64, teacher: &str) -> Value {
 /// The in-process teacher: a child process of this binary, on core 1.
 fn in_process(model: &Path, seconds: f64) -> Value {
     let mut command = pinned(1, &env::current_exe().unwrap());
-    command.args(["overhead", "--part", "in_process", "--seconds", &seconds.to_string()]);
+    command.args(["overhead", "--part", IN_PROCESS, "--seconds", &seconds.to_string()]);
     output(command.env(MODEL, model))
 }
 
@@ -109,8 +111,7 @@ fn output(mut command: impl std::borrow::BorrowMut<Command>) -> Value {
 }
 
 /// Trains with logits of a teacher in this process, computed for each batch when it is needed.
-pub(super) fn part(part: &str, seconds: f64, figures: &mut Figures) {
-    assert_eq!(part, "in_process", "no such part");
+pub(super) fn in_process_part(seconds: f64, figures: &mut Figures) {
     let teacher = Classifier::load(Path::new(&env::var(MODEL).unwrap())).unwrap();
     let files = mnist::Files::find(&student::mnist(), mnist::Split::Train).unwrap();
     let data = files.read(784, 10).unwrap();
