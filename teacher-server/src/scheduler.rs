@@ -196,9 +196,10 @@ impl Future for Pending {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = ready!(Pin::new(&mut self.result).poll(context));
         self.answered = true;
-        // The job was dropped unanswered: its device thread is gone.
+        // The job was dropped unanswered: the device thread panicked with it.
         Poll::Ready(
-            answer.unwrap_or_else(|_| Err(ServeError::DeviceLost("its thread ended".to_owned()))),
+            answer
+                .unwrap_or_else(|_| Err(ServeError::DeviceLost("it dropped the batch".to_owned()))),
         )
     }
 }

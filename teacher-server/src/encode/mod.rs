@@ -146,6 +146,13 @@ impl<'a> Rows<'a> {
             .collect()
     }
 
+    /// What `part` finds in every good row, one after the other.
+    fn gather(&self, part: impl Fn(&Self, usize) -> &'a [f32]) -> Vec<f32> {
+        let mut values = Vec::new();
+        self.good.iter().for_each(|&row| values.extend_from_slice(part(self, row)));
+        values
+    }
+
     /// Calls `each` with every good row's index and its log-probabilities.
     fn soften(&self, temperature: f32, mut each: impl FnMut(usize, &[f64])) {
         let mut log_probabilities = Vec::with_capacity(self.classes);
@@ -161,10 +168,9 @@ impl<'a> Rows<'a> {
             if x < lowest { f32::NEG_INFINITY } else { x as f32 }
         };
         match encoding {
-            Encoding::Dense { kind: DenseKind::Logits, .. } => SoftLabels::Dense {
-                kind: DenseKind::Logits,
-                values: self.good.iter().flat_map(|&row| self.logits(row)).copied().collect(),
-            },
+            Encoding::Dense { kind: DenseKind::Logits, .. } => {
+                SoftLabels::Dense { kind: DenseKind::Logits, values: self.gather(Self::logits) }
+            }
             Encoding::Dense { kind, .. } => {
                 let mut values = Vec::with_capacity(self.good.len() * self.classes);
                 self.soften(temperature, |_, row| match kind {
@@ -212,10 +218,9 @@ impl<'a> Rows<'a> {
                 });
                 SoftLabels::Sampled { draws: *draws, distinct, ids, counts }
             }
-            Encoding::Hidden { .. } => SoftLabels::Hidden {
-                width: self.width,
-                states: self.good.iter().flat_map(|&row| self.hidden(row)).copied().collect(),
-            },
+            Encoding::Hidden { .. } => {
+                SoftLabels::Hidden { width: self.width, states: self.gather(Self::hidden) }
+            }
         }
     }
 }
