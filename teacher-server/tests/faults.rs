@@ -4,12 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::{
-    sync::Mutex,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -62,7 +62,7 @@ impl Model for Gated {
 
     fn infer(&self, input: &[f32], rows: usize) -> Result<Inference, ModelError> {
         // An error means that the test let go of the gate: run on.
-        let _ = self.permits.lock().unwrap_or_else(|lock| lock.into_inner()).recv();
+        let _ = self.permits.lock().unwrap_or_else(PoisonError::into_inner).recv();
         assert!(!self.panics, "as the test wants it");
         self.rows_run.fetch_add(rows, Ordering::SeqCst);
         let logits =
