@@ -192,8 +192,9 @@ async fn quickstart(
 ) -> Result<u8, Failure> {
     let asked = Quickstart {
         seed: arguments.seed,
-        data: arguments.data,
-        output: arguments.output,
+        // Absolute, so that the recipes it leaves behind can be run again from anywhere.
+        data: std::path::absolute(&arguments.data).unwrap_or(arguments.data),
+        output: std::path::absolute(&arguments.output).unwrap_or(arguments.output),
         silent: arguments.json,
     };
     let Some(comparison) = quickstart::run(&asked, stop).await? else {

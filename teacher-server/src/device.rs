@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
     thread::{self, JoinHandle},
     time::Instant,
@@ -31,6 +31,7 @@ pub(crate) fn spawn(
     lost: watch::Sender<bool>,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("device".to_owned()).spawn(move || {
+        let _mourner = Mourner { scheduler: Arc::clone(&scheduler), lost };
         let mut panics = 0;
         while let Some(batch) = scheduler.next_batch() {
             // The model takes its input by reference and is not changed, and every request of the
@@ -43,13 +44,27 @@ pub(crate) fn spawn(
             metrics::counter!(names::DEVICE_PANICS).increment(1);
             error!(panics, "the device thread panicked; its batch is lost");
             if panics == PANICS_UNTIL_LOST {
-                scheduler.lose_device();
-                lost.send_replace(true);
-                fail_the_rest(&scheduler);
-                return;
+                // Its end tells that the device is lost.
+                resume_unwind(Box::new("too many panics"));
             }
         }
     })
+}
+
+/// Held by the device thread: however it ends by a panic, nobody waits for it in vain.
+struct Mourner {
+    scheduler: Arc<Scheduler>,
+    lost: watch::Sender<bool>,
+}
+
+impl Drop for Mourner {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.scheduler.lose_device();
+            self.lost.send_replace(true);
+            fail_the_rest(&self.scheduler);
+        }
+    }
 }
 
 /// Answers everything that still waits; nothing new is admitted by now.

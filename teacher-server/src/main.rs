@@ -113,7 +113,12 @@ fn main() -> ExitCode {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(&arguments)),
+        Ok(runtime) => {
+            let result = runtime.block_on(run(&arguments));
+            // Work that the drain limit left behind does not hold the exit up.
+            runtime.shutdown_background();
+            result
+        }
         Err(error) => Err(Failure::Start(StartError::Thread(error))),
     };
     match result {

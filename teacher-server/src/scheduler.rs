@@ -83,13 +83,14 @@ impl Scheduler {
         rows: usize,
         deadline: Option<Instant>,
     ) -> Result<Pending, ServeError> {
-        if self.lost.load(Ordering::Acquire) {
-            return Err(ServeError::DeviceLost("it failed several batches in a row".to_owned()));
-        }
         let (reply, result) = oneshot::channel();
         let now = self.epoch.elapsed();
         let ticket = {
             let mut batcher = self.lock();
+            // Under the lock: what is admitted before it turns true, the lost device still answers.
+            if self.lost.load(Ordering::Acquire) {
+                return Err(ServeError::DeviceLost("it panicked".to_owned()));
+            }
             let ticket = batcher
                 .admit(
                     now,
@@ -161,6 +162,7 @@ impl Scheduler {
 
     /// From now on requests are answered with UNAVAILABLE.
     pub(crate) fn lose_device(&self) {
+        let _batcher = self.lock();
         self.lost.store(true, Ordering::Release);
     }
 

@@ -25,6 +25,8 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// A peer that does not answer a ping for this long is gone, and its requests with it.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+/// How often a draining server looks whether every answer has been handed over.
+const ANSWERED_POLL: Duration = Duration::from_millis(5);
 /// Once every admitted request is answered, connections get this long to read the answers.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
 
@@ -126,6 +128,7 @@ impl Server {
             model,
             scheduler: Arc::clone(&scheduler),
             draining,
+            open: Arc::new(()),
         });
         Ok(Self { settings, listener, address, core, scheduler, drain, device, device_lost })
     }
@@ -150,6 +153,7 @@ impl Server {
         let limit = self.settings.drain_limit();
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, ServingStatus::Serving).await;
+        // The descriptors are compiled in; tests list them.
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -193,7 +197,15 @@ impl Server {
         // The device thread ends when everything that was admitted has been answered.
         let device = self.device;
         let finished = task::spawn_blocking(move || device.join().is_ok());
-        if tokio::time::timeout_at(deadline, finished).await.is_err() {
+        let open = &self.core.open;
+        let answered = async {
+            drop(finished.await);
+            // Streams end by themselves when they have been told and everything is sent.
+            while Arc::strong_count(open) > 1 {
+                tokio::time::sleep(ANSWERED_POLL).await;
+            }
+        };
+        if tokio::time::timeout_at(deadline, answered).await.is_err() {
             warn!("the drain limit passed with work left; it is dropped");
         }
         close.send_replace(true);

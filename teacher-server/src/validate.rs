@@ -12,6 +12,9 @@ use crate::{encode::Encoding, error::ServeError, settings::Limits};
 /// Longest client name, in bytes.
 const MAX_CLIENT_BYTES: usize = 128;
 
+/// Draws in one request, over all rows and temperatures: about a second of one core.
+const MAX_DRAWS: usize = 1 << 24;
+
 /// What the model and the settings allow.
 #[derive(Clone, Debug)]
 pub(crate) struct Contract {
@@ -49,6 +52,7 @@ impl Contract {
         self.check_temperatures(&request.temperatures)?;
         let (input, rows) = self.features(request.inputs)?;
         let encoding = self.encoding(request.encoding, rows)?;
+        self.check_draws(&encoding, rows, request.temperatures.len())?;
         self.check_reply_size(&encoding, rows, request.temperatures.len())?;
         Ok(Accepted {
             id: request.id,
@@ -155,6 +159,23 @@ impl Contract {
                 Ok(Encoding::Hidden { dtype: label_dtype("encoding.hidden.dtype", hidden.dtype)? })
             }
         }
+    }
+
+    /// Refuses draws that would keep a processor busy for longer than any forward pass.
+    fn check_draws(
+        &self,
+        encoding: &Encoding,
+        rows: usize,
+        temperatures: usize,
+    ) -> Result<(), ServeError> {
+        let Encoding::Sampled { draws, .. } = encoding else { return Ok(()) };
+        let all = rows.saturating_mul(*draws as usize).saturating_mul(temperatures);
+        if all > MAX_DRAWS {
+            let found = format!("{draws} for each of {rows} rows and {temperatures} temperatures");
+            let expected = format!("at most {MAX_DRAWS} draws in one request");
+            return Err(ServeError::invalid("encoding.sampled.draws", found, expected));
+        }
+        Ok(())
     }
 
     /// Refuses what could not be sent back in one message.

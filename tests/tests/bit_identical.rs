@@ -3,12 +3,15 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
-use std::{path::Path, time::SystemTime};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use stillhouse_nn::Philox;
 use stillhouse_tests::{
     models,
-    process::Teacher,
+    process::{Teacher, pause},
     student::{Student, finish},
 };
 
@@ -32,9 +35,7 @@ fn student(folder: &Path, name: &str, teacher: &Teacher) -> Student {
 }
 
 /// Another step every time; printed, so that a failure can be repeated.
-fn random_steps(count: usize) -> Vec<u64> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let mut random = Philox::new(now.as_nanos() as u64, 0);
+fn random_steps(random: &mut Philox, count: usize) -> Vec<u64> {
     let mut steps: Vec<u64> =
         (0..count).map(|_| 5 + u64::from(random.below(STEPS as u32 - 60))).collect();
     steps.sort_unstable();
@@ -55,12 +56,17 @@ fn kills_and_restarts_do_not_change_a_byte() {
     assert_eq!(outcome["steps"], STEPS);
     let expected = undisturbed.weights();
 
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let mut random = Philox::new(now.as_nanos() as u64, 0);
+
     // The student dies, three times, wherever it is.
     let killed = student(folder.path(), "killed", &teacher);
     let mut deaths = 0;
-    for step in random_steps(3) {
+    for step in random_steps(&mut random, 3) {
         let mut child = killed.start(&["--resume"]);
         killed.wait_for_step(&mut child, step);
+        // Records are flushed with each checkpoint: some time later it is between two of them.
+        pause(Duration::from_millis(random.below(60).into()));
         deaths += u32::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -72,7 +78,7 @@ fn kills_and_restarts_do_not_change_a_byte() {
     // The teacher dies half-way, and comes back at the same address.
     let bereft = student(folder.path(), "bereft", &teacher);
     let mut child = bereft.start(&[]);
-    for step in random_steps(2) {
+    for step in random_steps(&mut random, 2) {
         bereft.wait_for_step(&mut child, step);
         let address = teacher.address();
         teacher.kill();

@@ -196,17 +196,17 @@ mod tests {
                 s.lengths = vec![5, 0];
             }),
             ("length of token_ids is 20 bytes; must be 24: 4 for each token of `lengths`", |s| {
-                s.lengths = vec![3, 3]
+                s.lengths = vec![3, 3];
             }),
             (
                 "length of token_ids is 20 bytes; must be 51539607540: 4 for each token of `lengths`",
                 |s| s.lengths = vec![u32::MAX; 3],
             ),
             ("length of token_ids is 19 bytes; must be 20: 4 for each token of `lengths`", |s| {
-                s.token_ids.truncate(19)
+                s.token_ids.truncate(19);
             }),
             ("token_ids[1] is 100; must be below the vocabulary's 100", |s| {
-                s.token_ids = pack_ids(&[0, 100, 0, 0, 0])
+                s.token_ids = pack_ids(&[0, 100, 0, 0, 0]);
             }),
             (
                 "length of label_mask is 2 bytes; must be 1: 1 bit for each token of `lengths`, or \
@@ -214,10 +214,10 @@ mod tests {
                 |s| s.label_mask = vec![1, 0].into(),
             ),
             ("label_mask is set past the last token; must be 0 in its unused bits", |s| {
-                s.label_mask = vec![0b0010_0001].into()
+                s.label_mask = vec![0b0010_0001].into();
             }),
             ("label_mask is 0 throughout; must be set for at least 1 token", |s| {
-                s.label_mask = vec![0].into()
+                s.label_mask = vec![0].into();
             }),
         ];
         for (expected, alter) in cases {

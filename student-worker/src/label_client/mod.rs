@@ -26,7 +26,7 @@ mod teacher;
 mod tries;
 mod wanted;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use connection::Connection;
 use driver::Driver;
@@ -143,7 +143,7 @@ impl LabelClient {
         }
         let limits = Limits {
             window: patience.window.max(1),
-            timeout: self.gate.wanted.timeout,
+            timeout: patient(self.gate.wanted.timeout),
             budget: patience.budget,
             backoff: patience.backoff(),
         };
@@ -152,6 +152,12 @@ impl LabelClient {
         let driver = Driver::new(jobs, self.gate, names, pipeline, (events, connections), out);
         OrderedLabels { answers, driver: tokio::spawn(driver.run()) }
     }
+}
+
+/// How long to wait here for a request that the teacher drops after `timeout`: long enough for the
+/// teacher to say so itself, since giving a connection up costs everything in flight on it.
+fn patient(timeout: Duration) -> Duration {
+    timeout + (timeout / 4).max(Duration::from_secs(1))
 }
 
 /// Tries every address once, and returns the first that passed the gate with its number.

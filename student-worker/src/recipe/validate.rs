@@ -131,10 +131,10 @@ fn teacher(teacher: &TeacherSection, recipe: &Recipe) -> Result<(), Invalid> {
     let retry = &teacher.retry;
     let elapsed = retry.max_elapsed_seconds;
     check(
-        elapsed.is_finite() && (0.0..=1e6).contains(&elapsed),
+        elapsed > 0.0 && elapsed <= 1e6,
         "teacher.retry.max_elapsed_seconds",
         elapsed,
-        "0 to 1000000",
+        "above 0, at most 1000000",
     )?;
     check(retry.initial_ms >= 1, "teacher.retry.initial_ms", retry.initial_ms, "1 or more")?;
     let range = format!("teacher.retry.initial_ms ({}) to 3600000", retry.initial_ms);

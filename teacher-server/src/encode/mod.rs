@@ -53,6 +53,15 @@ impl Encoding {
         }
     }
 
+    /// How many values are computed or drawn to encode `rows` rows of `logits` logits in all.
+    pub(crate) fn work(&self, rows: usize, logits: usize, temperatures: usize) -> usize {
+        let draws = match self {
+            Self::Sampled { draws, .. } => rows.saturating_mul(*draws as usize),
+            _ => 0,
+        };
+        logits.max(draws).saturating_mul(temperatures)
+    }
+
     /// Whether the labels are the same at every temperature, and so are sent once.
     pub(crate) fn ignores_temperature(&self) -> bool {
         matches!(self, Self::Hidden { .. } | Self::Dense { kind: DenseKind::Logits, .. })

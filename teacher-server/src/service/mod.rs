@@ -9,7 +9,9 @@ mod head;
 mod stream;
 
 use std::{
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -20,7 +22,7 @@ use stillhouse_proto::v1::{
     LabelStreamRequest, LabelStreamResponse, Timing, teacher_service_server::TeacherService,
 };
 use tokio::sync::watch;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
@@ -44,6 +46,8 @@ pub(crate) struct Core {
     pub(crate) scheduler: Arc<Scheduler>,
     /// Becomes true when the server drains.
     pub(crate) draining: watch::Receiver<bool>,
+    /// Held by every call and stream until its last answer is handed to the connection.
+    pub(crate) open: Arc<()>,
 }
 
 /// A request that the scheduler has admitted.
@@ -86,7 +90,8 @@ impl Core {
         let Submitted { id, encoding, temperatures, pending } = submitted;
         let done = pending.await?;
         let fingerprint = self.fingerprint.clone();
-        let values = done.forward.logits.len().saturating_mul(temperatures.len());
+        let values =
+            encoding.work(done.forward.rows, done.forward.logits.len(), temperatures.len());
         let encode = move || respond(id, fingerprint, &done, &encoding, &temperatures);
         if values <= VALUES_ENCODED_INLINE {
             return encode();
@@ -169,14 +174,28 @@ fn peer<T>(request: &Request<T>) -> Arc<str> {
     }
 }
 
+/// A reply of several messages that counts as open until the connection has taken the last.
+pub(crate) struct Open<S> {
+    inner: S,
+    _open: Arc<()>,
+}
+
+impl<S: Stream + Unpin> Stream for Open<S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        Pin::new(&mut self.inner).poll_next(context)
+    }
+}
+
 /// The service as tonic knows it.
 #[derive(Clone)]
 pub(crate) struct Teacher(pub(crate) Arc<Core>);
 
 #[tonic::async_trait]
 impl TeacherService for Teacher {
-    type LabelStreamStream = ReceiverStream<Result<LabelStreamResponse, Status>>;
-    type FetchHeadStream = head::Pieces;
+    type LabelStreamStream = Open<ReceiverStream<Result<LabelStreamResponse, Status>>>;
+    type FetchHeadStream = Open<head::Pieces>;
 
     async fn describe(
         &self,
@@ -189,6 +208,7 @@ impl TeacherService for Teacher {
         &self,
         request: Request<LabelRequest>,
     ) -> Result<Response<LabelResponse>, Status> {
+        let _open = Arc::clone(&self.0.open);
         let deadline = deadline::of(request.metadata())?;
         let peer = peer(&request);
         Ok(Response::new(self.0.label(request.into_inner(), &peer, deadline).await?))
@@ -200,14 +220,18 @@ impl TeacherService for Teacher {
     ) -> Result<Response<Self::LabelStreamStream>, Status> {
         let deadline = deadline::of(request.metadata())?;
         let peer = peer(&request);
-        Ok(Response::new(stream::open(Arc::clone(&self.0), peer, deadline, request.into_inner())))
+        let open = Arc::clone(&self.0.open);
+        let answers = stream::open(Arc::clone(&self.0), peer, deadline, request.into_inner());
+        Ok(Response::new(Open { inner: answers, _open: open }))
     }
 
     async fn fetch_head(
         &self,
         request: Request<FetchHeadRequest>,
     ) -> Result<Response<Self::FetchHeadStream>, Status> {
-        Ok(Response::new(head::pieces(Arc::clone(&self.0), &request.into_inner()).await?))
+        let open = Arc::clone(&self.0.open);
+        let pieces = head::pieces(Arc::clone(&self.0), &request.into_inner()).await?;
+        Ok(Response::new(Open { inner: pieces, _open: open }))
     }
 }
 

@@ -68,7 +68,11 @@ async fn serve(
             }
             message = inbound.next(), if reading && answers.len() < most => match message {
                 None => reading = false,
-                Some(Err(status)) => return Some(status),
+                Some(Err(status)) => {
+                    // A frame that cannot be read. What was admitted before it is still answered.
+                    reading = false;
+                    end = Some(status);
+                }
                 Some(Ok(LabelStreamRequest { action: Some(Action::Cancel(cancel)) })) => {
                     drop_batch(core, &in_flight, &cancel);
                 }

@@ -163,6 +163,20 @@ fn a_reply_too_large_for_one_message_is_refused_before_it_is_computed() {
 }
 
 #[test]
+fn more_draws_than_a_processor_should_make_for_one_request_are_refused() {
+    let mut contract = contract();
+    contract.limits = Limits::default();
+    let mut request = good();
+    request.inputs = features(DType::U8, &[200, 3], 600);
+    let sampled = |draws| wrap(Kind::Sampled(SampledEncoding { draws, seed: 0 }));
+    request.encoding = sampled(65_535);
+    let error = contract.accept(request.clone()).unwrap_err().to_string();
+    assert!(error.contains("65535 for each of 200 rows and 2 temperatures"), "{error}");
+    request.encoding = sampled(1000);
+    assert!(contract.accept(request).is_ok());
+}
+
+#[test]
 fn a_client_name_has_a_longest_length() {
     refuses(|r| r.client = "x".repeat(129), &["client", "129 bytes", "at most 128"]);
 }

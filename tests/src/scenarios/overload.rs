@@ -208,6 +208,8 @@ async fn stream(
             });
         }
     }
+    // The server ended the stream, or the connection broke.
+    counts.other_errors.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Unary calls beside the streams: their refusals carry `google.rpc.RetryInfo`.
