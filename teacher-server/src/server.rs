@@ -153,7 +153,7 @@ impl Server {
         let limit = self.settings.drain_limit();
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, ServingStatus::Serving).await;
-        // The descriptors are compiled in; tests list them.
+        // Descriptors that were compiled into the binary decode; without them only reflection is gone.
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -179,13 +179,13 @@ impl Server {
         let mut lost = self.device_lost.clone();
         tokio::pin!(stop);
         tokio::select! {
-                () = &mut stop => {},
-                () = device_lost(&mut lost) => {
-                    report(&health, ServingStatus::NotServing).await;
-                    warn!("the device is lost; health is NOT_SERVING");
-                    stop.as_mut().await;
-                }
-                ended = &mut serving => return flatten(ended),
+            () = &mut stop => {},
+            () = device_lost(&mut lost) => {
+                report(&health, ServingStatus::NotServing).await;
+                warn!("the device is lost; health is NOT_SERVING");
+                stop.as_mut().await;
+            }
+            ended = &mut serving => return flatten(ended),
         }
 
         let deadline = Instant::now() + limit;

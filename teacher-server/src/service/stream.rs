@@ -23,7 +23,8 @@ use super::{Core, count};
 use crate::{error::ServeError, metrics as names};
 
 /// Answers that wait for the connection. Beyond it the stream stops taking requests, so a client
-/// that does not read cannot make the server's memory grow.
+/// that does not read holds no more here than its requests in flight. The bound is each stream's
+/// own; there is none yet over all streams together.
 const ANSWERS_WAITING: usize = 4;
 
 /// What the stream's client sees: a bounded channel, written by the stream's own task.
