@@ -4,13 +4,23 @@
 //! upper 16 bits name the use, the lower 48 count (epochs, steps). The model's own initialisation
 //! and dropout use streams with the upper bits 0.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+
 const USE_SHIFT: u32 = 48;
 const COUNT_MASK: u64 = (1 << USE_SHIFT) - 1;
 
 /// Which rows a subset of the training set takes.
 pub(crate) const SUBSET: u64 = 1 << USE_SHIFT;
-/// Jitter of retries: what it draws changes when something is sent, never what is answered.
+/// Jitter of retries, under a seed from [`entropy`]: it decides when something is sent, never what
+/// is answered.
 pub(crate) const JITTER: u64 = 4 << USE_SHIFT;
+
+/// A seed that differs in every process, for what the results do not depend on: students of one
+/// sweep share a recipe's seed, and must not come back to a teacher in the same moment.
+pub(crate) fn entropy() -> u64 {
+    // The standard library keys its hash maps from the operating system's generator.
+    RandomState::new().build_hasher().finish()
+}
 
 /// The order of rows in an epoch.
 pub(crate) fn shuffle(epoch: u64) -> u64 {

@@ -110,18 +110,16 @@ fn run(model: &dyn Model, scheduler: &Scheduler, batch: Batch<Job>) {
     let (classes, width) = (model.classes(), model.hidden_size());
     for (job, queue) in jobs.into_iter().zip(waits) {
         metrics::histogram!(names::QUEUE_WAIT).record(queue);
-        let forward = Forward {
-            rows: job.rows,
-            logits: take(&mut logits, job.rows * classes),
-            hidden: take(&mut hidden, job.rows * width),
-        };
+        let own = (take(&mut logits, job.rows * classes), take(&mut hidden, job.rows * width));
+        let kept = if job.needs_hidden { own.1 } else { &[] };
+        let forward = Forward { rows: job.rows, logits: own.0.to_vec(), hidden: kept.to_vec() };
         job.answer(Ok(Done { forward, queue, compute }));
     }
 }
 
 /// Splits the first `count` values off.
-fn take(values: &mut &[f32], count: usize) -> Vec<f32> {
+fn take<'a>(values: &mut &'a [f32], count: usize) -> &'a [f32] {
     let (head, rest) = values.split_at(count);
     *values = rest;
-    head.to_vec()
+    head
 }

@@ -20,6 +20,7 @@ pub mod settings;
 mod device;
 mod encode;
 mod error;
+mod held;
 mod scheduler;
 mod service;
 mod validate;

@@ -32,6 +32,7 @@ names! {
     STREAMS = "open_streams",
     QUEUE_ROWS = "queue_rows",
     QUEUE_CLIENTS = "queue_clients",
+    HELD_BYTES = "held_bytes",
     QUEUE_WAIT = "queue_wait_seconds",
     BATCHES = "batches_total",
     BATCH_ROWS = "batch_rows",
@@ -61,8 +62,13 @@ const ENCODINGS: &[&[(&str, &str)]] = &[
 ];
 
 /// Why an admission was refused, as the label `reason`.
-const REFUSALS: &[&[(&str, &str)]] =
-    &[&[("reason", "queue")], &[("reason", "client")], &[("reason", "clients")]];
+const REFUSALS: &[&[(&str, &str)]] = &[
+    &[("reason", "queue")],
+    &[("reason", "client")],
+    &[("reason", "clients")],
+    &[("reason", "held")],
+    &[("reason", "client_held")],
+];
 
 /// Why a batch was launched when it was, as the label `reason`.
 const LAUNCHES: &[&[(&str, &str)]] = &[
@@ -121,6 +127,12 @@ pub const CATALOGUE: &[Metric] = &[
     metric(STREAMS, Kind::Gauge, Unit::Count, "Open label streams."),
     metric(QUEUE_ROWS, Kind::Gauge, Unit::Count, "Rows waiting for the device."),
     metric(QUEUE_CLIENTS, Kind::Gauge, Unit::Count, "Clients with rows waiting for the device."),
+    metric(
+        HELD_BYTES,
+        Kind::Gauge,
+        Unit::Bytes,
+        "What requests hold in memory, from admission until their answers are taken.",
+    ),
     metric(
         QUEUE_WAIT,
         Kind::Histogram(SECONDS),

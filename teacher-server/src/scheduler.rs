@@ -22,6 +22,8 @@ use crate::{encode::Forward, error::ServeError, metrics as names, settings::Batc
 pub(crate) struct Job {
     pub(crate) input: Vec<f32>,
     pub(crate) rows: usize,
+    /// Whether the request needs the hidden states too.
+    pub(crate) needs_hidden: bool,
     reply: oneshot::Sender<Result<Done, ServeError>>,
 }
 
@@ -79,8 +81,8 @@ impl Scheduler {
     pub(crate) fn submit(
         self: &Arc<Self>,
         client: Arc<str>,
-        input: Vec<f32>,
-        rows: usize,
+        (input, rows): (Vec<f32>, usize),
+        needs_hidden: bool,
         deadline: Option<Instant>,
     ) -> Result<Pending, ServeError> {
         let (reply, result) = oneshot::channel();
@@ -99,7 +101,7 @@ impl Scheduler {
                         cost: rows as u64,
                         length: 1,
                         deadline: deadline.map(|at| at.saturating_duration_since(self.epoch)),
-                        payload: Job { input, rows, reply },
+                        payload: Job { input, rows, needs_hidden, reply },
                     },
                 )
                 .map_err(|(refusal, _)| ServeError::from(refusal))?;

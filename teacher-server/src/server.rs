@@ -9,10 +9,13 @@ use stillhouse_runtime::config::ConfigError;
 use tokio::{net::TcpListener, sync::watch, task, time::Instant};
 use tonic::{server::NamedService as _, transport::server::TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::util::MapResponseLayer;
 use tracing::{info, warn};
 
 use crate::{
-    device, metrics as names,
+    device,
+    held::Ledger,
+    metrics as names,
     model::{self, Model},
     scheduler::Scheduler,
     service::{self, Core, Teacher},
@@ -127,6 +130,8 @@ impl Server {
             },
             model,
             scheduler: Arc::clone(&scheduler),
+            ledger: Ledger::new(settings.limits.held_bytes, settings.limits.client_held_bytes),
+            heads: service::Heads::default(),
             draining,
             open: Arc::new(()),
         });
@@ -167,6 +172,7 @@ impl Server {
             .max_concurrent_streams(self.settings.limits.max_connection_streams)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
+            .layer(MapResponseLayer::new(service::keep_in_body))
             .add_service(service::server(Arc::clone(&self.core)))
             .add_service(health_service)
             .add_optional_service(reflection);

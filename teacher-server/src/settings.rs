@@ -56,6 +56,11 @@ pub struct Limits {
     pub max_stream_in_flight: u32,
     /// Calls and streams open on one connection, 1 to 65536.
     pub max_connection_streams: u32,
+    /// Bytes that all requests may hold, from admission until the connection has taken the answer;
+    /// past it requests get RESOURCE_EXHAUSTED. 2^20 to 2^50.
+    pub held_bytes: u64,
+    /// As `held_bytes`, for one client. 2^20 to `held_bytes`.
+    pub client_held_bytes: u64,
 }
 
 /// How requests become batches.
@@ -117,6 +122,8 @@ impl Default for Limits {
             max_temperatures: MAX_TEMPERATURES,
             max_stream_in_flight: 64,
             max_connection_streams: 1024,
+            held_bytes: 2 << 30,
+            client_held_bytes: 512 << 20,
         }
     }
 }
@@ -169,11 +176,13 @@ impl Settings {
             max_temperatures,
             max_stream_in_flight,
             max_connection_streams,
+            held_bytes,
+            client_held_bytes,
         } = self.limits;
         let Batching { max_batch_rows, max_queue_rows, max_client_rows, max_clients, .. } =
             self.batching;
         let most = u32::MAX;
-        for (key, value, least, most) in [
+        let counts = [
             ("batching.max_batch_rows", max_batch_rows, 1, most),
             ("limits.max_rows", max_rows, 1, max_batch_rows),
             ("batching.max_queue_rows", max_queue_rows, max_batch_rows, most),
@@ -183,7 +192,15 @@ impl Settings {
             ("limits.max_temperatures", max_temperatures, 1, MAX_TEMPERATURES),
             ("limits.max_stream_in_flight", max_stream_in_flight, 1, 1 << 16),
             ("limits.max_connection_streams", max_connection_streams, 1, 1 << 16),
-        ] {
+        ];
+        let counts = counts.map(|(key, value, least, most)| {
+            (key, u64::from(value), u64::from(least), u64::from(most))
+        });
+        let bytes = [
+            ("limits.held_bytes", held_bytes, 1 << 20, 1 << 50),
+            ("limits.client_held_bytes", client_held_bytes, 1 << 20, held_bytes),
+        ];
+        for (key, value, least, most) in counts.into_iter().chain(bytes) {
             if !(least..=most).contains(&value) {
                 return Err(out_of_range(key, value, format_args!("{least} to {most}")));
             }
@@ -236,6 +253,11 @@ mod tests {
             ("model='m'\n[limits]\nmax_rows = 2000", "limits.max_rows: is 2000; must be 1 to 1024"),
             ("model='m'\n[limits]\nmax_temperatures = 9", "is 9; must be 1 to 8"),
             ("model='m'\n[batching]\nmax_queue_rows = 10", "is 10; must be 1024 to"),
+            ("model='m'\n[limits]\nheld_bytes = 9", "is 9; must be 1048576 to"),
+            (
+                "model='m'\n[limits]\nheld_bytes = 2097152\nclient_held_bytes = 2097153",
+                "limits.client_held_bytes: is 2097153; must be 1048576 to 2097152",
+            ),
             ("model='m'\n[drain]\nlimit_seconds = 0", "is 0; must be above 0"),
             ("model='m'\n[drain]\nlimit_seconds = nan", "is NaN; must be above 0"),
             ("model='m'\ndevice = 'tpu'", "device: unknown variant `tpu`"),

@@ -40,6 +40,9 @@ pub(crate) struct Accepted {
     pub(crate) temperatures: Vec<f32>,
     pub(crate) encoding: Encoding,
     pub(crate) timeout: Option<Duration>,
+    /// What the request holds in memory until its answer is taken: its rows, what the device
+    /// computes of them, and the answer.
+    pub(crate) bytes: u64,
 }
 
 impl Contract {
@@ -53,7 +56,10 @@ impl Contract {
         let (input, rows) = self.features(request.inputs)?;
         let encoding = self.encoding(request.encoding, rows)?;
         self.check_draws(&encoding, rows, request.temperatures.len())?;
-        self.check_reply_size(&encoding, rows, request.temperatures.len())?;
+        let reply = self.reply_size(&encoding, rows, request.temperatures.len())?;
+        let hidden = if encoding.needs_hidden() { self.hidden_size } else { 0 };
+        let computed = rows.saturating_mul(self.classes.saturating_add(hidden));
+        let values = input.len().saturating_add(computed).saturating_add(encoding.named().len());
         Ok(Accepted {
             id: request.id,
             client: request.client,
@@ -63,6 +69,7 @@ impl Contract {
             encoding,
             timeout: (request.timeout_ms > 0)
                 .then(|| Duration::from_millis(request.timeout_ms.into())),
+            bytes: values.saturating_mul(size_of::<f32>()).saturating_add(reply) as u64,
         })
     }
 
@@ -178,13 +185,13 @@ impl Contract {
         Ok(())
     }
 
-    /// Refuses what could not be sent back in one message.
-    fn check_reply_size(
+    /// Most bytes of the answer. Refuses what could not be sent back in one message.
+    fn reply_size(
         &self,
         encoding: &Encoding,
         rows: usize,
         temperatures: usize,
-    ) -> Result<(), ServeError> {
+    ) -> Result<usize, ServeError> {
         let size = |dtype: &DType| if *dtype == DType::F32 { 4 } else { 2 };
         let per_row = match encoding {
             Encoding::Dense { dtype, .. } => self.classes * size(dtype),
@@ -207,7 +214,7 @@ impl Contract {
                 format!("a reply of at most {most} bytes"),
             ));
         }
-        Ok(())
+        Ok(bytes)
     }
 }
 

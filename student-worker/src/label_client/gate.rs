@@ -143,22 +143,32 @@ impl Gate {
     }
 
     /// A unary request with the run's deadline, which the server reads.
-    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+    fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.wanted.timeout);
         request
     }
 
     /// Waits for a unary call, no longer than its deadline, and judges its failure.
-    pub(super) async fn call<T>(
+    async fn call<T>(
         &self,
         endpoint: &str,
         request: &str,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Closed> {
+        Ok(self.within(endpoint, request, call).await?.into_inner())
+    }
+
+    /// Waits for a teacher, no longer than a request may take, and judges its failure.
+    pub(super) async fn within<T>(
+        &self,
+        endpoint: &str,
+        request: &str,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Closed> {
         let timeout = self.wanted.timeout;
-        match tokio::time::timeout(timeout, call).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(status)) => Err(closed(endpoint, request, &status)),
             Err(_) => {
                 let words = format!("{endpoint}: {request}: no answer within {timeout:?}");

@@ -1,11 +1,14 @@
 //! The teacher's output projection, for logits from hidden states.
 
+use std::time::Duration;
+
 use sha2::{Digest as _, Sha256};
 use stillhouse_nn::Head;
 use stillhouse_proto::{
     dtype::to_f32,
     v1::{DType, FetchHeadRequest, FetchHeadResponse},
 };
+use tonic::Request;
 
 use super::{
     ClientError, Teacher, Wanted,
@@ -16,15 +19,18 @@ use super::{
 const MAX_HEAD_BYTES: u64 = 8 << 30;
 const REQUEST: &str = "FetchHead";
 
-/// Fetches the head in f32 and checks its hash and whose it is.
+/// Fetches the head in f32 and checks its hash and whose it is. The whole may take `limit`, as the
+/// server is told; each piece, no longer than any other answer.
 pub(super) async fn fetch(
     gate: &Gate,
     endpoint: &str,
-    client: &mut Client,
-    teacher: &Teacher,
+    (client, teacher): (&mut Client, &Teacher),
+    limit: Duration,
 ) -> Result<Head, Closed> {
-    let request = gate.request(FetchHeadRequest { dtype: DType::F32.into() });
-    let mut pieces = gate.call(endpoint, REQUEST, client.fetch_head(request)).await?;
+    let mut request = Request::new(FetchHeadRequest { dtype: DType::F32.into() });
+    request.set_timeout(limit);
+    let opened = gate.within(endpoint, REQUEST, client.fetch_head(request)).await?;
+    let mut pieces = opened.into_inner();
     let mut assembly = Assembly::new(&gate.wanted, teacher);
     let refused = |reason| {
         Closed::ForGood(ClientError::Answer {
@@ -34,8 +40,7 @@ pub(super) async fn fetch(
         })
     };
     loop {
-        let piece = pieces.message().await;
-        match piece.map_err(|status| super::gate::closed(endpoint, REQUEST, &status))? {
+        match gate.within(endpoint, REQUEST, pieces.message()).await? {
             Some(piece) => {
                 gate.same_fingerprint(endpoint, &piece.fingerprint).map_err(Closed::ForGood)?;
                 assembly.add(&piece).map_err(refused)?;

@@ -104,19 +104,41 @@ impl LabelClient {
         &self.teacher
     }
 
-    /// Fetches the teacher's output projection, for labels that are hidden states.
+    /// Fetches the teacher's output projection, for labels that are hidden states, from whichever
+    /// endpoint gives it.
     ///
     /// # Errors
     /// If it does not come within the patience for it, or is not what it should be.
     pub async fn fetch_head(&self) -> Result<Head, ClientError> {
-        let name = &self.addresses[self.first_address].name;
         let mut tries = Tries::new(self.patience);
-        loop {
-            match head::fetch(&self.gate, name, &mut self.first.clone(), &self.teacher).await {
+        let mut opened = Some((self.first.clone(), self.teacher.clone()));
+        let from_first = self.addresses.iter().cycle().skip(self.first_address);
+        for address in from_first {
+            match self.fetch_head_from(address, opened.take()).await {
                 Ok(head) => return Ok(head),
                 Err(closed) => tries.pause(closed).await?,
             }
         }
+        Err(ClientError::Ended)
+    }
+
+    /// One try at one endpoint, over the connection that is open or one of its own.
+    async fn fetch_head_from(
+        &self,
+        address: &Address,
+        opened: Option<(Client, Teacher)>,
+    ) -> Result<Head, Closed> {
+        let limit = self.patience.budget;
+        let fetched = async {
+            let (mut client, teacher) = match opened {
+                Some(opened) => opened,
+                None => self.gate.open(address).await?,
+            };
+            head::fetch(&self.gate, &address.name, (&mut client, &teacher), limit).await
+        };
+        tokio::time::timeout(limit, fetched).await.unwrap_or_else(|_| {
+            Err(Closed::for_now(format!("{}: no head within {limit:?}", address.name)))
+        })
     }
 
     /// Asks for the labels of all jobs, ahead of their use, and hands them on in the order of the

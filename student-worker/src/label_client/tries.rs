@@ -18,19 +18,19 @@ pub struct Patience {
     pub initial: Duration,
     /// Longest pause between tries.
     pub max: Duration,
-    /// Seed of the pauses' jitter.
+    /// Seed of the pauses' jitter, another in every process.
     pub seed: u64,
 }
 
 impl Patience {
     /// Of a recipe's teacher, where a batch is cut into `requests_per_batch` requests.
-    pub fn new(teacher: &TeacherSection, requests_per_batch: usize, seed: u64) -> Self {
+    pub fn new(teacher: &TeacherSection, requests_per_batch: usize) -> Self {
         Self {
             window: teacher.prefetch.saturating_mul(requests_per_batch),
             budget: teacher.retry.max_elapsed(),
             initial: Duration::from_millis(teacher.retry.initial_ms),
             max: Duration::from_millis(teacher.retry.max_ms),
-            seed,
+            seed: random::entropy(),
         }
     }
 

@@ -2,17 +2,18 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, BufWriter, Seek as _, SeekFrom, Write as _},
+    io::{self, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
 };
 
 use super::RunError;
 
-/// A buffered file, written at its end.
+/// A file, written at its end. Each write is with the operating system when it returns, for those
+/// who follow the file.
 #[derive(Debug)]
 pub(super) struct AppendFile {
     path: PathBuf,
-    writer: BufWriter<File>,
+    file: File,
     length: u64,
 }
 
@@ -34,26 +35,19 @@ impl AppendFile {
         }
         file.set_len(length).map_err(failed)?;
         file.seek(SeekFrom::Start(length)).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), writer: BufWriter::new(file), length })
+        Ok(Self { path: path.to_owned(), file, length })
     }
 
     /// Appends bytes.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), RunError> {
-        self.writer.write_all(bytes).map_err(|source| RunError::io(&self.path, source))?;
+        self.file.write_all(bytes).map_err(|source| RunError::io(&self.path, source))?;
         self.length += bytes.len() as u64;
         Ok(())
     }
 
-    /// Hands what is buffered to the operating system, for those who follow the file.
-    pub(super) fn flush(&mut self) -> Result<(), RunError> {
-        self.writer.flush().map_err(|source| RunError::io(&self.path, source))
-    }
-
     /// Puts everything on the disk and returns the length.
     pub(super) fn sync(&mut self) -> Result<u64, RunError> {
-        self.flush()?;
-        let synced = self.writer.get_ref().sync_data();
-        synced.map_err(|source| RunError::io(&self.path, source))?;
+        self.file.sync_data().map_err(|source| RunError::io(&self.path, source))?;
         Ok(self.length)
     }
 }

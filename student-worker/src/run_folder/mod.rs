@@ -168,8 +168,7 @@ impl RunFolder {
             Record::Test(test) => {
                 let accuracy = test.accuracy_percent();
                 let values = [("test/loss", test.loss), ("test/accuracy_percent", accuracy)];
-                self.events.scalars(test.step, &values)?;
-                self.events.flush()
+                self.events.scalars(test.step, &values)
             }
         }
     }

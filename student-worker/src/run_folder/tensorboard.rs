@@ -40,10 +40,6 @@ impl EventFile {
         self.0.write(&frame(&event))
     }
 
-    pub(super) fn flush(&mut self) -> Result<(), RunError> {
-        self.0.flush()
-    }
-
     pub(super) fn sync(&mut self) -> Result<u64, RunError> {
         self.0.sync()
     }

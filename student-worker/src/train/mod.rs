@@ -209,7 +209,7 @@ impl Teacher {
             }
         };
         let requests = recipe.train.batch_size.div_ceil(wanted.request_rows);
-        let patience = Patience::new(section, requests, recipe.seed);
+        let patience = Patience::new(section, requests);
         let probe = plan.probe(recipe.student.rescale_factor());
         let client = LabelClient::connect(&endpoints, wanted.clone(), probe, patience).await?;
         Ok(Self { client, wanted, server })

@@ -67,6 +67,19 @@ impl Encoding {
         matches!(self, Self::Hidden { .. } | Self::Dense { kind: DenseKind::Logits, .. })
     }
 
+    /// Whether the labels are made of hidden states.
+    pub(crate) fn needs_hidden(&self) -> bool {
+        matches!(self, Self::Hidden { .. })
+    }
+
+    /// The ids that the client named, all rows'.
+    pub(crate) fn named(&self) -> &[u32] {
+        match self {
+            Self::Ids { ids, .. } => ids,
+            _ => &[],
+        }
+    }
+
     fn dtype(&self) -> DType {
         match self {
             Self::Dense { dtype, .. }
@@ -84,7 +97,7 @@ pub(crate) struct Forward {
     pub(crate) rows: usize,
     /// `[rows, classes]`.
     pub(crate) logits: Vec<f32>,
-    /// `[rows, hidden_size]`.
+    /// `[rows, hidden_size]`; empty where the encoding does not need it.
     pub(crate) hidden: Vec<f32>,
 }
 

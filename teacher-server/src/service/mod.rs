@@ -1,17 +1,17 @@
 //! The rpcs of `distill.v1.TeacherService`.
 //!
-//! [`Core`] is what all of them share; [`stream`] is `LabelStream`, [`head`] is `FetchHead`, and
-//! [`deadline`] reads the `grpc-timeout` of a call.
+//! [`Core`] is what all of them share; [`stream`] is `LabelStream`, [`head`] is `FetchHead`,
+//! [`deadline`] reads the `grpc-timeout` of a call, and [`taken`] counts an answer as held until the
+//! connection has it.
 
 mod deadline;
 mod describe;
 mod head;
 mod stream;
+mod taken;
 
 use std::{
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -19,20 +19,25 @@ use bytes::Bytes;
 use stillhouse_batcher::Ticket;
 use stillhouse_proto::v1::{
     DescribeRequest, DescribeResponse, FetchHeadRequest, LabelRequest, LabelResponse,
-    LabelStreamRequest, LabelStreamResponse, Timing, teacher_service_server::TeacherService,
+    LabelStreamRequest, Timing, teacher_service_server::TeacherService,
 };
 use tokio::sync::watch;
-use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     encode::{self, Encoding},
     error::ServeError,
+    held::{Held, Ledger},
     metrics as names,
     model::Model,
     scheduler::{Done, Pending, Scheduler},
     validate::Contract,
 };
+
+pub(crate) use head::Heads;
+pub(crate) use taken::keep_in_body;
+use taken::{Keep, Taken};
 
 /// Encoding more values than this leaves the async threads.
 const VALUES_ENCODED_INLINE: usize = 1 << 16;
@@ -44,6 +49,10 @@ pub(crate) struct Core {
     pub(crate) contract: Contract,
     pub(crate) model: Arc<dyn Model>,
     pub(crate) scheduler: Arc<Scheduler>,
+    /// What all requests hold in memory.
+    pub(crate) ledger: Arc<Ledger>,
+    /// `FetchHead`'s answers, made once for each element type.
+    pub(crate) heads: Heads,
     /// Becomes true when the server drains.
     pub(crate) draining: watch::Receiver<bool>,
     /// Held by every call and stream until its last answer is handed to the connection.
@@ -55,8 +64,12 @@ struct Submitted {
     id: u64,
     encoding: Encoding,
     temperatures: Vec<f32>,
+    held: Held,
     pending: Pending,
 }
+
+/// The answer to a request, and what it keeps until it is taken.
+type Answered = Result<(LabelResponse, Keep), ServeError>;
 
 impl Core {
     /// Validates and admits a request. `peer` names a client that gives no name; `deadline` is the
@@ -71,33 +84,37 @@ impl Core {
         let own = accepted.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let client =
             if accepted.client.is_empty() { Arc::clone(peer) } else { Arc::from(accepted.client) };
+        let held = self.ledger.take(&client, accepted.bytes)?;
         let pending = self.scheduler.submit(
             client,
-            accepted.input,
-            accepted.rows,
+            (accepted.input, accepted.rows),
+            accepted.encoding.needs_hidden(),
             deadline.into_iter().chain(own).min(),
         )?;
         Ok(Submitted {
             id: accepted.id,
             encoding: accepted.encoding,
             temperatures: accepted.temperatures,
+            held,
             pending,
         })
     }
 
     /// Waits for the device, then encodes.
-    async fn finish(&self, submitted: Submitted) -> Result<LabelResponse, ServeError> {
-        let Submitted { id, encoding, temperatures, pending } = submitted;
+    async fn finish(&self, submitted: Submitted) -> Answered {
+        let Submitted { id, encoding, temperatures, held, pending } = submitted;
         let done = pending.await?;
         let fingerprint = self.fingerprint.clone();
         let values =
             encoding.work(done.forward.rows, done.forward.logits.len(), temperatures.len());
         let encode = move || respond(id, fingerprint, &done, &encoding, &temperatures);
-        if values <= VALUES_ENCODED_INLINE {
-            return encode();
-        }
-        let encoded = tokio::task::spawn_blocking(encode).await;
-        encoded.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
+        let encoded = if values <= VALUES_ENCODED_INLINE {
+            encode()
+        } else {
+            let encoded = tokio::task::spawn_blocking(encode).await;
+            encoded.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
+        };
+        Ok((encoded?, Keep::new(held, &self.open)))
     }
 
     async fn label(
@@ -105,7 +122,7 @@ impl Core {
         request: LabelRequest,
         peer: &Arc<str>,
         deadline: Option<Instant>,
-    ) -> Result<LabelResponse, ServeError> {
+    ) -> Answered {
         let result = match self.submit(request, peer, deadline) {
             Ok(submitted) => self.finish(submitted).await,
             Err(error) => Err(error),
@@ -157,7 +174,7 @@ fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn count(result: &Result<LabelResponse, ServeError>) {
+fn count(result: &Answered) {
     let outcome = result.as_ref().map_or_else(ServeError::outcome, |_| "labelled");
     metrics::counter!(names::REQUESTS, "outcome" => outcome).increment(1);
     if let Err(ServeError::Exhausted { reason, .. }) = result {
@@ -174,28 +191,14 @@ fn peer<T>(request: &Request<T>) -> Arc<str> {
     }
 }
 
-/// A reply of several messages that counts as open until the connection has taken the last.
-pub(crate) struct Open<S> {
-    inner: S,
-    _open: Arc<()>,
-}
-
-impl<S: Stream + Unpin> Stream for Open<S> {
-    type Item = S::Item;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<S::Item>> {
-        Pin::new(&mut self.inner).poll_next(context)
-    }
-}
-
 /// The service as tonic knows it.
 #[derive(Clone)]
 pub(crate) struct Teacher(pub(crate) Arc<Core>);
 
 #[tonic::async_trait]
 impl TeacherService for Teacher {
-    type LabelStreamStream = Open<ReceiverStream<Result<LabelStreamResponse, Status>>>;
-    type FetchHeadStream = Open<head::Pieces>;
+    type LabelStreamStream = Taken<ReceiverStream<stream::Answer>>;
+    type FetchHeadStream = Taken<head::Pieces>;
 
     async fn describe(
         &self,
@@ -211,7 +214,10 @@ impl TeacherService for Teacher {
         let _open = Arc::clone(&self.0.open);
         let deadline = deadline::of(request.metadata())?;
         let peer = peer(&request);
-        Ok(Response::new(self.0.label(request.into_inner(), &peer, deadline).await?))
+        let (answer, keep) = self.0.label(request.into_inner(), &peer, deadline).await?;
+        let mut response = Response::new(answer);
+        response.extensions_mut().insert(keep);
+        Ok(response)
     }
 
     async fn label_stream(
@@ -222,7 +228,7 @@ impl TeacherService for Teacher {
         let peer = peer(&request);
         let open = Arc::clone(&self.0.open);
         let answers = stream::open(Arc::clone(&self.0), peer, deadline, request.into_inner());
-        Ok(Response::new(Open { inner: answers, _open: open }))
+        Ok(Response::new(Taken::new(answers, open)))
     }
 
     async fn fetch_head(
@@ -231,7 +237,7 @@ impl TeacherService for Teacher {
     ) -> Result<Response<Self::FetchHeadStream>, Status> {
         let open = Arc::clone(&self.0.open);
         let pieces = head::pieces(Arc::clone(&self.0), &request.into_inner()).await?;
-        Ok(Response::new(Open { inner: pieces, _open: open }))
+        Ok(Response::new(Taken::new(pieces, open)))
     }
 }
 

@@ -12,20 +12,23 @@ use futures_util::{
 };
 use stillhouse_batcher::Ticket;
 use stillhouse_proto::v1::{
-    CancelRequest, LabelRequest, LabelResponse, LabelStreamRequest, LabelStreamResponse,
-    label_stream_request::Action, label_stream_response::Result as Answer,
+    CancelRequest, LabelRequest, LabelStreamRequest, LabelStreamResponse,
+    label_stream_request::Action, label_stream_response::Result as Outcome,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Core, count};
+use super::{Answered, Core, count, taken::Keep};
 use crate::{error::ServeError, metrics as names};
 
 /// Answers that wait for the connection. Beyond it the stream stops taking requests, so a client
-/// that does not read holds no more here than its requests in flight. The bound is each stream's
-/// own; there is none yet over all streams together.
+/// that does not read holds no more here than its requests in flight; the ledger bounds what those
+/// hold, over all streams.
 const ANSWERS_WAITING: usize = 4;
+
+/// A message for the client, and what it keeps until the connection has taken it.
+pub(crate) type Answer = (Result<LabelStreamResponse, Status>, Option<Keep>);
 
 /// What the stream's client sees: a bounded channel, written by the stream's own task.
 pub(super) fn open(
@@ -33,12 +36,12 @@ pub(super) fn open(
     peer: Arc<str>,
     deadline: Option<Instant>,
     inbound: Streaming<LabelStreamRequest>,
-) -> ReceiverStream<Result<LabelStreamResponse, Status>> {
+) -> ReceiverStream<Answer> {
     let (out, answers) = mpsc::channel(ANSWERS_WAITING);
     tokio::spawn(async move {
         metrics::gauge!(names::STREAMS).increment(1.0);
         if let Some(end) = serve(&core, &peer, deadline, inbound, &out).await {
-            drop(out.send(Err(end)).await);
+            drop(out.send((Err(end), None)).await);
         }
         metrics::gauge!(names::STREAMS).decrement(1.0);
     });
@@ -51,7 +54,7 @@ async fn serve(
     peer: &Arc<str>,
     deadline: Option<Instant>,
     mut inbound: impl Stream<Item = Result<LabelStreamRequest, Status>> + Unpin,
-    out: &mpsc::Sender<Result<LabelStreamResponse, Status>>,
+    out: &mpsc::Sender<Answer>,
 ) -> Option<Status> {
     let most = core.contract.limits.max_stream_in_flight as usize;
     let mut draining = core.draining.clone();
@@ -124,19 +127,19 @@ fn drop_batch(core: &Core, in_flight: &HashMap<u64, Ticket>, cancel: &CancelRequ
 }
 
 async fn send(
-    out: &mpsc::Sender<Result<LabelStreamResponse, Status>>,
+    out: &mpsc::Sender<Answer>,
     id: u64,
-    result: Result<LabelResponse, ServeError>,
-) -> Result<(), mpsc::error::SendError<Result<LabelStreamResponse, Status>>> {
+    result: Answered,
+) -> Result<(), mpsc::error::SendError<Answer>> {
     count(&result);
-    let answer = match result {
-        Ok(response) => Answer::Response(response),
+    let (outcome, keep) = match result {
+        Ok((response, keep)) => (Outcome::Response(response), Some(keep)),
         Err(error) => {
             pace(&error).await;
-            Answer::Error(error.to_label_error())
+            (Outcome::Error(error.to_label_error()), None)
         }
     };
-    out.send(Ok(LabelStreamResponse { id, result: Some(answer) })).await
+    out.send((Ok(LabelStreamResponse { id, result: Some(outcome) }), keep)).await
 }
 
 /// A client that sends again at once, whatever it is told, would spend the server's time on

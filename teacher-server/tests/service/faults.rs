@@ -1,106 +1,19 @@
 //! What clients see of a slow, failing or dying device: deadlines, cancellation, lost devices and
-//! rows without a finite output, over real loopback gRPC.
-
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+//! rows without a finite output.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, Sender, channel},
-    },
-    sync::{Mutex, PoisonError},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use stillhouse_nn::{Head, Inference, ModelError};
 use stillhouse_proto::v1::{
-    CancelRequest, DType, DenseEncoding, DenseKind, Encoding, LabelRequest, LabelStreamRequest,
-    Tensor, encoding::Kind, label_request::Inputs, label_stream_request::Action,
-    label_stream_response::Result as Answer, teacher_service_client::TeacherServiceClient,
+    CancelRequest, LabelRequest, LabelStreamRequest, label_stream_request::Action,
+    label_stream_response::Result as Answer,
 };
-use teacher_server::{Server, Settings, model::Model};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, transport::Channel};
+use tonic::Code;
 
-/// A model of one feature and two classes, (x, -x), NaN above 100, that waits for a permit before
-/// each batch.
-struct Gated {
-    permits: Mutex<Receiver<()>>,
-    rows_run: AtomicUsize,
-    panics: bool,
-}
-
-impl Gated {
-    fn new(panics: bool) -> (Arc<Self>, Sender<()>) {
-        let (permit, permits) = channel();
-        let model = Self { permits: Mutex::new(permits), rows_run: AtomicUsize::new(0), panics };
-        (Arc::new(model), permit)
-    }
-}
-
-impl Model for Gated {
-    fn input_width(&self) -> usize {
-        1
-    }
-
-    fn classes(&self) -> usize {
-        2
-    }
-
-    fn hidden_size(&self) -> usize {
-        1
-    }
-
-    fn rescale_factor(&self) -> f64 {
-        1.0
-    }
-
-    fn fingerprint(&self) -> [u8; 32] {
-        [7; 32]
-    }
-
-    fn infer(&self, input: &[f32], rows: usize) -> Result<Inference, ModelError> {
-        // An error means that the test let go of the gate: run on.
-        let _ = self.permits.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        assert!(!self.panics, "as the test wants it");
-        self.rows_run.fetch_add(rows, Ordering::SeqCst);
-        let logits =
-            input.iter().flat_map(|x| [if *x > 100.0 { f32::NAN } else { *x }, -x]).collect();
-        Ok(Inference { logits, hidden: input.to_vec() })
-    }
-
-    fn head(&self) -> Head {
-        Head { weight: vec![1.0, -1.0], bias: None, classes: 2, hidden_size: 1 }
-    }
-}
-
-type Client = TeacherServiceClient<Channel>;
-
-async fn serve(model: Arc<Gated>) -> (Client, teacher_server::Running) {
-    let mut settings = Settings::embedded("gated");
-    settings.drain.limit_seconds = 5.0;
-    let running = Server::bind_model(settings, model).await.unwrap().spawn();
-    let client = Client::connect(format!("http://{}", running.address())).await.unwrap();
-    (client, running)
-}
-
-fn request(id: u64, rows: &[f32]) -> LabelRequest {
-    let features = Tensor::from_f32(rows, DType::F32, &[rows.len(), 1]).unwrap();
-    let dense = DenseEncoding { kind: DenseKind::Logits.into(), dtype: 0 };
-    LabelRequest {
-        id,
-        client: String::new(),
-        inputs: Some(Inputs::Features(features)),
-        temperatures: vec![1.0],
-        encoding: Some(Encoding { kind: Some(Kind::Dense(dense)) }),
-        timeout_ms: 0,
-    }
-}
-
-fn label(request: LabelRequest) -> LabelStreamRequest {
-    LabelStreamRequest { action: Some(Action::Label(request)) }
-}
+use crate::gated::{Client, Gated, label, request, serve};
 
 /// Polls until the device has taken the first request, so that the next one has to queue.
 async fn queued_behind(client: &mut Client, first: LabelRequest) -> tokio::task::JoinHandle<Code> {

@@ -1,0 +1,134 @@
+//! The bytes that requests hold, from admission until the connection has taken the answer.
+//!
+//! The scheduler bounds what waits for the device. This bounds the rest too: what a client that
+//! reads slowly leaves behind, over all its streams, and all clients together.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use crate::{error::ServeError, metrics as names};
+
+/// When a refused client should try again: about the time in which a reader takes an answer.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// How many bytes may be held, and how many are.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    most: u64,
+    most_per_client: u64,
+    held: Mutex<Bytes>,
+}
+
+#[derive(Debug, Default)]
+struct Bytes {
+    all: u64,
+    /// Clients that hold any.
+    clients: HashMap<Arc<str>, u64>,
+}
+
+/// Bytes that one request holds. Dropped, they are free again.
+#[derive(Debug)]
+pub(crate) struct Held {
+    ledger: Arc<Ledger>,
+    client: Arc<str>,
+    bytes: u64,
+}
+
+impl Ledger {
+    pub(crate) fn new(most: u64, most_per_client: u64) -> Arc<Self> {
+        Arc::new(Self { most, most_per_client, held: Mutex::default() })
+    }
+
+    /// Takes bytes for a request, or says whose bound is reached.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        client: &Arc<str>,
+        bytes: u64,
+    ) -> Result<Held, ServeError> {
+        if bytes > self.most_per_client {
+            let expected =
+                format!("at most the {} of limits.client_held_bytes", self.most_per_client);
+            return Err(ServeError::invalid("rows", format!("{bytes} bytes in memory"), expected));
+        }
+        let mut held = self.lock();
+        let own = held.clients.get(client).copied().unwrap_or(0);
+        for (reason, whose, found, most) in [
+            ("client_held", "this client's", own, self.most_per_client),
+            ("held", "all clients'", held.all, self.most),
+        ] {
+            if bytes > most.saturating_sub(found) {
+                let what = format!(
+                    "{whose} requests hold {found} of {most} bytes and {bytes} more do not fit; \
+                     answers that are read make room"
+                );
+                return Err(ServeError::Exhausted { reason, what, retry_after: RETRY_AFTER });
+            }
+        }
+        held.all += bytes;
+        held.clients.insert(Arc::clone(client), own + bytes);
+        metrics::gauge!(names::HELD_BYTES).set(held.all as f64);
+        Ok(Held { ledger: Arc::clone(self), client: Arc::clone(client), bytes })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Bytes> {
+        // Sums that one statement each keeps right.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut held = self.ledger.lock();
+        held.all = held.all.saturating_sub(self.bytes);
+        metrics::gauge!(names::HELD_BYTES).set(held.all as f64);
+        if let Some(own) = held.clients.get_mut(&self.client) {
+            *own = own.saturating_sub(self.bytes);
+            if *own == 0 {
+                held.clients.remove(&self.client);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(result: Result<Held, ServeError>) -> &'static str {
+        match result.unwrap_err() {
+            ServeError::Exhausted { reason, retry_after, .. } => {
+                assert!(!retry_after.is_zero());
+                reason
+            }
+            other => other.outcome(),
+        }
+    }
+
+    #[test]
+    fn a_client_and_all_of_them_are_bounded_and_what_is_dropped_is_free() {
+        let ledger = Ledger::new(100, 60);
+        let (a, b): (Arc<str>, Arc<str>) = (Arc::from("a"), Arc::from("b"));
+        let first = ledger.take(&a, 40).unwrap();
+        assert_eq!(reason(ledger.take(&a, 21)), "client_held");
+        let second = ledger.take(&a, 20).unwrap();
+        assert_eq!(reason(ledger.take(&b, 41)), "held");
+        let third = ledger.take(&b, 40).unwrap();
+        assert_eq!(reason(ledger.take(&b, 1)), "held");
+        drop(first);
+        assert_eq!(reason(ledger.take(&a, 41)), "client_held");
+        let fourth = ledger.take(&a, 40).unwrap();
+        drop((second, third, fourth));
+        assert_eq!(ledger.lock().all, 0);
+        assert!(ledger.lock().clients.is_empty(), "a client that holds nothing is forgotten");
+    }
+
+    #[test]
+    fn what_can_never_fit_is_invalid_rather_than_refused_for_now() {
+        let ledger = Ledger::new(100, 60);
+        assert_eq!(reason(ledger.take(&Arc::from("a"), 61)), "invalid");
+        drop(ledger.take(&Arc::from("a"), 60).unwrap());
+    }
+}

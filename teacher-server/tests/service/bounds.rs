@@ -1,0 +1,147 @@
+//! A client that asks for more than its bounds is told when to come back, and takes nothing from
+//! the others.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use stillhouse_proto::v1::{LabelRequest, label_stream_response::Result as Answer};
+use teacher_server::Settings;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::gated::{Client, Gated, label, request, serve_with};
+
+/// Bytes that the tests' clients may hold, and all of them together.
+const CLIENT_BYTES: u64 = 1 << 20;
+const ALL_BYTES: u64 = 3 << 19;
+
+fn from(client: &str, request: LabelRequest) -> LabelRequest {
+    LabelRequest { client: client.to_owned(), ..request }
+}
+
+/// The refusal's text, after its code and its time to try again.
+fn refusal(status: &Status) -> String {
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    let info = status.get_details_retry_info().expect("google.rpc.RetryInfo");
+    assert!(info.retry_delay.is_some_and(|delay| !delay.is_zero()), "{info:?}");
+    status.message().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_refuses_with_a_time_to_try_again() {
+    let (model, permit) = Gated::new(false);
+    let (mut client, running) = serve_with(Arc::clone(&model), |settings| {
+        settings.limits.max_rows = 4;
+        settings.batching.max_batch_rows = 4;
+        settings.batching.max_queue_rows = 4;
+        settings.batching.max_client_rows = 4;
+    })
+    .await;
+    let four = [1.0; 4];
+    // One with the device, one that waits.
+    let mut waiting = Vec::new();
+    for id in 0..2 {
+        let (mut client, request) = (client.clone(), from("a", request(id, &four)));
+        waiting.push(tokio::spawn(async move { client.label(request).await }));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let refused = client.label(from("b", request(9, &four))).await.unwrap_err();
+    assert!(refusal(&refused).contains("queue"), "{refused:?}");
+
+    let (send, requests) = tokio::sync::mpsc::channel(8);
+    let mut answers =
+        client.label_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    send.send(label(from("b", request(5, &four)))).await.unwrap();
+    let answer = answers.message().await.unwrap().unwrap();
+    let Some(Answer::Error(error)) = answer.result else { panic!("{answer:?}") };
+    assert_eq!((answer.id, error.code), (5, Code::ResourceExhausted as i32));
+    assert!(error.retry_after_ms > 0);
+
+    drop(permit);
+    for waiting in waiting {
+        waiting.await.unwrap().unwrap();
+    }
+    send.send(label(from("b", request(6, &four)))).await.unwrap();
+    let answer = answers.message().await.unwrap().unwrap();
+    assert!(matches!(answer.result, Some(Answer::Response(_))), "there is room again: {answer:?}");
+    drop((send, answers));
+    running.shutdown().await.unwrap();
+}
+
+/// A client whose connection takes few bytes that nobody reads.
+async fn narrow(address: std::net::SocketAddr) -> Client {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let endpoint = endpoint.initial_stream_window_size(65_535).tcp_nodelay(true);
+    Client::new(endpoint.connect().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_a_client_does_not_read_are_bounded_and_others_are_served() {
+    let (model, permit) = Gated::new(false);
+    let (mut client, running) = serve_with(Arc::clone(&model), |settings| {
+        many_rows(settings);
+        settings.limits.held_bytes = ALL_BYTES;
+        settings.limits.client_held_bytes = CLIENT_BYTES;
+    })
+    .await;
+    let mut lazy = narrow(running.address()).await;
+    let (send, requests) = tokio::sync::mpsc::channel(8);
+    let mut answers = lazy.label_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    // Each holds 160 kB, 64 kB of it the answer, of which the connection takes one or two.
+    for id in 0..6 {
+        send.send(label(from("lazy", request(id, &[1.0; 8000])))).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(permit);
+    while model.rows_run.load(Ordering::SeqCst) < 6 * 8000 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Half of the client's bytes: there would be room if the device's work were all that counted.
+    let half = |client, id| from(client, request(id, &[1.0; 25_000]));
+    for _ in 0..20 {
+        let refused = client.label(half("lazy", 1)).await.unwrap_err();
+        let text = refusal(&refused);
+        assert!(text.contains(&format!("of {CLIENT_BYTES} bytes")), "{text}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    client.label(half("prompt", 2)).await.unwrap();
+
+    drop(send);
+    let mut ids = Vec::new();
+    while let Some(answer) = answers.message().await.unwrap() {
+        assert!(matches!(answer.result, Some(Answer::Response(_))), "{answer:?}");
+        ids.push(answer.id);
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, [0, 1, 2, 3, 4, 5]);
+    client.label(half("lazy", 3)).await.expect("what was read holds nothing");
+    running.shutdown().await.unwrap();
+}
+
+fn many_rows(settings: &mut Settings) {
+    const ROWS: u32 = 1 << 17;
+    settings.limits.max_rows = ROWS;
+    settings.batching.max_batch_rows = ROWS;
+    settings.batching.max_queue_rows = 2 * ROWS;
+    settings.batching.max_client_rows = ROWS;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_could_never_be_held_is_invalid() {
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let (mut client, running) = serve_with(model, |settings| {
+        many_rows(settings);
+        settings.limits.held_bytes = ALL_BYTES;
+        settings.limits.client_held_bytes = CLIENT_BYTES;
+    })
+    .await;
+    let status = client.label(request(1, &vec![1.0; 1 << 17])).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert!(status.message().contains("limits.client_held_bytes"), "{status:?}");
+    client.label(request(2, &[1.0])).await.unwrap();
+    running.shutdown().await.unwrap();
+}

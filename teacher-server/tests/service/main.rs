@@ -1,0 +1,7 @@
+//! The service over real loopback gRPC, with a model that the tests control.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod bounds;
+mod faults;
+mod gated;
