@@ -86,9 +86,10 @@ impl Scheduler {
         deadline: Option<Instant>,
     ) -> Result<Pending, ServeError> {
         let (reply, result) = oneshot::channel();
-        let now = self.epoch.elapsed();
         let ticket = {
             let mut batcher = self.lock();
+            // Under the lock: the batcher's time never goes back.
+            let now = self.epoch.elapsed();
             // Under the lock: what is admitted before it turns true, the lost device still answers.
             if self.lost.load(Ordering::Acquire) {
                 return Err(ServeError::DeviceLost("it panicked".to_owned()));
@@ -152,6 +153,8 @@ impl Scheduler {
     /// From now on nothing is admitted; what was admitted still runs.
     pub(crate) fn drain(&self) {
         self.lock().drain();
+        // A batch that waits for company need not any more.
+        self.changed.notify_all();
     }
 
     /// Ends the device thread once nothing waits.

@@ -25,10 +25,31 @@ pub(super) enum Event {
     Up { endpoint: usize, link: Link },
     /// An answer arrived.
     Answer { endpoint: usize, answer: LabelStreamResponse },
-    /// There is no stream, or no more; another try follows.
-    Down { endpoint: usize, reason: String },
+    /// There is no stream, or no more; another try follows. No reason where the driver itself gave
+    /// the stream up.
+    Down { endpoint: usize, reason: Option<String> },
     /// There never will be.
-    Refused(ClientError),
+    Refused { endpoint: usize, error: ClientError },
+}
+
+impl Event {
+    /// Whom it is about.
+    pub(super) fn endpoint(&self) -> usize {
+        match self {
+            Self::Up { endpoint, .. }
+            | Self::Answer { endpoint, .. }
+            | Self::Down { endpoint, .. }
+            | Self::Refused { endpoint, .. } => *endpoint,
+        }
+    }
+}
+
+/// How a stream ended.
+enum Ended {
+    /// As the gate or the teacher has it.
+    Closed(Closed),
+    /// The driver hung up.
+    GivenUp,
 }
 
 /// The driver's end of an open stream. Dropped, it closes the stream at once.
@@ -56,15 +77,16 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) async fn keep(mut self) {
         let mut failures = 0;
+        let endpoint = self.endpoint;
         loop {
             let (reason, after) = match self.serve(&mut failures).await {
-                Closed::ForNow { reason, after } => (reason, after),
-                Closed::ForGood(error) => {
-                    let _ = self.events.send(Event::Refused(error)).await;
+                Ended::Closed(Closed::ForNow { reason, after }) => (Some(reason), after),
+                Ended::GivenUp => (None, Duration::ZERO),
+                Ended::Closed(Closed::ForGood(error)) => {
+                    let _ = self.events.send(Event::Refused { endpoint, error }).await;
                     return;
                 }
             };
-            let endpoint = self.endpoint;
             if self.events.send(Event::Down { endpoint, reason }).await.is_err() {
                 return;
             }
@@ -74,43 +96,42 @@ impl Connection {
     }
 
     /// Opens a stream and passes answers on until it ends. `failures` starts anew at an answer.
-    async fn serve(&self, failures: &mut u32) -> Closed {
+    async fn serve(&self, failures: &mut u32) -> Ended {
         let (client, teacher) = match self.gate.open(&self.address).await {
             Ok(opened) => opened,
-            Err(closed) => return closed,
+            Err(closed) => return Ended::Closed(closed),
         };
         let capacity = teacher.max_in_flight;
         let (requests, outbound) = mpsc::channel(capacity);
         let mut inbound = match self.open_stream(client, outbound).await {
             Ok(inbound) => inbound,
-            Err(closed) => return closed,
+            Err(closed) => return Ended::Closed(closed),
         };
         let (open, mut hung_up) = oneshot::channel();
         let link = Link { requests, capacity, _open: open };
         let endpoint = self.endpoint;
         if self.events.send(Event::Up { endpoint, link }).await.is_err() {
-            return Closed::for_now("the run is over".to_owned());
+            return Ended::GivenUp;
         }
         loop {
             let message = tokio::select! {
                 message = inbound.message() => message,
-                _ = &mut hung_up => {
-                    return Closed::for_now(format!("{}: given up", self.address.name));
-                }
+                _ = &mut hung_up => return Ended::GivenUp,
             };
             match message {
                 Ok(Some(answer)) => {
                     *failures = 0;
                     if self.events.send(Event::Answer { endpoint, answer }).await.is_err() {
-                        return Closed::for_now("the run is over".to_owned());
+                        return Ended::GivenUp;
                     }
                 }
                 Ok(None) => {
-                    return Closed::for_now(format!("{}: the stream ended", self.address.name));
+                    let reason = format!("{}: the stream ended", self.address.name);
+                    return Ended::Closed(Closed::for_now(reason));
                 }
                 Err(status) => {
                     tracing::debug!(status = words(&status), "stream ended");
-                    return closed(&self.address.name, "the stream", &status);
+                    return Ended::Closed(closed(&self.address.name, "the stream", &status));
                 }
             }
         }

@@ -9,7 +9,10 @@ use stillhouse_proto::{
     LabelBatch, decode,
     v1::{LabelResponse, LabelStreamResponse, label_stream_response::Result as Answer},
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
 use tonic::Code;
 
 use super::{
@@ -28,6 +31,8 @@ pub(super) struct Driver<I> {
     names: Vec<String>,
     pipeline: Pipeline<Job, LabelBatch>,
     events: mpsc::Receiver<Event>,
+    /// The task of each endpoint; none of one that was refused.
+    tasks: Vec<Option<AbortHandle>>,
     out: mpsc::Sender<Result<Labelled, ClientError>>,
     /// The tasks of the connections, which end with the driver.
     connections: JoinSet<()>,
@@ -48,18 +53,20 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
     pub(super) fn new(
         jobs: I,
         gate: Arc<Gate>,
-        names: Vec<String>,
+        endpoints: Vec<(String, AbortHandle)>,
         pipeline: Pipeline<Job, LabelBatch>,
         (events, connections): (mpsc::Receiver<Event>, JoinSet<()>),
         out: mpsc::Sender<Result<Labelled, ClientError>>,
     ) -> Self {
-        let links = names.iter().map(|_| None).collect();
+        let links = endpoints.iter().map(|_| None).collect();
+        let (names, tasks) = endpoints.into_iter().map(|(name, task)| (name, Some(task))).unzip();
         Self {
             jobs,
             gate,
             names,
             pipeline,
             events,
+            tasks,
             out,
             connections,
             links,
@@ -80,6 +87,10 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
     async fn drive(&mut self) -> Result<(), ClientError> {
         let mut more = true;
         loop {
+            // What has arrived counts, however long this process was stopped meanwhile.
+            while let Ok(event) = self.events.try_recv() {
+                self.on(event)?;
+            }
             let now = Instant::now();
             while more && self.pipeline.has_room() {
                 match self.jobs.next() {
@@ -119,6 +130,10 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
 
     fn on(&mut self, event: Event) -> Result<(), ClientError> {
         let now = Instant::now();
+        if self.tasks[event.endpoint()].is_none() {
+            // Sent before its endpoint was refused.
+            return Ok(());
+        }
         match event {
             Event::Up { endpoint, link } => {
                 tracing::info!(teacher = self.names[endpoint], "teacher connected");
@@ -127,13 +142,14 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             }
             Event::Answer { endpoint, answer } => self.answer(endpoint, answer, now),
             Event::Down { endpoint, reason } => {
-                tracing::warn!(reason, "teacher not connected; trying again");
-                self.last_failure = reason;
-                self.links[endpoint] = None;
-                self.pipeline.lost(endpoint, now);
+                if let Some(reason) = reason {
+                    tracing::warn!(reason, "teacher not connected; trying again");
+                    self.last_failure = reason;
+                }
+                self.drop_link(endpoint, now);
                 Ok(())
             }
-            Event::Refused(error) => Err(error),
+            Event::Refused { endpoint, error } => self.refuse(endpoint, error, now),
         }
     }
 
@@ -153,9 +169,17 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         let described = format!("request {} ({} rows)", job.index, job.rows);
         match answer.result {
             Some(Answer::Response(response)) => {
-                let batch = self.labels(&name, &described, job.rows, &response)?;
-                self.pipeline.answered(request, batch, now);
-                Ok(())
+                match self.labels(&name, &described, job.rows, &response) {
+                    Ok(batch) => {
+                        self.pipeline.answered(request, batch, now);
+                        Ok(())
+                    }
+                    // Another model stands at this address now; the others are as they were.
+                    Err(error @ ClientError::Fingerprint { .. }) => {
+                        self.refuse(endpoint, error, now)
+                    }
+                    Err(error) => Err(error),
+                }
             }
             Some(Answer::Error(error)) => {
                 let code = Code::from_i32(error.code);
@@ -208,13 +232,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             return Err(unusable(format!("it has labels of {found} temperatures, expected 1")));
         };
         let batch = decode(labels).map_err(|error| unusable(error.to_string()))?;
-        let classes = self.gate.wanted.classes;
-        if (batch.rows, batch.classes) != (rows, classes) {
-            return Err(unusable(format!(
-                "it labels {} rows of {} classes, expected {rows} of {classes}",
-                batch.rows, batch.classes
-            )));
-        }
+        self.gate.wanted.check(rows, &batch).map_err(unusable)?;
         Ok(batch)
     }
 
@@ -228,8 +246,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             live.in_flight += 1;
             if live.link.requests.try_send(message).is_err() {
                 // The stream has ended; word of it is on its way.
-                self.links[endpoint] = None;
-                self.pipeline.lost(endpoint, now);
+                self.drop_link(endpoint, now);
             }
         }
     }
@@ -249,10 +266,35 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
     /// what was in flight on it goes elsewhere.
     fn give_up_overdue(&mut self, now: Instant) {
         for endpoint in self.pipeline.overdue(now) {
-            let timeout = self.gate.wanted.timeout;
-            self.last_failure = format!("{}: no answer within {timeout:?}", self.names[endpoint]);
-            self.links[endpoint] = None;
-            self.pipeline.lost(endpoint, now);
+            let waited = self.pipeline.timeout();
+            self.last_failure = format!("{}: no answer within {waited:?}", self.names[endpoint]);
+            tracing::warn!(reason = self.last_failure, "teacher given up; connecting anew");
+            self.drop_link(endpoint, now);
         }
+    }
+
+    /// Leaves an endpoint for good. The run ends with its error when no other is left.
+    fn refuse(
+        &mut self,
+        endpoint: usize,
+        error: ClientError,
+        now: Instant,
+    ) -> Result<(), ClientError> {
+        if let Some(task) = self.tasks[endpoint].take() {
+            task.abort();
+        }
+        self.drop_link(endpoint, now);
+        if self.tasks.iter().all(Option::is_none) {
+            return Err(error);
+        }
+        tracing::error!(%error, "teacher refused; going on with the others");
+        self.last_failure = error.to_string();
+        Ok(())
+    }
+
+    /// Closes the stream to an endpoint; what was in flight on it goes elsewhere.
+    fn drop_link(&mut self, endpoint: usize, now: Instant) {
+        self.links[endpoint] = None;
+        self.pipeline.lost(endpoint, now);
     }
 }

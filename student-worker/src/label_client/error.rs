@@ -44,12 +44,14 @@ pub enum ClientError {
     },
     /// Two teachers claim to be the same, and are not.
     #[error(
-        "teacher {endpoint}: it has the run's fingerprint, but its answer to a probe differs by \
+        "teacher {endpoint}: it has the fingerprint of {other}, but its answer to a probe differs by \
          {difference} in a probability, expected at most {allowed}"
     )]
     Disagrees {
         /// The address of the one that was refused.
         endpoint: String,
+        /// The address of the one that it was compared with.
+        other: String,
         /// Largest difference.
         difference: f32,
         /// What is allowed.

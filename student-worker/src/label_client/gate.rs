@@ -98,6 +98,7 @@ pub struct Probe {
 
 #[derive(Clone, Debug)]
 struct Reference {
+    endpoint: String,
     fingerprint: Vec<u8>,
     probe: Option<Arc<[f32]>>,
 }
@@ -208,6 +209,7 @@ impl Gate {
         let probe: Option<Arc<[f32]>> = probe.map(Into::into);
         let mut first = self.reference.lock().unwrap_or_else(PoisonError::into_inner);
         let first = first.get_or_insert_with(|| Reference {
+            endpoint: endpoint.to_owned(),
             fingerprint: teacher.fingerprint.clone(),
             probe: probe.clone(),
         });
@@ -221,6 +223,7 @@ impl Gate {
         if difference > PROBE_TOLERANCE {
             return Err(ClientError::Disagrees {
                 endpoint: endpoint.to_owned(),
+                other: first.endpoint.clone(),
                 difference,
                 allowed: PROBE_TOLERANCE,
             });

@@ -30,6 +30,7 @@ use std::{sync::Arc, time::Duration};
 
 use connection::Connection;
 use driver::Driver;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use gate::{Address, Client, Closed, Gate};
 use pipeline::{Limits, Pipeline};
 use stillhouse_nn::{Head, Philox};
@@ -49,6 +50,8 @@ pub use wanted::{Job, Wanted};
 
 use crate::random;
 
+/// Once a teacher is there, the others get this long to show whether they are the same.
+const OTHERS_GRACE: Duration = Duration::from_secs(5);
 /// Answers between the connections and the driver.
 const EVENTS: usize = 64;
 
@@ -73,9 +76,9 @@ pub struct LabelClient {
 }
 
 impl LabelClient {
-    /// Connects to the teachers, and returns when one has passed the gate. The others are tried
-    /// once, so that one that must be refused is refused before the run; one that is not there now
-    /// may come later.
+    /// Connects to all teachers at once, and returns when one has passed the gate and the others
+    /// have had a few seconds, so that one that must be refused is refused before the run; one that
+    /// is not there now may come later.
     ///
     /// # Errors
     /// If an address is none, a teacher does not suit the run, two of them differ, or none is
@@ -91,7 +94,7 @@ impl LabelClient {
         let gate = Gate::new(wanted, probe);
         let mut tries = Tries::new(patience);
         let (first_address, first, teacher) = loop {
-            match open_any(&gate, &addresses).await {
+            match tries.within(open_any(&gate, &addresses)).await {
                 Ok(opened) => break opened,
                 Err(closed) => tries.pause(closed).await?,
             }
@@ -114,7 +117,8 @@ impl LabelClient {
         let mut opened = Some((self.first.clone(), self.teacher.clone()));
         let from_first = self.addresses.iter().cycle().skip(self.first_address);
         for address in from_first {
-            match self.fetch_head_from(address, opened.take()).await {
+            let fetched = self.fetch_head_from(address, opened.take(), tries.left());
+            match tries.within(fetched).await {
                 Ok(head) => return Ok(head),
                 Err(closed) => tries.pause(closed).await?,
             }
@@ -127,18 +131,13 @@ impl LabelClient {
         &self,
         address: &Address,
         opened: Option<(Client, Teacher)>,
+        limit: Duration,
     ) -> Result<Head, Closed> {
-        let limit = self.patience.budget;
-        let fetched = async {
-            let (mut client, teacher) = match opened {
-                Some(opened) => opened,
-                None => self.gate.open(address).await?,
-            };
-            head::fetch(&self.gate, &address.name, (&mut client, &teacher), limit).await
+        let (mut client, teacher) = match opened {
+            Some(opened) => opened,
+            None => self.gate.open(address).await?,
         };
-        tokio::time::timeout(limit, fetched).await.unwrap_or_else(|_| {
-            Err(Closed::for_now(format!("{}: no head within {limit:?}", address.name)))
-        })
+        head::fetch(&self.gate, &address.name, (&mut client, &teacher), limit).await
     }
 
     /// Asks for the labels of all jobs, ahead of their use, and hands them on in the order of the
@@ -150,9 +149,9 @@ impl LabelClient {
         let patience = self.patience;
         let (send_events, events) = mpsc::channel(EVENTS);
         let mut connections = JoinSet::new();
-        let mut names = Vec::new();
+        let mut endpoints = Vec::new();
         for (endpoint, address) in self.addresses.into_iter().enumerate() {
-            names.push(address.name.clone());
+            let name = address.name.clone();
             let connection = Connection {
                 endpoint,
                 address,
@@ -161,7 +160,7 @@ impl LabelClient {
                 jitter: Philox::new(patience.seed, random::JITTER + 1 + endpoint as u64),
                 events: send_events.clone(),
             };
-            connections.spawn(connection.keep());
+            endpoints.push((name, connections.spawn(connection.keep())));
         }
         let limits = Limits {
             window: patience.window.max(1),
@@ -171,7 +170,7 @@ impl LabelClient {
         };
         let pipeline = Pipeline::new(limits, Philox::new(patience.seed, random::JITTER));
         let (out, answers) = mpsc::channel(1);
-        let driver = Driver::new(jobs, self.gate, names, pipeline, (events, connections), out);
+        let driver = Driver::new(jobs, self.gate, endpoints, pipeline, (events, connections), out);
         OrderedLabels { answers, driver: tokio::spawn(driver.run()) }
     }
 }
@@ -182,23 +181,37 @@ fn patient(timeout: Duration) -> Duration {
     timeout + (timeout / 4).max(Duration::from_secs(1))
 }
 
-/// Tries every address once, and returns the first that passed the gate with its number.
+/// Tries all addresses at once, and returns the first that passed the gate with its number. The
+/// others are waited for no longer than a connection may take.
 async fn open_any(gate: &Gate, addresses: &[Address]) -> Result<(usize, Client, Teacher), Closed> {
+    let mut opening: FuturesUnordered<_> = addresses
+        .iter()
+        .enumerate()
+        .map(|(number, address)| async move { (number, gate.open(address).await) })
+        .collect();
     let mut found = None;
     let mut last = Closed::for_now("no address was given".to_owned());
-    for (number, address) in addresses.iter().enumerate() {
-        match gate.open(address).await {
-            Ok((client, teacher)) => {
-                found.get_or_insert((number, client, teacher));
+    let grace = tokio::time::sleep(Duration::MAX);
+    tokio::pin!(grace);
+    loop {
+        let next = tokio::select! {
+            next = opening.next() => next,
+            () = &mut grace => None,
+        };
+        match next {
+            Some((number, Ok((client, teacher)))) if found.is_none() => {
+                found = Some((number, client, teacher));
+                grace.as_mut().reset(tokio::time::Instant::now() + OTHERS_GRACE);
             }
-            Err(Closed::ForNow { reason, after }) => {
+            Some((_, Ok(_))) => {}
+            Some((_, Err(Closed::ForNow { reason, after }))) => {
                 tracing::warn!(reason, "teacher not connected");
                 last = Closed::ForNow { reason, after };
             }
-            Err(refused) => return Err(refused),
+            Some((_, Err(refused))) => return Err(refused),
+            None => return found.ok_or(last),
         }
     }
-    found.ok_or(last)
 }
 
 /// Labels in the order of their jobs. Dropped, it ends the requests in flight.

@@ -69,6 +69,11 @@ impl<J, A> Pipeline<J, A> {
         }
     }
 
+    /// Time that a request may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.limits.timeout
+    }
+
     /// Whether another job can be taken.
     pub(super) fn has_room(&self) -> bool {
         self.slots.len() < self.limits.window

@@ -83,6 +83,16 @@ impl Teacher {
         if !takes_bytes && !dtypes.contains(&DType::F32) {
             return Err(unsuitable("features.dtypes", format!("{dtypes:?}"), "U8 or F32".into()));
         }
+        let row_bytes = if takes_bytes { 1 } else { size_of::<f32>() };
+        let bytes = request_bytes(wanted, row_bytes);
+        if bytes > limits.max_message_bytes {
+            let expected = format!(
+                "{bytes} or more for {} rows; fewer fit as teacher.request_rows",
+                wanted.request_rows
+            );
+            let found = limits.max_message_bytes.to_string();
+            return Err(unsuitable("limits.max_message_bytes", found, expected));
+        }
         Ok(Self {
             name: description.name,
             fingerprint: description.fingerprint.to_vec(),
@@ -93,6 +103,13 @@ impl Teacher {
             max_in_flight: (limits.max_stream_in_flight as usize).clamp(1, 1 << 16),
         })
     }
+}
+
+/// Bytes of the largest request, with room for all that is not its rows.
+fn request_bytes(wanted: &Wanted, element: usize) -> u64 {
+    const BESIDE: usize = 1024;
+    let rows = wanted.request_rows.saturating_mul(wanted.input_width).saturating_mul(element);
+    rows.saturating_add(BESIDE) as u64
 }
 
 /// Bytes of one message: what the teacher says, within bounds that suit this process.
@@ -150,7 +167,11 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_named() {
         type Change = fn(&mut DescribeResponse);
-        let cases: [(Change, &str); 8] = [
+        let cases: [(Change, &str); 9] = [
+            (
+                |d| d.limits.as_mut().unwrap().max_message_bytes = 65_536,
+                "limits.max_message_bytes is 65536, expected 101376 or more for 128 rows",
+            ),
             (|d| d.task = Task::LanguageModel.into(), "task is LanguageModel"),
             (|d| d.fingerprint = vec![1].into(), "fingerprint is 1 bytes, expected 32 bytes"),
             (|d| d.classes = 100, "classes is 100, expected 10, the student's num_labels"),

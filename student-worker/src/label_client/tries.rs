@@ -57,6 +57,23 @@ impl Tries {
         }
     }
 
+    /// Time that is left for tries.
+    pub(super) fn left(&self) -> Duration {
+        self.patience.budget.saturating_sub(self.start.elapsed())
+    }
+
+    /// Waits for a try, no longer than the budget lasts.
+    pub(super) async fn within<T>(
+        &self,
+        attempt: impl Future<Output = Result<T, Closed>>,
+    ) -> Result<T, Closed> {
+        let left = self.left();
+        // Connecting takes kilobytes of state, once or twice a run.
+        tokio::time::timeout(left, Box::pin(attempt))
+            .await
+            .unwrap_or_else(|_| Err(Closed::for_now(format!("no answer within {left:?}"))))
+    }
+
     /// Waits before the next try, or says why there is none.
     pub(super) async fn pause(&mut self, closed: Closed) -> Result<(), ClientError> {
         let (last, after) = match closed {

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use stillhouse_nn::Divergence;
-use stillhouse_proto::v1::{
-    DType, DenseEncoding, DenseKind, Encoding, EncodingKind, HiddenEncoding, LabelRequest,
-    LabelStreamRequest, SampledEncoding, Tensor, TopKEncoding, encoding::Kind,
-    label_request::Inputs, label_stream_request::Action,
+use stillhouse_proto::{
+    LabelBatch, SoftLabels,
+    v1::{
+        DType, DenseEncoding, DenseKind, Encoding, EncodingKind, HiddenEncoding, LabelRequest,
+        LabelStreamRequest, SampledEncoding, Tensor, TopKEncoding, encoding::Kind,
+        label_request::Inputs, label_stream_request::Action,
+    },
 };
 
 use crate::recipe::{
@@ -73,6 +76,36 @@ impl Wanted {
         }
     }
 
+    /// Checks that labels are those of a request for `rows` rows; otherwise names the first thing
+    /// that differs. Labels of another temperature or encoding would train all the same, to other
+    /// weights.
+    pub(super) fn check(&self, rows: usize, batch: &LabelBatch) -> Result<(), String> {
+        let (classes, temperature) = (self.classes, self.expected_temperature());
+        if (batch.rows, batch.classes) != (rows, classes) {
+            return Err(format!(
+                "it labels {} rows of {} classes, expected {rows} of {classes}",
+                batch.rows, batch.classes
+            ));
+        }
+        if batch.temperature != temperature {
+            return Err(format!("temperature is {}, expected {temperature}", batch.temperature));
+        }
+        let (found, expected) = (describe_labels(&batch.labels), describe_kind(&self.encoding));
+        if found != expected {
+            return Err(format!("the labels are {found}, expected {expected}"));
+        }
+        Ok(())
+    }
+
+    /// 0 where temperature plays no part.
+    fn expected_temperature(&self) -> f32 {
+        match &self.encoding {
+            Kind::Hidden(_) => 0.0,
+            Kind::Dense(dense) if dense.kind() == DenseKind::Logits => 0.0,
+            _ => self.temperature,
+        }
+    }
+
     /// A request for a job, under the number `id`.
     pub(super) fn request(&self, id: u64, job: &Job) -> LabelRequest {
         let kind = match self.encoding.clone() {
@@ -99,6 +132,37 @@ impl Wanted {
             timeout_ms: u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX),
         }
     }
+}
+
+/// An encoding in words, with everything that an answer shares with its request.
+fn describe_kind(kind: &Kind) -> String {
+    match kind {
+        Kind::Dense(dense) => describe_dense(dense.kind()),
+        Kind::TopK(top_k) => format!("the top {}", top_k.k),
+        Kind::Ids(ids) => format!("of {} named ids a row", ids.ids_per_row),
+        Kind::Sampled(sampled) => format!("{} draws a row", sampled.draws),
+        Kind::Hidden(_) => "hidden states".to_owned(),
+    }
+}
+
+/// As [`describe_kind`], of labels that came.
+fn describe_labels(labels: &SoftLabels) -> String {
+    match labels {
+        SoftLabels::Dense { kind, .. } => describe_dense(*kind),
+        SoftLabels::TopK { k, .. } => format!("the top {k}"),
+        SoftLabels::Ids { ids_per_row, .. } => format!("of {ids_per_row} named ids a row"),
+        SoftLabels::Sampled { draws, .. } => format!("{draws} draws a row"),
+        SoftLabels::Hidden { .. } => "hidden states".to_owned(),
+    }
+}
+
+fn describe_dense(kind: DenseKind) -> String {
+    let kind = match kind {
+        DenseKind::Logits => "logits",
+        DenseKind::Probabilities => "probabilities",
+        DenseKind::LogProbabilities | DenseKind::Unspecified => "log-probabilities",
+    };
+    format!("dense {kind}")
 }
 
 /// A request as a message of a stream.
@@ -129,5 +193,89 @@ fn kind(recipe: &Recipe, teacher: &TeacherSection) -> Kind {
             Kind::Sampled(SampledEncoding { draws: encoding.draws.unwrap_or_default(), seed: 0 })
         }
         EncodingName::Hidden => Kind::Hidden(HiddenEncoding { dtype }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(encoding: Kind) -> Wanted {
+        Wanted {
+            client: String::new(),
+            temperature: 4.0,
+            encoding,
+            input_width: 1,
+            classes: 2,
+            request_rows: 1,
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    fn dense(kind: DenseKind) -> Kind {
+        Kind::Dense(DenseEncoding { kind: kind.into(), dtype: 0 })
+    }
+
+    fn batch(temperature: f32, labels: SoftLabels) -> LabelBatch {
+        LabelBatch { temperature, rows: 1, classes: 2, labels }
+    }
+
+    fn labels(kind: DenseKind) -> SoftLabels {
+        SoftLabels::Dense { kind, values: vec![-0.5, -0.5] }
+    }
+
+    fn top_k(k: usize) -> SoftLabels {
+        let (ids, log_probabilities) = (vec![0; k], vec![-1.0; k]);
+        SoftLabels::TopK { k, ids, log_probabilities, log_tail_mass: vec![-1.0] }
+    }
+
+    #[test]
+    fn what_was_asked_for_passes() {
+        for (kind, temperature) in [
+            (DenseKind::LogProbabilities, 4.0),
+            (DenseKind::Probabilities, 4.0),
+            (DenseKind::Logits, 0.0),
+        ] {
+            let wanted = wanted(dense(kind));
+            assert_eq!(wanted.check(1, &batch(temperature, labels(kind))), Ok(()));
+        }
+        let wanted = wanted(Kind::TopK(TopKEncoding { k: 1, dtype: 0 }));
+        assert_eq!(wanted.check(1, &batch(4.0, top_k(1))), Ok(()));
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_named() {
+        let logs = DenseKind::LogProbabilities;
+        for (encoding, answer, rows, expected) in [
+            (dense(logs), batch(1.0, labels(logs)), 1, "temperature is 1, expected 4"),
+            (
+                dense(DenseKind::Logits),
+                batch(4.0, labels(DenseKind::Logits)),
+                1,
+                "temperature is 4, expected 0",
+            ),
+            (
+                dense(logs),
+                batch(4.0, labels(DenseKind::Probabilities)),
+                1,
+                "the labels are dense probabilities, expected dense log-probabilities",
+            ),
+            (
+                Kind::TopK(TopKEncoding { k: 2, dtype: 0 }),
+                batch(4.0, top_k(1)),
+                1,
+                "the labels are the top 1, expected the top 2",
+            ),
+            (
+                Kind::Sampled(SampledEncoding { draws: 7, seed: 0 }),
+                batch(4.0, labels(logs)),
+                1,
+                "dense log-probabilities, expected 7 draws a row",
+            ),
+            (dense(logs), batch(4.0, labels(logs)), 2, "1 rows of 2 classes, expected 2 of 2"),
+        ] {
+            let error = wanted(encoding).check(rows, &answer).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What a student makes of every way in which a request can fail.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -10,6 +11,7 @@ use student_worker::{
     run_folder::Existing,
     train::{Error, Outcome},
 };
+use tokio::net::TcpListener;
 use tonic::{Code, Status};
 
 use crate::{
@@ -72,6 +74,50 @@ async fn a_teacher_that_falls_silent_is_given_up_and_asked_again() {
     assert_eq!(fake.streams.load(Ordering::Relaxed), 2);
 }
 
+/// A listener that accepts and never says anything.
+async fn silent() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok(connection) = listener.accept().await {
+            held.push(connection);
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_teacher_that_is_silent_from_the_start_costs_no_more_than_the_budget() {
+    let bench = Bench::new();
+    let mut recipe = bench.recipe("silent", &endpoints(&[silent().await], ""));
+    recipe.teacher.as_mut().unwrap().retry.max_elapsed_seconds = 1.0;
+    let start = Instant::now();
+    let error = run(recipe, Existing::Refuse).await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(matches!(error, Error::Labels(ClientError::Unreachable { .. })), "{error}");
+    assert_eq!(error.exit_code(), 75);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_replica_does_not_keep_a_run_from_starting() {
+    let bench = Bench::new();
+    let addresses = [silent().await, serve_fake(Arc::new(Fake::new())).await];
+    let recipe = bench.recipe("half-silent", &endpoints(&addresses, ""));
+    assert!(run(recipe, Existing::Refuse).await.unwrap().finished);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_gives_up_says_what_failed() {
+    let bench = Bench::new();
+    let address = serve_fake(Arc::new(Fake::with(vec![Fault::Silence; 100]))).await;
+    let mut recipe = bench.recipe("mute", &endpoints(&[address], "timeout_ms = 100"));
+    recipe.teacher.as_mut().unwrap().retry.max_elapsed_seconds = 2.5;
+    let error = run(recipe, Existing::Refuse).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("no answer within 1.1s"), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_ends_is_opened_again() {
     let fake = survives(vec![Fault::Late, Fault::End(Status::unavailable("draining"))]).await;
@@ -100,6 +146,8 @@ async fn answers_that_cannot_be_used_end_the_run() {
     assert!(error.contains("0101") && error.contains("0909"), "{error}");
     let error = fails(Fault::Garbage).await;
     assert!(error.contains("cannot be used"), "{error}");
+    let error = fails(Fault::Temperature).await;
+    assert!(error.contains("temperature is 1, expected 4"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

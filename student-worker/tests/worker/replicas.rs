@@ -1,12 +1,12 @@
 //! Several endpoints: one may go, all must be the same.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use student_worker::{label_client::ClientError, run_folder::Existing, train::Error};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    fake_teacher::{Fake, serve_fake},
+    fake_teacher::{Fake, Fault, serve_fake},
     support::{Bench, endpoints, run, run_watched, serve, slow_step},
 };
 
@@ -51,5 +51,22 @@ async fn a_replica_that_claims_to_be_the_same_and_is_not_is_refused() {
     let both = endpoints(&[honest, liar], "");
     let error = run(bench.recipe("mixed", &both), Existing::Refuse).await.unwrap_err();
     assert!(matches!(error, Error::Labels(ClientError::Disagrees { .. })), "{error}");
-    assert!(error.to_string().contains(&liar.to_string()), "{error}");
+    for address in [honest, liar] {
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_becomes_another_teacher_is_left_and_the_run_goes_on() {
+    let bench = Bench::new();
+    let steady = Arc::new(Fake::new());
+    let first = serve_fake(Arc::clone(&steady)).await;
+    run(bench.recipe("whole", &endpoints(&[first], "")), Existing::Refuse).await.unwrap();
+
+    let changed = Arc::new(Fake::with(vec![Fault::Fingerprint]));
+    let second = serve_fake(Arc::clone(&changed)).await;
+    let both = endpoints(&[first, second], "");
+    assert!(run(bench.recipe("left", &both), Existing::Refuse).await.unwrap().finished);
+    assert_eq!(bench.weights("left"), bench.weights("whole"));
+    assert_eq!(changed.streams.load(Ordering::Relaxed), 1, "it was asked again");
 }
