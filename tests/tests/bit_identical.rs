@@ -11,11 +11,12 @@ use std::{
 use stillhouse_nn::Philox;
 use stillhouse_tests::{
     models,
-    process::{Teacher, pause},
+    process::{Teacher, pause, signal},
     student::{Student, finish},
 };
 
 const STEPS: u64 = 300;
+const CHECKPOINT_STEPS: u64 = 25;
 
 /// 300 steps of a small student with everything random that a run may hold: dropout, shuffling and
 /// the teacher's draws.
@@ -26,7 +27,7 @@ fn recipe(url: &str) -> String {
          [teacher]\nkind = \"endpoints\"\nendpoints = [{url:?}]\ntimeout_ms = 5000\n\
          encoding = {{ kind = \"sampled\", draws = 8 }}\n\
          retry = {{ initial_ms = 10, max_ms = 100 }}\n\
-         [train]\nepochs = 6\nbatch_size = 20\ncheckpoint_every_steps = 25\n"
+         [train]\nepochs = 6\nbatch_size = 20\ncheckpoint_every_steps = {CHECKPOINT_STEPS}\n"
     )
 }
 
@@ -48,7 +49,8 @@ fn kills_and_restarts_do_not_change_a_byte() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("teacher");
     std::fs::create_dir(&model).unwrap();
-    models::write_mlp(&model, 784, &[256, 256], 10, 1);
+    // Slower than the student, so that a run lasts and there is always a request to lose.
+    models::write_mlp(&model, 784, &[1200, 1200], 10, 1);
     let mut teacher = Teacher::start(&model, &[]);
 
     let undisturbed = student(folder.path(), "undisturbed", &teacher);
@@ -61,17 +63,18 @@ fn kills_and_restarts_do_not_change_a_byte() {
 
     // The student dies, three times, wherever it is.
     let killed = student(folder.path(), "killed", &teacher);
-    let mut deaths = 0;
+    let mut between_checkpoints = 0;
     for step in random_steps(&mut random, 3) {
         let mut child = killed.start(&["--resume"]);
         killed.wait_for_step(&mut child, step);
-        // Records are flushed with each checkpoint: some time later it is between two of them.
-        pause(Duration::from_millis(random.below(60).into()));
-        deaths += u32::from(child.try_wait().unwrap().is_none());
+        assert!(child.try_wait().unwrap().is_none(), "it was over before it was killed");
         child.kill().unwrap();
         child.wait().unwrap();
+        let reached = killed.last_step();
+        assert!(reached >= step && reached < STEPS, "killed at step {reached}, wanted {step}");
+        between_checkpoints += u32::from(!reached.is_multiple_of(CHECKPOINT_STEPS));
     }
-    assert!(deaths > 0 && !killed.is_done(), "no run was cut short: nothing was tested");
+    assert!(between_checkpoints > 0, "every kill met a checkpoint: nothing was done again");
     killed.train(&["--resume"]);
     assert!(killed.weights() == expected, "a killed and resumed run ended with other weights");
 
@@ -80,9 +83,16 @@ fn kills_and_restarts_do_not_change_a_byte() {
     let mut child = bereft.start(&[]);
     for step in random_steps(&mut random, 2) {
         bereft.wait_for_step(&mut child, step);
+        // Stopped, it answers nothing more: once the student stands still, what it has asked for
+        // is in flight, and dies with the teacher.
+        signal(teacher.pid(), "STOP");
+        let mut reached = 0;
+        while std::mem::replace(&mut reached, bereft.last_step()) != reached {
+            pause(Duration::from_millis(200));
+        }
+        assert!(reached < STEPS, "it was over before its teacher died");
         let address = teacher.address();
         teacher.kill();
-        assert!(child.try_wait().unwrap().is_none(), "it was over before its teacher died");
         teacher = Teacher::start_on(address, &model, &[]);
     }
     finish(child);

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use stillhouse_proto::v1::label_stream_response::Result as Answer;
+use stillhouse_proto::v1::{LabelRequest, label_stream_response::Result as Answer};
 use stillhouse_tests::{client, models, process::Teacher};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -84,4 +84,35 @@ async fn health_turns_and_an_idle_health_watch_does_not_hold_the_exit_up() {
             break;
         }
     }
+}
+
+#[tokio::test]
+async fn the_limit_holds_even_with_work_left() {
+    let folder = tempfile::tempdir().unwrap();
+    models::write_mlp(folder.path(), WIDTH, &[2048, 2048], 10, 1);
+    let mut teacher = Teacher::start(folder.path(), &["--set", "drain.limit_seconds=1"]);
+    let mut client = client::connect(teacher.address()).await;
+    let (work, requests) = mpsc::channel(64);
+    let mut answers =
+        client.label_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    // Seconds of work: 64 * 1024 rows of 4 million weights each.
+    let rows = vec![0.25; 1024 * WIDTH];
+    for id in 0..64 {
+        let request = client::request(id, &rows, WIDTH);
+        let request = LabelRequest { client: format!("client-{}", id % 8), ..request };
+        work.send(client::on_stream(request)).await.unwrap();
+    }
+    answers.message().await.unwrap().unwrap();
+    teacher.terminate();
+    let (status, took) = tokio::task::spawn_blocking(move || {
+        let ended = teacher.wait();
+        assert!(teacher.log().contains("the drain limit passed with work left"));
+        ended
+    })
+    .await
+    .unwrap();
+    assert_eq!(status.code(), Some(0));
+    // The limit, and what a loaded machine takes to end a process.
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    drop(work);
 }

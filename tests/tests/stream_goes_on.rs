@@ -1,11 +1,13 @@
 //! A bad item in the middle of a stream is answered with an error of its own; the stream goes on.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::collections::HashMap;
 
 use stillhouse_proto::v1::{LabelStreamRequest, label_stream_response::Result as Answer};
 use stillhouse_tests::{client, models, process::Teacher};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 const WIDTH: usize = 4;
@@ -50,4 +52,39 @@ async fn a_bad_item_does_not_end_the_stream() {
         let alone = client.label(request).await.unwrap().into_inner();
         assert_eq!(alone.labels, by_id[&id].labels);
     }
+}
+
+#[tokio::test]
+async fn a_message_above_the_limit_ends_its_stream_after_the_answers_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    models::write_mlp(folder.path(), WIDTH, &[8], 5, 1);
+    let teacher = Teacher::start(folder.path(), &["--set", "limits.max_message_bytes=65536"]);
+    let mut client = client::connect(teacher.address()).await;
+    let (send, requests) = mpsc::channel(8);
+    let mut other = client.label_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();
+
+    let mut items: Vec<_> = (0..5)
+        .map(|id| client::on_stream(client::request(id, &[id as f32; WIDTH], WIDTH)))
+        .collect();
+    items.push(client::on_stream(client::request(5, &vec![0.0; 20_000], WIDTH)));
+    items.push(client::on_stream(client::request(6, &[0.0; WIDTH], WIDTH)));
+    let mut answers = client.label_stream(tokio_stream::iter(items)).await.unwrap().into_inner();
+    let mut answered = 0;
+    let end = loop {
+        match answers.message().await {
+            Ok(Some(answer)) => {
+                assert!(matches!(answer.result, Some(Answer::Response(_))), "{answer:?}");
+                answered += 1;
+            }
+            Ok(None) => panic!("the stream ended as if nothing had been wrong"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(answered, 5);
+    assert_eq!(end.code(), Code::OutOfRange, "{end:?}");
+    assert!(end.message().contains("65536"), "{end:?}");
+
+    // The connection's other stream does not notice.
+    send.send(client::on_stream(client::request(9, &[1.0; WIDTH], WIDTH))).await.unwrap();
+    assert_eq!(other.message().await.unwrap().unwrap().id, 9);
 }
