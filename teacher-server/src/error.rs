@@ -26,6 +26,9 @@ pub(crate) enum ServeError {
     Forward(String),
 }
 
+/// Longest text of an error, in bytes.
+const MAX_TEXT: usize = 1024;
+
 /// How long a refused client should wait where nothing has been measured yet.
 const RETRY_UNKNOWN: Duration = Duration::from_millis(100);
 
@@ -75,19 +78,28 @@ impl ServeError {
             }
             _ => 0,
         };
-        LabelError { code: self.code() as i32, message: self.to_string(), retry_after_ms }
+        LabelError { code: self.code() as i32, message: self.text(), retry_after_ms }
+    }
+
+    /// For a person, and short enough for a header: a request may hold anything.
+    fn text(&self) -> String {
+        let mut text = self.to_string();
+        if text.len() > MAX_TEXT {
+            text.truncate(text.floor_char_boundary(MAX_TEXT));
+            text += "...";
+        }
+        text
     }
 }
 
 impl From<ServeError> for Status {
     fn from(error: ServeError) -> Self {
-        let (code, message) = (error.code(), error.to_string());
+        let (code, message) = (error.code(), error.text());
         match error {
-            ServeError::Invalid { field, reason } => Self::with_error_details(
-                code,
-                message,
-                ErrorDetails::with_bad_request_violation(field, reason),
-            ),
+            ServeError::Invalid { field, .. } => {
+                let details = ErrorDetails::with_bad_request_violation(field, message.clone());
+                Self::with_error_details(code, message, details)
+            }
             ServeError::Exhausted { retry_after, .. } => Self::with_error_details(
                 code,
                 message,

@@ -94,6 +94,10 @@ impl Scheduler {
             if self.lost.load(Ordering::Acquire) {
                 return Err(ServeError::DeviceLost("it panicked".to_owned()));
             }
+            // What nobody waits for any more makes room, although a batch is running.
+            for expired in batcher.expire(now) {
+                expired.payload.answer(Err(ServeError::Deadline));
+            }
             let ticket = batcher
                 .admit(
                     now,
@@ -115,10 +119,16 @@ impl Scheduler {
 
     /// Takes a request out that has not been launched; it is answered with CANCELLED.
     pub(crate) fn cancel(&self, ticket: Ticket) {
-        let job = self.lock().cancel(ticket);
-        if let Some(job) = job {
+        if let Some(job) = self.take_out(ticket) {
             job.answer(Err(ServeError::Cancelled));
         }
+    }
+
+    fn take_out(&self, ticket: Ticket) -> Option<Job> {
+        let mut batcher = self.lock();
+        let job = batcher.cancel(ticket);
+        gauge_queue(&batcher);
+        job
     }
 
     /// Waits for the next batch; none when the scheduler is closed. For the device thread.
@@ -214,7 +224,7 @@ impl Future for Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if !self.answered {
-            drop(self.scheduler.lock().cancel(self.ticket));
+            drop(self.scheduler.take_out(self.ticket));
         }
     }
 }

@@ -30,8 +30,8 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How often a draining server looks whether every answer has been handed over.
 const ANSWERED_POLL: Duration = Duration::from_millis(5);
-/// Once every admitted request is answered, connections get this long to read the answers.
-const CLOSE_GRACE: Duration = Duration::from_millis(500);
+/// Once the connections have taken every answer, they get this long to deliver what they buffer.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
 /// Why a server could not start or ended early.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +172,7 @@ impl Server {
             .max_concurrent_streams(self.settings.limits.max_connection_streams)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
-            .layer(MapResponseLayer::new(service::keep_in_body))
+            .layer(MapResponseLayer::new(service::slice_body))
             .add_service(service::server(Arc::clone(&self.core)))
             .add_service(health_service)
             .add_optional_service(reflection);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use stillhouse_proto::{
     TensorView,
-    v1::{self, DType, DenseKind, LabelRequest, encoding::Kind, label_request::Inputs},
+    v1::{self, DType, DenseKind, LabelRequest, Tensor, encoding::Kind, label_request::Inputs},
 };
 
 use crate::{encode::Encoding, error::ServeError, settings::Limits};
@@ -14,6 +14,9 @@ const MAX_CLIENT_BYTES: usize = 128;
 
 /// Draws in one request, over all rows and temperatures: about a second of one core.
 const MAX_DRAWS: usize = 1 << 24;
+
+/// Bytes of a row's error in an answer, at most.
+const ROW_ERROR: usize = 64;
 
 /// What the model and the settings allow.
 #[derive(Clone, Debug)]
@@ -34,8 +37,8 @@ pub(crate) struct Accepted {
     pub(crate) id: u64,
     /// Empty: none was given.
     pub(crate) client: String,
-    /// `[rows, input_width]`.
-    pub(crate) input: Vec<f32>,
+    /// `[rows, input_width]`, as it came.
+    pub(crate) features: Tensor,
     pub(crate) rows: usize,
     pub(crate) temperatures: Vec<f32>,
     pub(crate) encoding: Encoding,
@@ -53,17 +56,18 @@ impl Contract {
             return Err(ServeError::invalid("client", found, "at most 128 bytes"));
         }
         self.check_temperatures(&request.temperatures)?;
-        let (input, rows) = self.features(request.inputs)?;
+        let (features, rows) = self.features(request.inputs)?;
         let encoding = self.encoding(request.encoding, rows)?;
         self.check_draws(&encoding, rows, request.temperatures.len())?;
         let reply = self.reply_size(&encoding, rows, request.temperatures.len())?;
         let hidden = if encoding.needs_hidden() { self.hidden_size } else { 0 };
         let computed = rows.saturating_mul(self.classes.saturating_add(hidden));
-        let values = input.len().saturating_add(computed).saturating_add(encoding.named().len());
+        let input = rows.saturating_mul(self.input_width);
+        let values = input.saturating_add(computed).saturating_add(encoding.named().len());
         Ok(Accepted {
             id: request.id,
             client: request.client,
-            input,
+            features,
             rows,
             temperatures: request.temperatures,
             encoding,
@@ -88,7 +92,17 @@ impl Contract {
         Ok(())
     }
 
-    fn features(&self, inputs: Option<Inputs>) -> Result<(Vec<f32>, usize), ServeError> {
+    /// The rows of an accepted request as the model takes them, `[rows, input_width]`.
+    pub(crate) fn input(&self, features: &Tensor) -> Result<Vec<f32>, ServeError> {
+        let view = TensorView::new(features).map_err(|error| ServeError::at("features", error))?;
+        let mut input = view.to_f32();
+        if view.dtype() == DType::U8 {
+            input.iter_mut().for_each(|value| *value *= self.rescale_factor);
+        }
+        Ok(input)
+    }
+
+    fn features(&self, inputs: Option<Inputs>) -> Result<(Tensor, usize), ServeError> {
         let tensor = match inputs {
             Some(Inputs::Features(tensor)) => tensor,
             Some(Inputs::Sequences(_)) => {
@@ -106,18 +120,14 @@ impl Contract {
         }
         if tensor.shape.len() != 2 || tensor.shape[1] != self.input_width as u64 {
             let expected = format!("[rows, {}]", self.input_width);
-            return Err(ServeError::invalid(
-                "features.shape",
-                format!("{:?}", tensor.shape),
-                expected,
-            ));
+            let found = match tensor.shape.len() {
+                0..=8 => format!("{:?}", tensor.shape),
+                dimensions => format!("of {dimensions} dimensions"),
+            };
+            return Err(ServeError::invalid("features.shape", found, expected));
         }
-        let view = TensorView::new(&tensor).map_err(|error| ServeError::at("features", error))?;
-        let mut input = view.to_f32();
-        if view.dtype() == DType::U8 {
-            input.iter_mut().for_each(|value| *value *= self.rescale_factor);
-        }
-        Ok((input, rows as usize))
+        TensorView::new(&tensor).map_err(|error| ServeError::at("features", error))?;
+        Ok((tensor, rows as usize))
     }
 
     fn encoding(
@@ -201,9 +211,9 @@ impl Contract {
             Encoding::Hidden { dtype } => self.hidden_size * size(dtype),
         };
         let sets = if encoding.ignores_temperature() { 1 } else { temperatures };
-        // Framing and the fixed fields of each set of labels.
-        let bytes =
-            per_row.saturating_mul(rows).saturating_mul(sets).saturating_add(256 * (sets + 1));
+        // A row has labels or an error. Then framing and the fixed fields of each set of labels.
+        let per_row_all = per_row.saturating_mul(sets).max(ROW_ERROR);
+        let bytes = per_row_all.saturating_mul(rows).saturating_add(256 * (sets + 1));
         let most = self.limits.max_message_bytes as usize;
         if bytes > most {
             let found =

@@ -1,10 +1,11 @@
 """Runs client.py against a teacher-server, as somebody without Rust would use the contract.
 
-Needs Python 3 and cargo. Makes a virtual environment with grpcio-tools, generates a client from
+Needs Python 3 with venv, and cargo. Makes a virtual environment with grpcio-tools, generates a client from
 the .proto files alone, starts the server on a free port and stops it.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import venv
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-WORK = ROOT / "target" / "interop"
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+WORK = TARGET / "interop"
 REQUIREMENTS = ["grpcio==1.85.1", "grpcio-tools==1.85.1"]
 
 
@@ -46,7 +48,7 @@ def start():
     subprocess.run(["cargo", "build", "--quiet", "--locked", "-p", "teacher-server"], cwd=ROOT, check=True)
     server = subprocess.Popen(
         [
-            ROOT / "target" / "debug" / "teacher-server", "--model", HERE / "fixtures",
+            TARGET / "debug" / "teacher-server", "--model", HERE / "fixtures",
             "--listen", "127.0.0.1:0", "--log-format", "json",
         ],
         stderr=subprocess.PIPE,

@@ -53,13 +53,15 @@ impl Encoding {
         }
     }
 
-    /// How many values are computed or drawn to encode `rows` rows of `logits` logits in all.
-    pub(crate) fn work(&self, rows: usize, logits: usize, temperatures: usize) -> usize {
+    /// How many values are computed, copied or drawn to encode what the device computed.
+    pub(crate) fn work(&self, forward: &Forward, temperatures: usize) -> usize {
+        let rows = forward.rows;
         let draws = match self {
             Self::Sampled { draws, .. } => rows.saturating_mul(*draws as usize),
             _ => 0,
         };
-        logits.max(draws).saturating_mul(temperatures)
+        let copied = forward.logits.len().max(forward.hidden.len());
+        copied.max(draws).saturating_mul(temperatures)
     }
 
     /// Whether the labels are the same at every temperature, and so are sent once.

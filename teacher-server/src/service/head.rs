@@ -13,10 +13,12 @@ use tokio::sync::OnceCell;
 use tonic::Status;
 
 use super::{Core, taken::Keep};
-use crate::{error::ServeError, validate::label_dtype};
+use crate::{error::ServeError, model::Model, validate::label_dtype};
 
-/// Bytes in one piece.
+/// Bytes in one piece, where messages may be as large.
 const PIECE: usize = 1 << 20;
+/// Bytes of a message beside its piece, at most; the smallest limit on messages is far above.
+const BESIDE: usize = 1024;
 
 /// The pieces of one head.
 pub(crate) type Pieces = tokio_stream::Iter<std::vec::IntoIter<Piece>>;
@@ -40,12 +42,18 @@ struct Encoded {
 }
 
 impl Heads {
-    fn of(&self, dtype: DType) -> &OnceCell<Encoded> {
-        match dtype {
+    async fn get(&self, model: &Arc<dyn Model>, dtype: DType) -> Result<Encoded, ServeError> {
+        let cell = match dtype {
             DType::F16 => &self.f16,
             DType::Bf16 => &self.bf16,
             _ => &self.f32,
-        }
+        };
+        let encoded = cell.get_or_try_init(|| async {
+            let model = Arc::clone(model);
+            let encoded = tokio::task::spawn_blocking(move || encode(&model.head(), dtype)).await;
+            encoded.map_err(|error| ServeError::Forward(error.to_string()))
+        });
+        encoded.await.cloned()
     }
 }
 
@@ -54,14 +62,12 @@ pub(super) async fn pieces(
     request: &FetchHeadRequest,
 ) -> Result<Pieces, ServeError> {
     let dtype = label_dtype("dtype", request.dtype)?;
-    let model = Arc::clone(&core.model);
-    let encoded = core.heads.of(dtype).get_or_try_init(|| async {
-        // Not on the async threads.
-        let encoded = tokio::task::spawn_blocking(move || encode(&model.head(), dtype)).await;
-        encoded.map_err(|error| ServeError::Forward(error.to_string()))
-    });
-    let encoded = encoded.await?;
+    // A task of its own: it is not done again if the first client goes away meanwhile.
+    let shared = Arc::clone(&core);
+    let encoded = tokio::spawn(async move { shared.heads.get(&shared.model, dtype).await });
+    let encoded = encoded.await.map_err(|error| ServeError::Forward(error.to_string()))??;
     let whole = &encoded.whole;
+    let piece = PIECE.min(core.contract.limits.max_message_bytes as usize - BESIDE);
     let first = FetchHeadResponse {
         fingerprint: core.fingerprint.clone(),
         weight_shape: encoded.weight_shape.to_vec(),
@@ -71,10 +77,10 @@ pub(super) async fn pieces(
         ..FetchHeadResponse::default()
     };
     let mut pieces: Vec<_> = (0..whole.len())
-        .step_by(PIECE)
+        .step_by(piece)
         .map(|offset| FetchHeadResponse {
             offset: offset as u64,
-            data: whole.slice(offset..whole.len().min(offset + PIECE)),
+            data: whole.slice(offset..whole.len().min(offset + piece)),
             ..first.clone()
         })
         .collect();

@@ -36,7 +36,7 @@ use crate::{
 };
 
 pub(crate) use head::Heads;
-pub(crate) use taken::keep_in_body;
+pub(crate) use taken::slice_body;
 use taken::{Keep, Taken};
 
 /// Encoding more values than this leaves the async threads.
@@ -65,16 +65,28 @@ struct Submitted {
     encoding: Encoding,
     temperatures: Vec<f32>,
     held: Held,
+    deadline: Option<Instant>,
     pending: Pending,
+    /// Taken when its end is counted.
+    counted: Option<Counted>,
 }
 
 /// The answer to a request, and what it keeps until it is taken.
 type Answered = Result<(LabelResponse, Keep), ServeError>;
 
 impl Core {
-    /// Validates and admits a request. `peer` names a client that gives no name; `deadline` is the
-    /// call's.
+    /// Validates, admits and counts a request. `peer` names a client that gives no name; `deadline`
+    /// is the call's.
     fn submit(
+        &self,
+        request: LabelRequest,
+        peer: &Arc<str>,
+        deadline: Option<Instant>,
+    ) -> Result<Submitted, ServeError> {
+        self.admit(request, peer, deadline).inspect_err(count_failure)
+    }
+
+    fn admit(
         &self,
         request: LabelRequest,
         peer: &Arc<str>,
@@ -84,37 +96,58 @@ impl Core {
         let own = accepted.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let client =
             if accepted.client.is_empty() { Arc::clone(peer) } else { Arc::from(accepted.client) };
+        let deadline = deadline.into_iter().chain(own).min();
         let held = self.ledger.take(&client, accepted.bytes)?;
         let pending = self.scheduler.submit(
             client,
-            (accepted.input, accepted.rows),
+            (self.contract.input(&accepted.features)?, accepted.rows),
             accepted.encoding.needs_hidden(),
-            deadline.into_iter().chain(own).min(),
+            deadline,
         )?;
         Ok(Submitted {
             id: accepted.id,
             encoding: accepted.encoding,
             temperatures: accepted.temperatures,
             held,
+            deadline,
             pending,
+            counted: Some(Counted::default()),
         })
     }
 
-    /// Waits for the device, then encodes.
-    async fn finish(&self, submitted: Submitted) -> Answered {
-        let Submitted { id, encoding, temperatures, held, pending } = submitted;
-        let done = pending.await?;
+    /// Waits for the device, no longer than the client does, then encodes.
+    async fn finish(&self, mut submitted: Submitted) -> Answered {
+        let counted = submitted.counted.take();
+        let result = self.answer(submitted).await;
+        if let Some(counted) = counted {
+            counted.end(&result);
+        }
+        result
+    }
+
+    async fn answer(&self, submitted: Submitted) -> Answered {
+        let Submitted { id, encoding, temperatures, held, deadline, pending, .. } = submitted;
+        let done = match deadline {
+            None => pending.await?,
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), pending)
+                .await
+                .unwrap_or(Err(ServeError::Deadline))?,
+        };
         let fingerprint = self.fingerprint.clone();
-        let values =
-            encoding.work(done.forward.rows, done.forward.logits.len(), temperatures.len());
-        let encode = move || respond(id, fingerprint, &done, &encoding, &temperatures);
+        let values = encoding.work(&done.forward, temperatures.len());
+        // What is held goes along: the work goes on even if nobody waits for it any more.
+        let encode = move || {
+            let response = respond(id, fingerprint, &done, &encoding, &temperatures)?;
+            Ok((response, held))
+        };
         let encoded = if values <= VALUES_ENCODED_INLINE {
             encode()
         } else {
             let encoded = tokio::task::spawn_blocking(encode).await;
             encoded.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
         };
-        Ok((encoded?, Keep::new(held, &self.open)))
+        let (response, held) = encoded?;
+        Ok((response, Keep::new(held, &self.open)))
     }
 
     async fn label(
@@ -123,12 +156,7 @@ impl Core {
         peer: &Arc<str>,
         deadline: Option<Instant>,
     ) -> Answered {
-        let result = match self.submit(request, peer, deadline) {
-            Ok(submitted) => self.finish(submitted).await,
-            Err(error) => Err(error),
-        };
-        count(&result);
-        result
+        self.finish(self.submit(request, peer, deadline)?).await
     }
 }
 
@@ -174,10 +202,39 @@ fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn count(result: &Answered) {
-    let outcome = result.as_ref().map_or_else(ServeError::outcome, |_| "labelled");
+/// Counts an admitted request once, whatever becomes of it: one whose client goes away is
+/// cancelled.
+#[derive(Debug, Default)]
+struct Counted {
+    ended: bool,
+}
+
+impl Counted {
+    fn end(mut self, result: &Answered) {
+        self.ended = true;
+        match result {
+            Ok(_) => count_outcome("labelled"),
+            Err(error) => count_failure(error),
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if !self.ended {
+            count_outcome(ServeError::Cancelled.outcome());
+        }
+    }
+}
+
+fn count_outcome(outcome: &'static str) {
     metrics::counter!(names::REQUESTS, "outcome" => outcome).increment(1);
-    if let Err(ServeError::Exhausted { reason, .. }) = result {
+}
+
+/// Counts a request that gets no labels.
+fn count_failure(error: &ServeError) {
+    count_outcome(error.outcome());
+    if let ServeError::Exhausted { reason, .. } = error {
         metrics::counter!(names::REFUSED, "reason" => *reason).increment(1);
     }
 }
@@ -212,7 +269,7 @@ impl TeacherService for Teacher {
         request: Request<LabelRequest>,
     ) -> Result<Response<LabelResponse>, Status> {
         let _open = Arc::clone(&self.0.open);
-        let deadline = deadline::of(request.metadata())?;
+        let deadline = deadline::of(request.metadata()).inspect_err(count_failure)?;
         let peer = peer(&request);
         let (answer, keep) = self.0.label(request.into_inner(), &peer, deadline).await?;
         let mut response = Response::new(answer);

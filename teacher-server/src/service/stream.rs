@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Answered, Core, count, taken::Keep};
+use super::{Answered, Core, count_failure, taken::Keep};
 use crate::{error::ServeError, metrics as names};
 
 /// Answers that wait for the connection. Beyond it the stream stops taking requests, so a client
@@ -39,13 +39,28 @@ pub(super) fn open(
 ) -> ReceiverStream<Answer> {
     let (out, answers) = mpsc::channel(ANSWERS_WAITING);
     tokio::spawn(async move {
-        metrics::gauge!(names::STREAMS).increment(1.0);
+        let _counted = OpenStream::new();
         if let Some(end) = serve(&core, &peer, deadline, inbound, &out).await {
             drop(out.send((Err(end), None)).await);
         }
-        metrics::gauge!(names::STREAMS).decrement(1.0);
     });
     ReceiverStream::new(answers)
+}
+
+/// A stream in the gauge of open ones, however its task ends.
+struct OpenStream;
+
+impl OpenStream {
+    fn new() -> Self {
+        metrics::gauge!(names::STREAMS).increment(1.0);
+        Self
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        metrics::gauge!(names::STREAMS).decrement(1.0);
+    }
 }
 
 /// Serves one stream and returns the status that it ends with; none: OK, or the client is gone.
@@ -88,7 +103,9 @@ async fn serve(
                     let id = request.id;
                     let submitted = if in_flight.contains_key(&id) {
                         let expected = "an id that is not in flight on this stream";
-                        Err(ServeError::invalid("id", id, expected))
+                        let error = ServeError::invalid("id", id, expected);
+                        count_failure(&error);
+                        Err(error)
                     } else {
                         core.submit(request, peer, deadline)
                     };
@@ -131,7 +148,6 @@ async fn send(
     id: u64,
     result: Answered,
 ) -> Result<(), mpsc::error::SendError<Answer>> {
-    count(&result);
     let (outcome, keep) = match result {
         Ok((response, keep)) => (Outcome::Response(response), Some(keep)),
         Err(error) => {

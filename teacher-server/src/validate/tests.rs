@@ -71,7 +71,7 @@ fn u8_features_are_rescaled_and_narrow_floats_widened() {
         Some(Inputs::Features(Tensor { dtype: DType::U8.into(), shape: vec![1, 3], data }));
     let accepted = contract().accept(request).unwrap();
     assert_eq!(
-        accepted.input,
+        contract().input(&accepted.features).unwrap(),
         [0.0, 51.0 * (1.0 / 255.0_f64) as f32, 255.0 * (1.0 / 255.0_f64) as f32]
     );
 
@@ -79,7 +79,8 @@ fn u8_features_are_rescaled_and_narrow_floats_widened() {
     let data = Bytes::from_static(&[0x80, 0x3f, 0, 0, 0x80, 0xbf]);
     request.inputs =
         Some(Inputs::Features(Tensor { dtype: DType::Bf16.into(), shape: vec![1, 3], data }));
-    assert_eq!(contract().accept(request).unwrap().input, [1.0, 0.0, -1.0]);
+    let accepted = contract().accept(request).unwrap();
+    assert_eq!(contract().input(&accepted.features).unwrap(), [1.0, 0.0, -1.0]);
 }
 
 #[test]
@@ -179,4 +180,30 @@ fn more_draws_than_a_processor_should_make_for_one_request_are_refused() {
 #[test]
 fn a_client_name_has_a_longest_length() {
     refuses(|r| r.client = "x".repeat(129), &["client", "129 bytes", "at most 128"]);
+}
+
+#[test]
+fn a_shape_of_many_dimensions_is_told_in_few_words() {
+    let shape = vec![1; 100_000];
+    let request = LabelRequest { inputs: features(DType::F32, &shape, 4), ..good() };
+    let error = contract().accept(request).unwrap_err();
+    assert!(error.to_string().contains("of 100000 dimensions"), "{error}");
+    let told = ServeError::at("features", "x".repeat(1 << 20)).to_label_error().message;
+    assert!(told.len() < 1100, "{} bytes", told.len());
+}
+
+#[test]
+fn what_a_request_holds_covers_its_rows_their_outputs_and_the_answer() {
+    let rows = 2_u64;
+    let (input, logits, hidden) = (3 * 4, 5 * 4, 4 * 4);
+    let dense = contract().accept(good()).unwrap().bytes;
+    // Two temperatures.
+    assert!(dense >= rows * (input + logits + 2 * logits), "{dense}");
+    let asked = LabelRequest { encoding: wrap(Kind::Hidden(HiddenEncoding::default())), ..good() };
+    let asked = contract().accept(asked).unwrap().bytes;
+    assert!(asked >= rows * (input + logits + hidden + hidden), "{asked}");
+    // Rows without a finite output are answered with words.
+    let one = LabelRequest { temperatures: vec![1.0], ..good() };
+    let one = contract().accept(one).unwrap().bytes;
+    assert!(one >= rows * (input + logits + ROW_ERROR as u64), "{one}");
 }

@@ -6,10 +6,13 @@ use std::{
     time::Duration,
 };
 
-use stillhouse_proto::v1::{LabelRequest, label_stream_response::Result as Answer};
+use stillhouse_proto::v1::{LabelRequest, LabelResponse, label_stream_response::Result as Answer};
 use teacher_server::Settings;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
 use tonic_types::StatusExt as _;
 
 use crate::gated::{Client, Gated, label, request, serve_with};
@@ -44,11 +47,18 @@ async fn a_full_queue_refuses_with_a_time_to_try_again() {
     // One with the device, one that waits.
     let mut waiting = Vec::new();
     for id in 0..2 {
-        let (mut client, request) = (client.clone(), from("a", request(id, &four)));
-        waiting.push(tokio::spawn(async move { client.label(request).await }));
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (client, request) = (client.clone(), from("a", request(id, &four)));
+        waiting.push(tokio::spawn(until_admitted(client, request)));
+        model.has_taken(1).await;
     }
-    let refused = client.label(from("b", request(9, &four))).await.unwrap_err();
+    // Until the second is in the queue, there is room: what finds it leaves again.
+    let refused = loop {
+        let short = LabelRequest { timeout_ms: 20, ..from("b", request(9, &four)) };
+        let status = client.label(short).await.unwrap_err();
+        if status.code() != Code::DeadlineExceeded {
+            break status;
+        }
+    };
     assert!(refusal(&refused).contains("queue"), "{refused:?}");
 
     let (send, requests) = tokio::sync::mpsc::channel(8);
@@ -62,7 +72,7 @@ async fn a_full_queue_refuses_with_a_time_to_try_again() {
 
     drop(permit);
     for waiting in waiting {
-        waiting.await.unwrap().unwrap();
+        waiting.await.unwrap();
     }
     send.send(label(from("b", request(6, &four)))).await.unwrap();
     let answer = answers.message().await.unwrap().unwrap();
@@ -71,11 +81,18 @@ async fn a_full_queue_refuses_with_a_time_to_try_again() {
     running.shutdown().await.unwrap();
 }
 
-/// A client whose connection takes few bytes that nobody reads.
-async fn narrow(address: std::net::SocketAddr) -> Client {
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
-    let endpoint = endpoint.initial_stream_window_size(65_535).tcp_nodelay(true);
-    Client::new(endpoint.connect().await.unwrap())
+/// Asks until there is room, then waits for the answer.
+async fn until_admitted(mut client: Client, request: LabelRequest) {
+    while let Err(status) = client.label(request.clone()).await {
+        refusal(&status);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// A connection on which few bytes of a stream travel before they are read.
+async fn channel(address: std::net::SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    endpoint.initial_stream_window_size(65_535).tcp_nodelay(true).connect().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,20 +104,20 @@ async fn answers_that_a_client_does_not_read_are_bounded_and_others_are_served()
         settings.limits.client_held_bytes = CLIENT_BYTES;
     })
     .await;
-    let mut lazy = narrow(running.address()).await;
+    let mut lazy = Client::new(channel(running.address()).await);
     let (send, requests) = tokio::sync::mpsc::channel(8);
     let mut answers = lazy.label_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();
-    // Each holds 160 kB, 64 kB of it the answer, of which the connection takes one or two.
+    // Each holds 132 kB, 64 kB of it the answer, of which the connection takes one or two.
     for id in 0..6 {
-        send.send(label(from("lazy", request(id, &[1.0; 8000])))).await.unwrap();
+        send.send(label(from("lazy", request(id, &[1.0; 1000])))).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
     drop(permit);
-    while model.rows_run.load(Ordering::SeqCst) < 6 * 8000 {
+    while model.rows_run.load(Ordering::SeqCst) < 6 * 1000 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // Half of the client's bytes: there would be room if the device's work were all that counted.
-    let half = |client, id| from(client, request(id, &[1.0; 25_000]));
+    let half = |client, id| from(client, request(id, &[1.0; 4000]));
     for _ in 0..20 {
         let refused = client.label(half("lazy", 1)).await.unwrap_err();
         let text = refusal(&refused);
@@ -127,6 +144,57 @@ fn many_rows(settings: &mut Settings) {
     settings.batching.max_batch_rows = ROWS;
     settings.batching.max_queue_rows = 2 * ROWS;
     settings.batching.max_client_rows = ROWS;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unary_answer_counts_until_it_is_read_too() {
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let (mut client, running) = serve_with(model, |settings| {
+        many_rows(settings);
+        settings.limits.client_held_bytes = 3 * CLIENT_BYTES;
+    })
+    .await;
+    // One answer of 1.3 MB that holds 2.6 MB; the call is made as a stream, to read it later.
+    let large = || from("lazy", request(1, &[1.0; 20_000]));
+    let mut raw = tonic::client::Grpc::new(channel(running.address()).await);
+    raw.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/distill.v1.TeacherService/Label");
+    let codec = tonic_prost::ProstCodec::<LabelRequest, LabelResponse>::default();
+    let answer = raw.server_streaming(tonic::Request::new(large()), path, codec).await.unwrap();
+    for _ in 0..20 {
+        refusal(&client.label(large()).await.unwrap_err());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut answer = answer.into_inner();
+    assert_eq!(answer.message().await.unwrap().unwrap().labels[0].rows, 20_000);
+    drop(answer);
+    client.label(large()).await.expect("what was read holds nothing");
+    running.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_waits_for_a_client_that_reads_slowly() {
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let (_client, running) = serve_with(model, many_rows).await;
+    let mut lazy = Client::new(channel(running.address()).await);
+    let (send, requests) = tokio::sync::mpsc::channel(8);
+    let mut answers = lazy.label_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    for id in 0..3 {
+        send.send(label(request(id, &[1.0; 10_000]))).await.unwrap();
+    }
+    let first = answers.message().await.unwrap().unwrap();
+    assert!(matches!(first.result, Some(Answer::Response(_))));
+    let drained = tokio::spawn(running.shutdown());
+    // Longer than connections get to deliver what they buffer.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let mut answered = 1;
+    while let Ok(Some(answer)) = answers.message().await {
+        answered += u32::from(matches!(answer.result, Some(Answer::Response(_))));
+    }
+    assert_eq!(answered, 3, "answers were cut off");
+    drained.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,13 +15,17 @@ use tonic::Code;
 
 use crate::gated::{Client, Gated, label, request, serve};
 
-/// Polls until the device has taken the first request, so that the next one has to queue.
-async fn queued_behind(client: &mut Client, first: LabelRequest) -> tokio::task::JoinHandle<Code> {
+/// Sends a request and waits until the device has taken it, so that the next one has to queue.
+async fn queued_behind(
+    model: &Gated,
+    client: &mut Client,
+    first: LabelRequest,
+) -> tokio::task::JoinHandle<Code> {
     let mut own = client.clone();
     let busy = tokio::spawn(async move {
         own.label(first).await.map_or_else(|status| status.code(), |_| Code::Ok)
     });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    model.has_taken(1).await;
     busy
 }
 
@@ -29,21 +33,27 @@ async fn queued_behind(client: &mut Client, first: LabelRequest) -> tokio::task:
 async fn work_past_its_deadline_is_told_so_and_never_run() {
     let (model, permit) = Gated::new(false);
     let (mut client, running) = serve(Arc::clone(&model)).await;
-    let busy = queued_behind(&mut client, request(1, &[1.0])).await;
+    let busy = queued_behind(&model, &mut client, request(1, &[1.0])).await;
 
-    // One deadline in the request, one as the call's grpc-timeout.
+    // One deadline in the request, one as the call's grpc-timeout, one on a stream: each is told
+    // while the device is still busy.
     let own = LabelRequest { timeout_ms: 50, ..request(2, &[2.0, 2.0]) };
-    let mut other = client.clone();
-    let own = tokio::spawn(async move { other.label(own).await });
     let mut call = tonic::Request::new(request(3, &[3.0, 3.0]));
     call.set_timeout(Duration::from_millis(50));
-    let called = client.label(call).await.unwrap_err();
-    // The client's own timer runs as well, and may be first to speak.
+    let (mut one, mut other) = (client.clone(), client.clone());
+    let (owned, called) = tokio::join!(one.label(own.clone()), other.label(call));
+    assert_eq!(owned.unwrap_err().code(), Code::DeadlineExceeded);
+    // The client's own timer runs as well, and may be first to speak on a slow machine.
+    let called = called.unwrap_err();
     assert!(matches!(called.code(), Code::DeadlineExceeded | Code::Cancelled), "{called:?}");
+    let items = tokio_stream::iter([label(own)]);
+    let mut answers = client.label_stream(items).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    let Some(Answer::Error(error)) = answer.result else { panic!("{answer:?}") };
+    assert_eq!(error.code, Code::DeadlineExceeded as i32, "{error:?}");
 
     permit.send(()).unwrap();
     assert_eq!(busy.await.unwrap(), Code::Ok);
-    assert_eq!(own.await.unwrap().unwrap_err().code(), Code::DeadlineExceeded);
     permit.send(()).unwrap();
     client.label(request(4, &[4.0])).await.unwrap();
     assert_eq!(model.rows_run.load(Ordering::SeqCst), 2, "only the first and the last were run");
@@ -55,7 +65,7 @@ async fn work_past_its_deadline_is_told_so_and_never_run() {
 async fn a_cancelled_or_abandoned_request_leaves_the_queue() {
     let (model, permit) = Gated::new(false);
     let (mut client, running) = serve(Arc::clone(&model)).await;
-    let busy = queued_behind(&mut client, request(1, &[1.0])).await;
+    let busy = queued_behind(&model, &mut client, request(1, &[1.0])).await;
 
     let (send, requests) = tokio::sync::mpsc::channel(8);
     let mut answers =

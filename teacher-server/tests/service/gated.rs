@@ -1,9 +1,12 @@
 //! A model that waits for the test, and requests for it.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
-    mpsc::{Receiver, Sender, channel},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    time::Duration,
 };
 
 use stillhouse_nn::{Head, Inference, ModelError};
@@ -15,10 +18,14 @@ use stillhouse_proto::v1::{
 use teacher_server::{Server, Settings, model::Model};
 use tonic::transport::Channel;
 
-/// A model of one feature and two classes, (x, -x), NaN above 100, that waits for a permit before
+pub(crate) const CLASSES: usize = 16;
+
+/// A model of one feature, with logits x, -x, -x, ... and the first NaN above 100, that waits for a permit before
 /// each batch.
 pub(crate) struct Gated {
     permits: Mutex<Receiver<()>>,
+    /// Batches that the device has taken.
+    entered: AtomicUsize,
     pub(crate) rows_run: AtomicUsize,
     panics: bool,
 }
@@ -26,8 +33,20 @@ pub(crate) struct Gated {
 impl Gated {
     pub(crate) fn new(panics: bool) -> (Arc<Self>, Sender<()>) {
         let (permit, permits) = channel();
-        let model = Self { permits: Mutex::new(permits), rows_run: AtomicUsize::new(0), panics };
+        let model = Self {
+            permits: Mutex::new(permits),
+            entered: AtomicUsize::new(0),
+            rows_run: AtomicUsize::new(0),
+            panics,
+        };
         (Arc::new(model), permit)
+    }
+
+    /// Waits until the device has taken that many batches.
+    pub(crate) async fn has_taken(&self, batches: usize) {
+        while self.entered.load(Ordering::SeqCst) < batches {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }
 
@@ -37,7 +56,7 @@ impl Model for Gated {
     }
 
     fn classes(&self) -> usize {
-        2
+        CLASSES
     }
 
     fn hidden_size(&self) -> usize {
@@ -53,17 +72,23 @@ impl Model for Gated {
     }
 
     fn infer(&self, input: &[f32], rows: usize) -> Result<Inference, ModelError> {
+        self.entered.fetch_add(1, Ordering::SeqCst);
         // An error means that the test let go of the gate: run on.
         let _ = self.permits.lock().unwrap_or_else(PoisonError::into_inner).recv();
         assert!(!self.panics, "as the test wants it");
         self.rows_run.fetch_add(rows, Ordering::SeqCst);
-        let logits =
-            input.iter().flat_map(|x| [if *x > 100.0 { f32::NAN } else { *x }, -x]).collect();
+        let mut logits = Vec::with_capacity(rows * CLASSES);
+        for x in input {
+            logits.push(if *x > 100.0 { f32::NAN } else { *x });
+            logits.extend([-x; CLASSES - 1]);
+        }
         Ok(Inference { logits, hidden: input.to_vec() })
     }
 
     fn head(&self) -> Head {
-        Head { weight: vec![1.0, -1.0], bias: None, classes: 2, hidden_size: 1 }
+        let mut weight = vec![-1.0; CLASSES];
+        weight[0] = 1.0;
+        Head { weight, bias: None, classes: CLASSES, hidden_size: 1 }
     }
 }
 
