@@ -55,6 +55,9 @@ def start():
         text=True,
     )
     for line in server.stderr:
+        # A server that cannot start says so in plain words.
+        if not line.startswith("{"):
+            sys.exit(f"teacher-server: {line.strip()}")
         event = json.loads(line)
         if event.get("message") == "serving":
             return server, event["address"]

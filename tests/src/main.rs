@@ -1,6 +1,6 @@
 //! Scenarios that measure: `acceptance NAME [--json]`, and `acceptance list`.
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::process::ExitCode;
 
@@ -37,9 +37,13 @@ fn main() -> ExitCode {
     let Some(scenario) = scenarios::ALL.iter().find(|scenario| scenario.name == arguments.name)
     else {
         let names: Vec<&str> = scenarios::ALL.iter().map(|scenario| scenario.name).collect();
-        println!("no scenario {:?}; there are: list, {}", arguments.name, names.join(", "));
+        eprintln!("no scenario {:?}; there are: list, {}", arguments.name, names.join(", "));
         return ExitCode::from(stillhouse_runtime::exit::CONFIGURATION);
     };
+    if arguments.seconds.is_some_and(|seconds| !(3.0..=86_400.0).contains(&seconds)) {
+        eprintln!("--seconds is {:?}; must be 3 to 86400", arguments.seconds);
+        return ExitCode::from(stillhouse_runtime::exit::CONFIGURATION);
+    }
     let figures: Figures = (scenario.run)(arguments.seconds, arguments.part.as_deref());
     if arguments.json || arguments.part.is_some() {
         println!("{}", figures.json());

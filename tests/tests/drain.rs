@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stillhouse_proto::v1::{LabelRequest, label_stream_response::Result as Answer};
 use stillhouse_tests::{client, models, process::Teacher};
@@ -42,6 +42,7 @@ async fn a_terminated_server_answers_what_it_admitted_and_exits_in_time() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     teacher.terminate();
+    let told = Instant::now();
     let mut answered = 1;
     let end = loop {
         match answers.message().await {
@@ -57,9 +58,9 @@ async fn a_terminated_server_answers_what_it_admitted_and_exits_in_time() {
     assert_eq!(end.expect("a draining server says so").code(), Code::Unavailable);
     assert_eq!(silence.message().await.unwrap_err().code(), Code::Unavailable);
 
-    let (status, took) = tokio::task::spawn_blocking(move || teacher.wait()).await.unwrap();
+    let status = tokio::task::spawn_blocking(move || teacher.wait()).await.unwrap();
     assert_eq!(status.code(), Some(0));
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
     drop((work, idle));
 }
 
@@ -77,10 +78,11 @@ async fn health_turns_and_an_idle_health_watch_does_not_hold_the_exit_up() {
         assert_eq!(watch.message().await.unwrap().unwrap().status, 1, "SERVING");
         if !service.is_empty() {
             teacher.terminate();
+            let told = Instant::now();
             assert_eq!(watch.message().await.unwrap().unwrap().status, 2, "NOT_SERVING");
-            let (status, took) = tokio::task::spawn_blocking(move || teacher.wait()).await.unwrap();
+            let status = tokio::task::spawn_blocking(move || teacher.wait()).await.unwrap();
             assert_eq!(status.code(), Some(0));
-            assert!(took < Duration::from_secs(10), "{took:?}");
+            assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
             break;
         }
     }
@@ -90,12 +92,12 @@ async fn health_turns_and_an_idle_health_watch_does_not_hold_the_exit_up() {
 async fn the_limit_holds_even_with_work_left() {
     let folder = tempfile::tempdir().unwrap();
     models::write_mlp(folder.path(), WIDTH, &[2048, 2048], 10, 1);
-    let mut teacher = Teacher::start(folder.path(), &["--set", "drain.limit_seconds=1"]);
+    let mut teacher = Teacher::start(folder.path(), &["--set", "drain.limit_seconds=0.2"]);
     let mut client = client::connect(teacher.address()).await;
     let (work, requests) = mpsc::channel(64);
     let mut answers =
         client.label_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();
-    // Seconds of work: 64 * 1024 rows of 4 million weights each.
+    // Seconds of work on any machine: 64 * 1024 rows of 4 million weights each.
     let rows = vec![0.25; 1024 * WIDTH];
     for id in 0..64 {
         let request = client::request(id, &rows, WIDTH);
@@ -104,15 +106,14 @@ async fn the_limit_holds_even_with_work_left() {
     }
     answers.message().await.unwrap().unwrap();
     teacher.terminate();
-    let (status, took) = tokio::task::spawn_blocking(move || {
-        let ended = teacher.wait();
+    let told = Instant::now();
+    let status = tokio::task::spawn_blocking(move || {
+        let status = teacher.wait();
         assert!(teacher.log().contains("the drain limit passed with work left"));
-        ended
-    })
-    .await
-    .unwrap();
-    assert_eq!(status.code(), Some(0));
+        status
+    });
+    assert_eq!(status.await.unwrap().code(), Some(0));
     // The limit, and what a loaded machine takes to end a process.
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
     drop(work);
 }

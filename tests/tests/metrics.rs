@@ -1,8 +1,12 @@
-//! Every metric of the catalogue shows before the first request.
+//! Every metric of the catalogue shows before the first request, and counts what happens once.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::time::Duration;
+
 use stillhouse_tests::{client, models, process::Teacher};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 #[tokio::test]
 async fn metrics_show_before_the_first_request_and_count_after_it() {
@@ -24,7 +28,8 @@ async fn metrics_show_before_the_first_request_and_count_after_it() {
             assert!(text.contains(&series), "{series}\n{text}");
         }
     }
-    assert_eq!(teacher.metric("stillhouse_teacher_serving"), 1.0);
+    // The line that names the address comes a moment before.
+    wait_for(&teacher, "stillhouse_teacher_serving", 1.0).await;
 
     let mut client = client::connect(teacher.address()).await;
     client.label(client::request(1, &[0.0; 12], 4)).await.unwrap();
@@ -33,4 +38,46 @@ async fn metrics_show_before_the_first_request_and_count_after_it() {
     assert_eq!(teacher.metric(batches), 1.0);
     assert_eq!(teacher.metric("stillhouse_teacher_batch_rows_count"), 1.0);
     assert!(teacher.metric("stillhouse_teacher_label_bytes_total{encoding=\"dense\"}") >= 60.0);
+}
+
+/// Waits, without a limit of its own, until a series has a value.
+async fn wait_for(teacher: &Teacher, series: &str, value: f64) {
+    while teacher.metric(series) != value {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn every_request_is_counted_once_although_its_client_goes_away() {
+    const WIDTH: usize = 64;
+    const REQUESTS: u64 = 20;
+    let folder = tempfile::tempdir().unwrap();
+    models::write_mlp(folder.path(), WIDTH, &[1024, 1024], 5, 1);
+    let teacher = Teacher::start(folder.path(), &[]);
+    let mut client = client::connect(teacher.address()).await;
+    let (send, requests) = mpsc::channel(64);
+    let rows = vec![0.5; 512 * WIDTH];
+    for id in 0..REQUESTS {
+        send.send(client::on_stream(client::request(id, &rows, WIDTH))).await.unwrap();
+    }
+    let stream = client.label_stream(ReceiverStream::new(requests)).await.unwrap();
+    let mut answers = stream.into_inner();
+    assert_eq!(teacher.metric("stillhouse_teacher_open_streams"), 1.0);
+    answers.message().await.unwrap().unwrap();
+    let queued = || teacher.metric("stillhouse_teacher_queue_rows");
+    while counted(&teacher) + queued() / 512.0 < REQUESTS as f64 - 2.0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop((send, answers));
+    wait_for(&teacher, "stillhouse_teacher_open_streams", 0.0).await;
+    wait_for(&teacher, "stillhouse_teacher_queue_rows", 0.0).await;
+    wait_for(&teacher, "stillhouse_teacher_held_bytes", 0.0).await;
+    assert_eq!(counted(&teacher), REQUESTS as f64);
+}
+
+/// Requests counted so far, of every outcome.
+fn counted(teacher: &Teacher) -> f64 {
+    let text = teacher.metrics();
+    let series = text.lines().filter(|line| line.starts_with("stillhouse_teacher_requests_total{"));
+    series.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
 }

@@ -21,8 +21,8 @@ fn fails(model: &Path, arguments: &[&str]) -> (i32, String) {
 fn a_port_in_use_is_named_and_temporary() {
     let folder = tempfile::tempdir().unwrap();
     models::write_mlp(folder.path(), 4, &[8], 5, 1);
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let held = TcpListener::bind(taken).unwrap();
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = held.local_addr().unwrap();
     let output = Command::new(process::binary("teacher-server"))
         .arg("--model")
         .arg(folder.path())

@@ -44,6 +44,11 @@ impl Figures {
         self.values.push((name.into(), value.into()));
     }
 
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
     /// Notes a requirement that must hold.
     pub fn require(&mut self, holds: bool, what: impl Into<String>) {
         if !holds {

@@ -26,6 +26,8 @@ pub(super) fn run(seconds: Option<f64>, part: Option<&str>) -> Figures {
     if all || part == Some("wire") {
         runtime.block_on(wire::measure(seconds, &mut figures));
     }
+    let none = figures.is_empty();
+    figures.require(!none, format!("no part {part:?}; there are: students, encodings, wire"));
     figures
 }
 
