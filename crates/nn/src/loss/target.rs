@@ -127,10 +127,14 @@ impl SoftTarget {
     }
 }
 
-/// Checks that log-probabilities are numbers (or -inf) that sum to 1, but for rounding.
-pub(super) fn check_mass(row: usize, log_p: &[f64]) -> Result<(), LossError> {
+/// Checks that log-probabilities are numbers (or -inf) that sum to 1 but for rounding, and takes
+/// the rounding away: unless both sides have the same mass, a divergence can be negative, and is
+/// not 0 at a match.
+pub(super) fn normalize(row: usize, log_p: &mut [f64]) -> Result<(), LossError> {
     let mass: f64 = log_p.iter().map(|log_p| log_p.exp()).sum();
     if (mass - 1.0).abs() <= MASS_TOLERANCE {
+        let log_mass = mass.ln();
+        log_p.iter_mut().for_each(|log_p| *log_p -= log_mass);
         return Ok(());
     }
     let expected = format!("1 within {MASS_TOLERANCE}");
