@@ -42,4 +42,4 @@ pub use loss::{Divergence, LossConfig, SoftTarget, TopKForm};
 pub use model::{Activation, Classifier, Head, Inference, MlpConfig, ModelConfig};
 pub use optim::{OptimizerConfig, ScheduleConfig, ScheduleKind};
 pub use rng::Philox;
-pub use trainer::{Batch, Evaluation, StepReport, Trainer, TrainerConfig};
+pub use trainer::{Batch, Evaluation, StepReport, Trainer, TrainerConfig, evaluate_logits};

@@ -57,7 +57,8 @@ pub(crate) fn outcomes_apart(divergence: Divergence, log_p: &[f64], log_q: &[f64
                 times(p, log_p - (lambda * p + (1.0 - lambda) * q).ln())
             }
             Divergence::TotalVariation => 0.5 * (p - q).abs(),
-            Divergence::LogitMse => panic!("not a function of probabilities"),
+            // Not a function of probabilities.
+            Divergence::LogitMse => f64::NAN,
         }
     };
     log_p.iter().zip(log_q).map(term).sum()
