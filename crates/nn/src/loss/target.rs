@@ -6,7 +6,9 @@ use crate::error::LossError;
 /// logits passed for log-probabilities are noticed.
 const MASS_TOLERANCE: f64 = 0.05;
 
-/// A teacher's labels for all rows of a batch, row-major, at the temperature of the loss.
+/// A teacher's labels for all rows of a batch, row-major, at the temperature of the loss. A row's
+/// probabilities need to sum to 1 only within 5 %, as half precision leaves them: the loss scales
+/// them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SoftTarget {
     /// log p_T, [rows, V].

@@ -40,6 +40,11 @@ proptest! {
         // A client that rebuilds logits from hidden states gets the very same ones.
         let head: Head = teacher.head();
         prop_assert_eq!(bits(&head.logits(&together.hidden).unwrap()), bits(&together.logits));
+        let packed = head.pack().unwrap();
+        for _ in 0..2 {
+            let rebuilt = packed.logits(&together.hidden).unwrap();
+            prop_assert_eq!(bits(&rebuilt), bits(&together.logits));
+        }
     }
 }
 

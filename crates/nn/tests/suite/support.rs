@@ -84,12 +84,27 @@ pub(crate) fn log_softmax(logits: &[f64], classes: usize, temperature: f64) -> V
     logits.chunks_exact(classes).flat_map(row).collect()
 }
 
-/// Top-k labels of rows of log-probabilities; ids in order of class to be different from sorted.
+/// Top-k labels of rows of log-probabilities.
 pub(crate) fn top_k(log_p: &[f64], classes: usize, k: usize) -> SoftTarget {
+    known(log_p, classes, k, |a, b| b.total_cmp(&a))
+}
+
+/// Labels of the `k` least probable classes of each row, as a client may name any: nearly all mass
+/// is in the tail.
+pub(crate) fn bottom_k(log_p: &[f64], classes: usize, k: usize) -> SoftTarget {
+    known(log_p, classes, k, |a, b| a.total_cmp(&b))
+}
+
+fn known(
+    log_p: &[f64],
+    classes: usize,
+    k: usize,
+    compare: fn(f64, f64) -> std::cmp::Ordering,
+) -> SoftTarget {
     let (mut ids, mut known, mut tails) = (vec![], vec![], vec![]);
     for row in log_p.chunks_exact(classes) {
         let mut order: Vec<usize> = (0..classes).collect();
-        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+        order.sort_by(|&a, &b| compare(row[a], row[b]));
         ids.extend(order[..k].iter().map(|&id| id as u32));
         known.extend(order[..k].iter().map(|&id| row[id] as f32));
         tails.push(order[k..].iter().map(|&id| row[id].exp()).sum::<f64>().ln() as f32);
