@@ -32,6 +32,18 @@ pub enum ModelError {
         /// Comma-separated names.
         supported: String,
     },
+    /// A field of a configuration file outside its range.
+    #[error("{}: {field} is {value}; expected {expected}", path.display())]
+    ConfigFile {
+        /// The file.
+        path: PathBuf,
+        /// Name of the field.
+        field: String,
+        /// What it holds.
+        value: String,
+        /// What it may hold.
+        expected: String,
+    },
     /// A field outside its range.
     #[error("{field} is {value}; expected {expected}")]
     Config {
@@ -57,6 +69,14 @@ pub enum ModelError {
     MissingTensor {
         /// The file.
         path: PathBuf,
+        /// Name of the tensor.
+        tensor: String,
+        /// Its shape according to the configuration.
+        expected: Vec<usize>,
+    },
+    /// A layer without its weight or bias, or with one of another shape.
+    #[error("tensor {tensor} does not fit the model; expected shape {expected:?}")]
+    Layer {
         /// Name of the tensor.
         tensor: String,
         /// Its shape according to the configuration.
@@ -134,6 +154,16 @@ pub enum ModelError {
         /// Number of classes.
         classes: usize,
     },
+    /// A feature that is NaN or infinite, or becomes so by normalisation.
+    #[error("feature {feature} of row {row} is {value} once normalised; expected a finite number")]
+    NonFiniteInput {
+        /// The row.
+        row: usize,
+        /// Which of its features.
+        feature: usize,
+        /// What the model would see.
+        value: f32,
+    },
     /// The model answered with NaN or infinity.
     #[error("the logits of row {row} are not finite")]
     NonFiniteLogits {
@@ -204,7 +234,8 @@ pub enum LossError {
     Tensor(#[from] candle_core::Error),
 }
 
-/// A training step that was not taken. The weights are as they were before it.
+/// A training step that failed. But for [`Self::NonFiniteUpdate`] it was not taken: the weights are
+/// as they were before it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
@@ -229,6 +260,17 @@ pub enum TrainError {
         step: u64,
         /// The norm.
         value: f64,
+    },
+    /// The update overflowed: the trainer can only go on from a saved state.
+    #[error(
+        "step {step}: the update left NaN or infinity in {parameter} or in what the optimizer \
+         remembers of it; go on from a saved state, with a smaller learning rate"
+    )]
+    NonFiniteUpdate {
+        /// Steps done before this one.
+        step: u64,
+        /// Name of the first such parameter.
+        parameter: String,
     },
     /// The graph from a variable to the loss is cut.
     #[error("variable {parameter} received no gradient")]

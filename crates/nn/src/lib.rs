@@ -39,7 +39,7 @@ pub mod trainer;
 
 pub use error::{LossError, ModelError, StateError, TrainError};
 pub use loss::{Divergence, LossConfig, SoftTarget, TopKForm};
-pub use model::{Activation, Classifier, Head, Inference, MlpConfig, ModelConfig};
+pub use model::{Activation, Classifier, Head, Inference, MlpConfig, ModelConfig, PackedHead};
 pub use optim::{OptimizerConfig, ScheduleConfig, ScheduleKind};
 pub use rng::Philox;
-pub use trainer::{Batch, Evaluation, StepReport, Trainer, TrainerConfig};
+pub use trainer::{Batch, Evaluation, StepReport, Trainer, TrainerConfig, evaluate_logits};

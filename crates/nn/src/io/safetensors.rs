@@ -37,12 +37,29 @@ pub fn tensor_bytes(tensors: &Tensors) -> Result<Vec<u8>, ModelError> {
     safetensors::serialize(views, Some(metadata)).map_err(|e| encode(e.to_string()))
 }
 
+/// Checks that every value is finite; `path` only names the file.
+pub(crate) fn check_finite(path: &Path, tensors: &Tensors) -> Result<(), ModelError> {
+    for (name, (_, values)) in tensors {
+        if let Some(index) = values.iter().position(|x| !x.is_finite()) {
+            return Err(ModelError::NonFiniteWeight {
+                path: path.to_owned(),
+                tensor: name.clone(),
+                index,
+                value: values[index],
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Writes [`tensor_bytes`] to `path`, all or nothing.
 ///
 /// # Errors
 ///
-/// As [`tensor_bytes`] and [`write_atomic`].
+/// [`ModelError::NonFiniteWeight`], as [`read_tensors`] would refuse the file, and as
+/// [`tensor_bytes`] and [`write_atomic`].
 pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), ModelError> {
+    check_finite(path, tensors)?;
     write_atomic(path, &tensor_bytes(tensors)?)
 }
 
@@ -62,7 +79,7 @@ pub fn read_tensors(
 }
 
 /// [`read_tensors`] on the bytes of a file; `path` only names it.
-fn parse_tensors(
+pub(crate) fn parse_tensors(
     path: &Path,
     bytes: &[u8],
     expected: &BTreeMap<String, Vec<usize>>,
@@ -102,16 +119,9 @@ fn parse_tensors(
             found: view.dtype().to_string(),
             expected: "F32, F16 or BF16".to_owned(),
         })?;
-        if let Some(index) = values.iter().position(|x| !x.is_finite()) {
-            return Err(ModelError::NonFiniteWeight {
-                path: path.to_owned(),
-                tensor: name.clone(),
-                index,
-                value: values[index],
-            });
-        }
         tensors.insert(name.clone(), (shape.clone(), values));
     }
+    check_finite(path, &tensors)?;
     Ok(tensors)
 }
 
@@ -156,6 +166,19 @@ mod tests {
         write_tensors(&path, &example()).unwrap();
         assert_eq!(read_tensors(&path, &shapes(&example())).unwrap(), example());
         assert_eq!(std::fs::read(&path).unwrap(), tensor_bytes(&example()).unwrap());
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        for bad in [f32::NAN, f32::NEG_INFINITY] {
+            let mut tensors = example();
+            tensors.get_mut("a").unwrap().1[3] = bad;
+            let error = write_tensors(&path, &tensors).unwrap_err().to_string();
+            assert!(error.contains(&format!("tensor a holds {bad} at element 3")), "{error}");
+            assert!(!path.exists());
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(crate) struct Matrix<'a, T> {
 impl<'a, T> Matrix<'a, T> {
     /// A row-major matrix that fills `data`.
     pub(crate) fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
-        assert_eq!(data.len(), rows * columns, "a {rows} x {columns} matrix");
+        assert_eq!(Some(data.len()), rows.checked_mul(columns), "a {rows} x {columns} matrix");
         Self { data, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
@@ -45,7 +45,7 @@ pub(crate) fn matmul<T: Real>(
 ) {
     let (m, n, k) = (lhs.rows, rhs.columns, lhs.columns);
     assert_eq!(rhs.rows, k, "inner dimensions");
-    assert_eq!(out.len(), m * n, "a {m} x {n} product");
+    assert_eq!(Some(out.len()), m.checked_mul(n), "a {m} x {n} product");
     let parallelism = match rayon::current_num_threads() {
         1 => Parallelism::None,
         threads => Parallelism::Rayon(threads),
@@ -84,6 +84,20 @@ pub(crate) fn matmul<T: Real>(
 mod tests {
     use super::*;
     use crate::rng::Philox;
+
+    /// 2^63 x 2 elements are 0 in 64 bits, and an empty slice must not pass for them.
+    #[test]
+    #[should_panic(expected = "a 9223372036854775808 x 2 matrix")]
+    fn sizes_beyond_the_address_space_do_not_fit() {
+        Matrix::<f32>::new(&[], 1 << 63, 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "a 9223372036854775808 x 2 product")]
+    fn products_beyond_the_address_space_do_not_fit() {
+        let (a, b) = (Matrix::<f32>::new(&[], 1 << 63, 0), Matrix::new(&[], 0, 2));
+        matmul(&mut [], false, a, b);
+    }
 
     #[test]
     fn equals_the_definition_for_plain_and_transposed_operands() {

@@ -110,8 +110,10 @@ impl Share<'_> {
                 for (row, sums) in (first..rows_out.min(first + ROWS)).zip(&sums) {
                     let out = &mut self.out[row * outputs + start..][..width];
                     for (out, &sum) in out.iter_mut().zip(sums) {
-                        // Not `max`: NaN must stay NaN.
-                        *out = if self.relu && sum < 0.0 { 0.0 } else { sum };
+                        // Not `max`: NaN must stay NaN. An overflow to minus infinity stays too,
+                        // or the layers after it would answer as if it were a 0.
+                        let clear = self.relu && sum < 0.0 && sum > f32::NEG_INFINITY;
+                        *out = if clear { 0.0 } else { sum };
                     }
                 }
             }
@@ -183,8 +185,10 @@ mod tests {
     }
 
     #[test]
-    fn nan_is_not_swallowed_by_relu() {
+    fn nothing_that_is_not_finite_is_swallowed_by_relu() {
         let layer = PackedLinear::new(&[1.0], None, 1, 1);
-        assert!(layer.apply(&[f32::NAN], true)[0].is_nan());
+        let found = layer.apply(&[f32::NAN, f32::NEG_INFINITY, -1.0, f32::INFINITY], true);
+        assert!(found[0].is_nan());
+        assert_eq!(found[1..], [f32::NEG_INFINITY, 0.0, f32::INFINITY]);
     }
 }

@@ -5,6 +5,7 @@ use candle_core::WithDType;
 /// f32, which models train in, or f64, which gradients are checked in.
 pub(crate) trait Real: WithDType + Default + std::ops::Neg<Output = Self> {
     fn sqrt(self) -> Self;
+    fn is_finite(self) -> bool;
 }
 
 impl Real for f32 {
@@ -12,11 +13,21 @@ impl Real for f32 {
     fn sqrt(self) -> Self {
         f32::sqrt(self)
     }
+
+    #[inline(always)]
+    fn is_finite(self) -> bool {
+        f32::is_finite(self)
+    }
 }
 
 impl Real for f64 {
     #[inline(always)]
     fn sqrt(self) -> Self {
         f64::sqrt(self)
+    }
+
+    #[inline(always)]
+    fn is_finite(self) -> bool {
+        f64::is_finite(self)
     }
 }

@@ -84,8 +84,10 @@ impl Fused {
         (0..rows).for_each(|_| out.extend_from_slice(bias));
         matmul(&mut out, true, Matrix::new(x, rows, inputs), Matrix::new(w, outputs, inputs).t());
         if self.relu {
-            // Not `max`: NaN must stay NaN, for the loss to notice.
-            out.iter_mut().for_each(|y| *y = if *y < T::zero() { T::zero() } else { *y });
+            // Not `max`: NaN must stay NaN, and minus infinity too, for the loss to notice.
+            let least = T::from_f64(f64::NEG_INFINITY);
+            let clear = |y: T| y < T::zero() && y > least;
+            out.iter_mut().for_each(|y| *y = if clear(*y) { T::zero() } else { *y });
         }
         Ok((out, (rows, outputs).into()))
     }
@@ -290,11 +292,16 @@ mod tests {
     }
 
     #[test]
-    fn relu_keeps_nan() {
+    fn relu_keeps_what_is_not_finite() {
         let layer = Linear::new("l", 1, 3, &mut Philox::new(14, 0)).unwrap();
         let x = Tensor::new(&[[f32::NAN]], &Device::Cpu).unwrap();
         let y = layer.forward(&x, true).unwrap().to_vec2::<f32>().unwrap();
         assert!(y[0].iter().all(|y| y.is_nan()));
+        for x in [f32::INFINITY, f32::NEG_INFINITY] {
+            let x = Tensor::new(&[[x]], &Device::Cpu).unwrap();
+            let y = layer.forward(&x, true).unwrap().to_vec2::<f32>().unwrap();
+            assert!(y[0].iter().all(|y| y.is_infinite()), "{y:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::config::LossConfig;
+use super::outcomes::soften;
 use super::target::{RowTarget, SoftTarget};
 use super::{ce, dense, sampled, top_k};
 use crate::error::LossError;
@@ -30,6 +31,10 @@ pub(super) fn evaluate<T: Real>(
     config: &LossConfig,
 ) -> Result<(LossParts, Vec<T>), LossError> {
     config.validate()?;
+    if rows == 0 || classes == 0 {
+        let expected = rows.max(1).saturating_mul(classes.max(1));
+        return Err(LossError::Size { field: "logits", found: logits.len(), expected });
+    }
     let alpha = config.alpha;
     for (missing, needed) in
         [("hard", alpha < 1.0 && hard.is_none()), ("soft", alpha > 0.0 && soft.is_none())]
@@ -117,18 +122,18 @@ fn distill(
     config: &LossConfig,
 ) -> Result<(f64, Vec<f64>), LossError> {
     let (t, kind) = (config.temperature, config.divergence);
-    let u: Vec<f64> = z.iter().map(|z| z / t).collect();
+    let u = soften(z, t);
     let mut grad = vec![0.0; u.len()];
     let value = match target {
         RowTarget::LogProbabilities(labels) => {
-            let log_p: Vec<f64> = labels.iter().map(|&x| f64::from(x)).collect();
-            dense::against_log_probabilities(row, kind, &u, &log_p, &mut grad)
+            let log_p = labels.iter().map(|&x| f64::from(x)).collect();
+            dense::against_log_probabilities(row, kind, &u, log_p, &mut grad)
         }
         RowTarget::Probabilities(labels) => {
-            let log_p: Vec<f64> = labels.iter().map(|&x| f64::from(x).ln()).collect();
-            dense::against_log_probabilities(row, kind, &u, &log_p, &mut grad)
+            let log_p = labels.iter().map(|&x| f64::from(x).ln()).collect();
+            dense::against_log_probabilities(row, kind, &u, log_p, &mut grad)
         }
-        RowTarget::Logits(labels) => dense::against_logits(row, kind, t, &u, labels, &mut grad),
+        RowTarget::Logits(labels) => dense::against_logits(row, kind, t, z, labels, &mut grad),
         RowTarget::TopK { ids, log_probabilities, log_tail_mass } => {
             let known = top_k::Known { ids, log_probabilities, log_tail_mass };
             top_k::against(row, kind, config.top_k_form, &u, known, &mut grad)

@@ -3,7 +3,7 @@
 use super::outcomes::log_softmax;
 
 /// -log q\[label\] of one row of logits (T = 1), and its derivative by each logit.
-pub(super) fn hard(logits: &[f64], label: usize) -> (f64, Vec<f64>) {
+pub(crate) fn hard(logits: &[f64], label: usize) -> (f64, Vec<f64>) {
     let log_q = log_softmax(logits);
     let mut grad: Vec<f64> = log_q.iter().map(|log_q| log_q.exp()).collect();
     grad[label] -= 1.0;

@@ -15,9 +15,9 @@ use crate::kernel::{real::Real, storage};
 ///
 /// # Errors
 ///
-/// A [`LossError`] for a configuration out of range, labels that are missing, of the wrong size or
-/// no labels at all, or a divergence that the labels' encoding has no meaning for. Non-finite
-/// logits are no error here: they give a non-finite loss.
+/// A [`LossError`] for a configuration out of range, logits without rows or classes, labels that
+/// are missing, of the wrong size or no labels at all, or a divergence that the labels' encoding
+/// has no meaning for. Non-finite logits are no error here: they give a non-finite loss.
 pub fn loss(
     logits: &Tensor,
     hard: Option<&[u32]>,

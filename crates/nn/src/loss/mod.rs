@@ -33,6 +33,7 @@ mod top_k;
 mod tv;
 
 pub use batch::LossParts;
+pub(crate) use ce::hard as hard_cross_entropy;
 pub use config::{Divergence, LossConfig, TopKForm};
 pub use graph::loss;
 pub use target::SoftTarget;

@@ -20,10 +20,24 @@ pub(super) fn log_add_exp(a: f64, b: f64) -> f64 {
     if low == f64::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() }
 }
 
+/// The maximum, and log sum exp of what lies below it: apart, because the second vanishes in the
+/// rounding of a large first.
+pub(super) fn max_and_log_sum(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+    let max = values.clone().fold(f64::NEG_INFINITY, |max, x| if x > max { x } else { max });
+    (max, values.map(|x| (x - max).exp()).sum::<f64>().ln())
+}
+
+/// Logits over `temperature`, shifted so that the largest is 0: softmax does not see the shift,
+/// and the difference of two logits is not lost where their quotients are huge.
+pub(super) fn soften(logits: &[f64], temperature: f64) -> Vec<f64> {
+    let (max, _) = max_and_log_sum(logits.iter().copied());
+    logits.iter().map(|z| (z - max) / temperature).collect()
+}
+
 /// log softmax.
 pub(super) fn log_softmax(logits: &[f64]) -> Vec<f64> {
-    let norm = log_sum_exp(logits.iter().copied());
-    logits.iter().map(|z| z - norm).collect()
+    let (max, log_sum) = max_and_log_sum(logits.iter().copied());
+    logits.iter().map(|z| (z - max) - log_sum).collect()
 }
 
 /// D(p, q) from the logarithms of both, and in `grad` its derivative by each log q, where a
@@ -77,6 +91,15 @@ mod tests {
         assert!(of(&[f64::NAN, 0.0]).is_nan() && of(&[f64::NAN]).is_nan());
         assert!((log_add_exp(0.3, -0.2) - of(&[0.3, -0.2])).abs() < 1e-15);
         assert_eq!(log_add_exp(f64::NEG_INFINITY, 1.0), 1.0);
+    }
+
+    #[test]
+    fn ties_far_from_zero_stay_ties() {
+        for z in [-1e17, 1e4, 1e17] {
+            assert!(log_softmax(&[z; 4]).iter().all(|x| *x == -(4f64.ln())));
+        }
+        assert_eq!(soften(&[3.0, 1.0, 3.0], 0.5), [0.0, -4.0, 0.0]);
+        assert!(log_softmax(&[f64::INFINITY, 0.0])[0].is_nan());
     }
 
     /// Over two classes q = (s, 1 - s) with s the logistic function of z1 - z2.

@@ -1,8 +1,8 @@
 //! One row against log-probabilities of k classes and the mass of the rest.
 
 use super::config::{Divergence, TopKForm};
-use super::outcomes::{divergence, log_softmax, log_sum_exp, through_softmax};
-use super::target::{check_ids, check_mass};
+use super::outcomes::{divergence, log_softmax, log_sum_exp, max_and_log_sum, through_softmax};
+use super::target::{check_ids, normalize};
 use crate::error::LossError;
 
 /// What is known of one row's teacher.
@@ -25,34 +25,39 @@ pub(super) fn against(
     check_ids(row, known.ids, u.len())?;
     let mut log_p: Vec<f64> = known.log_probabilities.iter().map(|&x| f64::from(x)).collect();
     log_p.push(f64::from(known.log_tail_mass));
-    check_mass(row, &log_p)?;
+    normalize(row, &mut log_p)?;
+    if known.ids.len() == u.len() {
+        // No class is left for a tail, so the ids must hold all the mass.
+        log_p.pop();
+        normalize(row, &mut log_p)?;
+    }
     match form {
         TopKForm::TailBucket => Ok(with_tail(kind, u, known.ids, &log_p, grad)),
         TopKForm::Renormalized => {
-            log_p.pop();
+            log_p.truncate(known.ids.len());
             renormalized(row, kind, u, known.ids, &log_p, grad)
         }
     }
 }
 
-/// Over k + 1 outcomes; `log_p` ends with the tail. Where k = V there is no tail on either side.
+/// Over k + 1 outcomes, `log_p` ending with the tail; over k where k = V.
 fn with_tail(kind: Divergence, u: &[f64], ids: &[u32], log_p: &[f64], grad: &mut [f64]) -> f64 {
     let k = ids.len();
-    let outcomes = if k < u.len() { k + 1 } else { k };
+    let outcomes = log_p.len();
     let log_q = log_softmax(u);
     let mut outcome_of = vec![k; u.len()];
     for (outcome, &id) in ids.iter().enumerate() {
         outcome_of[id as usize] = outcome;
     }
     let others = log_q.iter().zip(&outcome_of).filter(|(_, outcome)| **outcome == k);
-    let log_q_tail = log_sum_exp(others.map(|(log_q, _)| *log_q));
+    let (largest, log_sum) = max_and_log_sum(others.map(|(log_q, _)| *log_q));
     let mut student: Vec<f64> = ids.iter().map(|&id| log_q[id as usize]).collect();
-    student.push(log_q_tail);
+    student.push(largest + log_sum);
     let mut by_outcome = vec![0.0; outcomes];
-    let value = divergence(kind, &log_p[..outcomes], &student[..outcomes], &mut by_outcome);
+    let value = divergence(kind, log_p, &student[..outcomes], &mut by_outcome);
     // log q_tail moves with a class in it by that class's share of the tail.
     for ((grad, log_q), &outcome) in grad.iter_mut().zip(&log_q).zip(&outcome_of) {
-        let share = if outcome == k { (log_q - log_q_tail).exp() } else { 1.0 };
+        let share = if outcome == k { ((log_q - largest) - log_sum).exp() } else { 1.0 };
         *grad = by_outcome[outcome] * share;
     }
     through_softmax(grad, &log_q);

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::WEIGHTS_FILE;
 use super::config::ModelConfig;
 use super::fingerprint::fingerprint;
-use super::frozen::FrozenMlp;
+use super::frozen::{FrozenMlp, values};
 use super::head::Head;
 use crate::error::ModelError;
 use crate::io::read_tensors;
@@ -46,18 +46,17 @@ impl Classifier {
         let tensors = read_tensors(&dir.join(WEIGHTS_FILE), &config.tensors())?;
         let ModelConfig::Mlp(mlp) = &config;
         let last = mlp.hidden_sizes.len();
-        let values = |kind: &str| {
-            let tensor = tensors.get(&format!("layers.{last}.{kind}"));
-            tensor.map(|(_, values)| values.clone())
-        };
+        let (classes, hidden_size) = (config.classes(), config.hidden_size());
+        let weight = format!("layers.{last}.weight");
+        let bias = values(&tensors, &format!("layers.{last}.bias"), &[classes])?;
         let head = Head {
-            weight: values("weight").unwrap_or_default(),
-            bias: values("bias"),
-            classes: config.classes(),
-            hidden_size: config.hidden_size(),
+            weight: values(&tensors, &weight, &[classes, hidden_size])?.to_vec(),
+            bias: Some(bias.to_vec()),
+            classes,
+            hidden_size,
         };
         Ok(Self {
-            network: FrozenMlp::new(mlp, &tensors),
+            network: FrozenMlp::new(mlp, &tensors)?,
             head,
             parameters: tensors.values().map(|(_, values)| values.len()).sum(),
             fingerprint: fingerprint(&config, &tensors),
@@ -102,7 +101,8 @@ impl Classifier {
     }
 
     /// Logits and hidden states of `input` [rows, input_width], rescaled where it was u8.
-    /// Non-finite features give non-finite results in their own row and nowhere else.
+    /// Features that are not finite once normalised, or so large that a sum overflows, make logits
+    /// and hidden state of their own row NaN, and touch no other row.
     ///
     /// # Errors
     ///

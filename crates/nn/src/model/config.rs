@@ -170,7 +170,7 @@ impl ModelConfig {
     /// # Errors
     ///
     /// [`ModelError::Io`], [`ModelError::Json`], [`ModelError::UnknownModelType`] or
-    /// [`ModelError::Config`].
+    /// [`ModelError::ConfigFile`].
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join(CONFIG_FILE);
         let text = std::fs::read_to_string(&path)
@@ -184,7 +184,12 @@ impl ModelConfig {
             return Err(ModelError::UnknownModelType { path, found, supported });
         }
         let config: Self = serde_json::from_value(value).map_err(json)?;
-        config.validate()?;
+        config.validate().map_err(|error| match error {
+            ModelError::Config { field, value, expected } => {
+                ModelError::ConfigFile { path, field, value, expected }
+            }
+            other => other,
+        })?;
         Ok(config)
     }
 
@@ -319,6 +324,7 @@ mod tests {
         ];
         for (text, words) in cases {
             let error = load(text).unwrap_err();
+            assert!(error.contains(CONFIG_FILE), "{error}");
             for word in words {
                 assert!(error.contains(word), "{error} lacks {word}");
             }

@@ -14,17 +14,26 @@ pub(crate) struct FrozenMlp {
 }
 
 impl FrozenMlp {
-    /// Packs the tensors that `config` asks for; their shapes must have been checked.
-    pub(crate) fn new(config: &MlpConfig, tensors: &Tensors) -> Self {
-        let values = |name: String| tensors.get(&name).map(|(_, values)| values.as_slice());
-        let layers = config.layer_sizes().enumerate().filter_map(|(i, (inputs, outputs))| {
-            let weight = values(format!("layers.{i}.weight"))?;
-            Some(PackedLinear::new(weight, values(format!("layers.{i}.bias")), outputs, inputs))
-        });
-        Self { config: config.clone(), layers: layers.collect() }
+    /// Packs the tensors that `config` asks for.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Layer`] for the first one that is missing or of another shape.
+    pub(crate) fn new(config: &MlpConfig, tensors: &Tensors) -> Result<Self, ModelError> {
+        let pack = |(i, (inputs, outputs))| {
+            let weight = values(tensors, &format!("layers.{i}.weight"), &[outputs, inputs])?;
+            let bias = values(tensors, &format!("layers.{i}.bias"), &[outputs])?;
+            Ok(PackedLinear::new(weight, Some(bias), outputs, inputs))
+        };
+        let layers =
+            config.layer_sizes().enumerate().map(pack).collect::<Result<_, ModelError>>()?;
+        Ok(Self { config: config.clone(), layers })
     }
 
-    /// Logits and hidden states of `rows` rows.
+    /// Logits and hidden states of `rows` rows. A row whose logits are not all finite is NaN
+    /// throughout. That takes in every row whose features are not finite once normalised, and every
+    /// row that overflows in a hidden layer: each element of a layer's output has all of its input
+    /// as terms, and what is not finite passes the ReLU.
     pub(crate) fn infer(&self, input: &[f32], rows: usize) -> Result<Inference, ModelError> {
         let width = self.config.input_size;
         if rows.checked_mul(width) != Some(input.len()) {
@@ -40,6 +49,63 @@ impl FrozenMlp {
                 logits = layer.apply(&hidden, false);
             }
         }
+        let (classes, width) = (self.config.num_labels, hidden.len() / rows.max(1));
+        for (row, logits) in logits.chunks_exact_mut(classes).enumerate() {
+            if logits.iter().any(|z| !z.is_finite()) {
+                logits.fill(f32::NAN);
+                hidden[row * width..][..width].fill(f32::NAN);
+            }
+        }
         Ok(Inference { logits, hidden })
+    }
+}
+
+/// The elements of a tensor of that name and shape.
+pub(super) fn values<'a>(
+    tensors: &'a Tensors,
+    name: &str,
+    expected: &[usize],
+) -> Result<&'a [f32], ModelError> {
+    match tensors.get(name) {
+        Some((shape, values))
+            if shape == expected && values.len() == expected.iter().product::<usize>() =>
+        {
+            Ok(values)
+        }
+        _ => Err(ModelError::Layer { tensor: name.to_owned(), expected: expected.to_vec() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_lacks_a_tensor_is_an_error() {
+        let config = MlpConfig::new(3, vec![4], 2);
+        let whole: Tensors = config
+            .tensors()
+            .into_iter()
+            .map(|(name, shape)| {
+                let count = shape.iter().product();
+                (name, (shape, vec![0.5; count]))
+            })
+            .collect();
+        assert!(FrozenMlp::new(&config, &whole).is_ok());
+        for (name, (shape, _)) in &whole {
+            let mut missing = whole.clone();
+            missing.remove(name);
+            let mut short = whole.clone();
+            short.insert(name.clone(), (shape.clone(), vec![0.5]));
+            let mut misshapen = whole.clone();
+            misshapen.insert(name.clone(), (vec![1], vec![0.5]));
+            for tensors in [missing, short, misshapen] {
+                let error = FrozenMlp::new(&config, &tensors).unwrap_err().to_string();
+                assert_eq!(
+                    error,
+                    format!("tensor {name} does not fit the model; expected shape {shape:?}")
+                );
+            }
+        }
     }
 }

@@ -17,16 +17,12 @@ pub struct Head {
 }
 
 impl Head {
-    /// [rows, hidden_size] to [rows, classes]. From f32 hidden states of a classifier these are
-    /// its logits bit for bit: both compute every element in the same order.
+    /// Arranges the weights for repeated use, which takes about as long as the logits of a few rows.
     ///
     /// # Errors
     ///
-    /// [`ModelError::Size`] if the weight, the bias or `hidden` is not as long as the sizes say.
-    pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>, ModelError> {
-        let check = |field, found: usize, fits: bool, expected: String| {
-            if fits { Ok(()) } else { Err(ModelError::Size { field, found, expected }) }
-        };
+    /// [`ModelError::Size`] if the weight or the bias is not as long as the sizes say.
+    pub fn pack(&self) -> Result<PackedHead, ModelError> {
         let (v, d) = (self.classes, self.hidden_size);
         let weights = self.weight.len();
         let fits = v > 0 && d > 0 && v.checked_mul(d) == Some(weights);
@@ -34,10 +30,49 @@ impl Head {
         if let Some(bias) = &self.bias {
             check("head bias", bias.len(), bias.len() == v, v.to_string())?;
         }
-        let found = hidden.len();
-        check("hidden", found, found.is_multiple_of(d), format!("a multiple of {d}"))?;
-        Ok(PackedLinear::new(&self.weight, self.bias.as_deref(), v, d).apply(hidden, false))
+        let layer = PackedLinear::new(&self.weight, self.bias.as_deref(), v, d);
+        Ok(PackedHead { layer, hidden_size: d })
     }
+
+    /// [`PackedHead::logits`] of a head that is packed for this one call.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Size`] if the weight, the bias or `hidden` is not as long as the sizes say.
+    pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>, ModelError> {
+        self.pack()?.logits(hidden)
+    }
+}
+
+/// A [`Head`] whose weights are arranged once, for any number of batches.
+#[derive(Clone, Debug)]
+pub struct PackedHead {
+    layer: PackedLinear,
+    /// d.
+    hidden_size: usize,
+}
+
+impl PackedHead {
+    /// [rows, hidden_size] to [rows, classes]. From f32 hidden states of a classifier these are
+    /// its logits bit for bit: both compute every element in the same order.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Size`] if `hidden` does not hold whole rows.
+    pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>, ModelError> {
+        let (found, d) = (hidden.len(), self.hidden_size);
+        check("hidden", found, found.is_multiple_of(d), format!("a multiple of {d}"))?;
+        Ok(self.layer.apply(hidden, false))
+    }
+}
+
+fn check(
+    field: &'static str,
+    found: usize,
+    fits: bool,
+    expected: String,
+) -> Result<(), ModelError> {
+    if fits { Ok(()) } else { Err(ModelError::Size { field, found, expected }) }
 }
 
 #[cfg(test)]
@@ -54,6 +89,12 @@ mod tests {
         };
         assert_eq!(head.logits(&[1.0, 1.0, 0.0, 2.0]).unwrap(), [3.5, 7.0, 10.5, 4.5, 8.0, 11.5]);
         assert_eq!(head.logits(&[]).unwrap(), [0.0; 0]);
+        let packed = head.pack().unwrap();
+        for hidden in [&[1.0, 1.0, 0.0, 2.0][..], &[-0.3, 7.5], &[]] {
+            assert_eq!(packed.logits(hidden).unwrap(), head.logits(hidden).unwrap());
+        }
+        let error = packed.logits(&[0.0; 3]).unwrap_err().to_string();
+        assert_eq!(error, "hidden has 3 elements; expected a multiple of 2");
     }
 
     #[test]

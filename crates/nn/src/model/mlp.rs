@@ -43,7 +43,7 @@ impl Mlp {
     ///
     /// # Errors
     ///
-    /// If `input` does not hold `rows` rows.
+    /// If `input` does not hold `rows` rows, or a feature is not finite once it is normalised.
     pub fn forward(
         &self,
         input: &[f32],
@@ -51,6 +51,10 @@ impl Mlp {
         rng: &mut Philox,
     ) -> Result<Tensor, ModelError> {
         let input = self.config.normalize(input);
+        if let Some(i) = input.iter().position(|x| !x.is_finite()) {
+            let (row, feature) = (i / self.config.input_size, i % self.config.input_size);
+            return Err(ModelError::NonFiniteInput { row, feature, value: input[i] });
+        }
         let mut x = Tensor::from_vec(input, (rows, self.config.input_size), &Device::Cpu)?;
         x = dropout(&x, self.config.input_dropout, rng)?;
         let last = self.layers.len() - 1;

@@ -15,7 +15,7 @@ mod mlp;
 pub use classifier::{Classifier, Inference};
 pub use config::{Activation, MlpConfig, ModelConfig};
 pub(crate) use frozen::FrozenMlp;
-pub use head::Head;
+pub use head::{Head, PackedHead};
 pub use mlp::Mlp;
 
 /// File with the [`ModelConfig`] in a model's directory.

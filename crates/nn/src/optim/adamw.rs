@@ -20,29 +20,37 @@ pub(super) struct AdamWStep {
 }
 
 impl AdamWStep {
-    /// One step in place, in the order of operations of `torch.optim.AdamW`.
+    /// One step in place, in the order of operations of `torch.optim.AdamW`. Returns whether all
+    /// that it wrote is finite.
     pub(super) fn apply<T: Real>(
         self,
         values: &mut [T],
         grad: &[T],
         mean: &mut [T],
         mean_square: &mut [T],
-    ) {
+    ) -> bool {
         values
             .par_chunks_mut(PIECE)
             .zip(grad.par_chunks(PIECE))
             .zip(mean.par_chunks_mut(PIECE))
             .zip(mean_square.par_chunks_mut(PIECE))
-            .for_each(|(((values, grad), mean), mean_square)| {
+            .map(|(((values, grad), mean), mean_square)| {
                 pulp::Arch::new().dispatch(
                     #[inline(always)]
                     || self.piece(values, grad, mean, mean_square),
-                );
-            });
+                )
+            })
+            .reduce(|| true, |a, b| a & b)
     }
 
     #[inline(always)]
-    fn piece<T: Real>(self, values: &mut [T], grad: &[T], mean: &mut [T], mean_square: &mut [T]) {
+    fn piece<T: Real>(
+        self,
+        values: &mut [T],
+        grad: &[T],
+        mean: &mut [T],
+        mean_square: &mut [T],
+    ) -> bool {
         let step = self.step as f64;
         let correction = 1.0 - self.beta1.powf(step);
         let root_correction = (1.0 - self.beta2.powf(step)).sqrt();
@@ -54,12 +62,16 @@ impl AdamWStep {
         let weight2 = T::from_f64(1.0 - self.beta2);
         let eps = T::from_f64(self.eps);
         let scale = T::from_f64(self.gradient_scale);
+        let mut finite = true;
         for (((x, &g), m), v) in values.iter_mut().zip(grad).zip(mean).zip(mean_square) {
             let g = g * scale;
             *m += weight1 * (g - *m);
             *v = beta2 * *v + weight2 * g * g;
             *x = *x * keep - step_size * (*m / (v.sqrt() * to_root + eps));
+            // Not `&&`: a branch would keep the loop out of vector registers.
+            finite &= x.is_finite() & m.is_finite() & v.is_finite();
         }
+        finite
     }
 }
 
@@ -89,6 +101,32 @@ mod tests {
                 })
                 .collect()
         });
+    }
+
+    #[test]
+    fn an_overflow_is_told_wherever_it_is() {
+        let step = AdamWStep {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            step: 1,
+            gradient_scale: 1.0,
+        };
+        let n = 2 * PIECE + 3;
+        for at in [0, 17, PIECE, n - 1] {
+            // The square of the gradient, the gradient with the mean, the weight.
+            for (grad, mean, value) in
+                [(1e30f32, 0.0, 0.0), (3e38, -3e38, 0.0), (0.0, 0.0, f32::NAN)]
+            {
+                let (mut x, mut g) = (vec![1.0f32; n], vec![0.5f32; n]);
+                let (mut m, mut v) = (vec![0.0f32; n], vec![0.0f32; n]);
+                assert!(step.apply(&mut x, &g, &mut m, &mut v));
+                (x[at], g[at], m[at]) = (value, grad, mean);
+                assert!(!step.apply(&mut x, &g, &mut m, &mut v), "{at} {grad} {mean} {value}");
+            }
+        }
     }
 
     /// The first step moves every weight by the learning rate against the gradient's sign, after

@@ -65,6 +65,15 @@ impl Default for OptimizerConfig {
     }
 }
 
+/// What [`fits`] accepts, in words.
+pub(crate) const FITS: &str = "above 0 and at most 3.4e38, also as an f32";
+
+/// Whether `x` is finite and above 0 as the f32 that weights are changed with.
+pub(crate) fn fits(x: f64) -> bool {
+    let x = x as f32;
+    x.is_finite() && x > 0.0
+}
+
 impl OptimizerConfig {
     /// Checks every field.
     ///
@@ -81,9 +90,8 @@ impl OptimizerConfig {
         };
         let below_one =
             |field, x: f64| check(field, x, (0.0..1.0).contains(&x), "0 or more and below 1");
-        let decay = |x: f64| {
-            check("weight_decay", x, x.is_finite() && x >= 0.0, "a finite number, 0 or more")
-        };
+        let decay =
+            |x: f64| check("weight_decay", x, x == 0.0 || fits(x), &format!("0, or {FITS}"));
         match *self {
             Self::Sgd { momentum, nesterov, weight_decay } => {
                 below_one("momentum", momentum)?;
@@ -94,7 +102,7 @@ impl OptimizerConfig {
             Self::AdamW { beta1, beta2, eps, weight_decay } => {
                 below_one("beta1", beta1)?;
                 below_one("beta2", beta2)?;
-                check("eps", eps, eps.is_finite() && eps > 0.0, "a finite number above 0")?;
+                check("eps", eps, fits(eps), FITS)?;
                 decay(weight_decay)
             }
         }
@@ -128,8 +136,13 @@ mod tests {
             |momentum, nesterov| OptimizerConfig::Sgd { momentum, nesterov, weight_decay: 0.0 };
         for (config, words) in [
             (adamw(1.0, 1e-8, 0.0), "optimizer.beta1 is 1"),
-            (adamw(0.9, 0.0, 0.0), "optimizer.eps is 0"),
-            (adamw(0.9, 1e-8, -1.0), "optimizer.weight_decay is -1"),
+            (adamw(0.9, 0.0, 0.0), "optimizer.eps is 0; expected above 0 and at most 3.4e38"),
+            // A gradient of 0 over a root of 0 would be NaN.
+            (adamw(0.9, 1e-50, 0.0), "optimizer.eps is 0.00000000000000000000000000000000000"),
+            (adamw(0.9, 1e39, 0.0), "optimizer.eps is 1000000000000000000000000000000000000000;"),
+            (adamw(0.9, 1e-8, -1.0), "optimizer.weight_decay is -1; expected 0, or above 0"),
+            (adamw(0.9, 1e-8, 1e39), "optimizer.weight_decay is 1000000000000000000000000000"),
+            (adamw(0.9, 1e-8, f64::NAN), "optimizer.weight_decay is NaN"),
             (adamw(f64::NAN, 1e-8, 0.0), "optimizer.beta1 is NaN"),
             (sgd(-0.5, false), "optimizer.momentum is -0.5"),
             (sgd(0.0, true), "above 0 for nesterov"),

@@ -33,6 +33,9 @@ pub(super) fn check(
         let mut values = fixtures.start.clone();
         let found = take(&run.constants, fixtures.learning_rate, &mut values, &fixtures.gradients);
         assert_eq!(found.len(), run.values.len());
+        for (found, expected) in found.iter().zip(&run.values) {
+            assert_eq!(found.len(), expected.len());
+        }
         for (found, expected) in found.iter().flatten().zip(run.values.iter().flatten()) {
             assert!((found - expected).abs() < 1e-12, "{:?}: {found} {expected}", run.constants);
         }

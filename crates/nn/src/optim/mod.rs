@@ -11,5 +11,6 @@ mod sgd;
 
 pub(crate) use clip::{clip_scale, global_norm};
 pub use config::OptimizerConfig;
-pub use optimizer::Optimizer;
+pub(crate) use config::{FITS, fits};
+pub(crate) use optimizer::{Optimizer, Update};
 pub use schedule::{ScheduleConfig, ScheduleKind};

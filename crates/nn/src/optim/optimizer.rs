@@ -1,6 +1,7 @@
 //! An optimizer and what it remembers of each parameter.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::adamw::AdamWStep;
 use super::config::OptimizerConfig;
@@ -11,12 +12,24 @@ use crate::layers::{Parameter, lock};
 
 /// Changes parameters in place, by the gradients that their buffers hold.
 #[derive(Clone, Debug)]
-pub struct Optimizer {
+pub(crate) struct Optimizer {
     config: OptimizerConfig,
     /// Steps taken.
     steps: u64,
     /// In the order of the parameters.
     memory: Vec<Memory>,
+}
+
+/// What one step wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Update {
+    /// Finite numbers.
+    Finite,
+    /// NaN or infinity, in this parameter first or in what is remembered of it.
+    NonFinite {
+        /// Its name.
+        parameter: String,
+    },
 }
 
 /// What is remembered of one parameter.
@@ -32,7 +45,7 @@ struct Memory {
 
 impl Optimizer {
     /// An optimizer of these parameters that has taken no step.
-    pub fn new(config: OptimizerConfig, parameters: &[&Parameter]) -> Self {
+    pub(crate) fn new(config: OptimizerConfig, parameters: &[&Parameter]) -> Self {
         let has_second = matches!(config, OptimizerConfig::AdamW { .. });
         let memory = parameters.iter().map(|p| {
             let count = p.shape().iter().product();
@@ -55,13 +68,13 @@ impl Optimizer {
     }
 
     /// Steps taken.
-    pub fn steps(&self) -> u64 {
+    pub(crate) fn steps(&self) -> u64 {
         self.steps
     }
 
     /// A copy of what is remembered: `momentum_buffer.{parameter}`, or `exp_avg.{parameter}` and
     /// `exp_avg_sq.{parameter}`.
-    pub fn state(&self) -> Tensors {
+    pub(crate) fn state(&self) -> Tensors {
         let (first, second) = self.kinds();
         let mut state = Tensors::new();
         for m in &self.memory {
@@ -78,7 +91,7 @@ impl Optimizer {
     }
 
     /// Name and shape of every tensor of [`Self::state`].
-    pub fn state_shapes(&self) -> BTreeMap<String, Vec<usize>> {
+    pub(crate) fn state_shapes(&self) -> BTreeMap<String, Vec<usize>> {
         let (first, second) = self.kinds();
         let kinds: Vec<&str> = std::iter::once(first).chain(second).collect();
         let of = |m: &Memory| {
@@ -88,19 +101,40 @@ impl Optimizer {
         self.memory.iter().flat_map(of).collect()
     }
 
-    /// Goes on from a state that [`Self::state`] gave after `steps` steps, in these shapes.
-    pub fn restore(&mut self, steps: u64, mut state: Tensors) {
+    /// This optimizer after `steps` steps, with a state that [`Self::state`] gave. `path` is where
+    /// that was read from.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::MissingTensor`] or [`ModelError::WrongShape`].
+    pub(crate) fn restored(
+        &self,
+        path: &Path,
+        steps: u64,
+        mut state: Tensors,
+    ) -> Result<Self, ModelError> {
         let (first, second) = self.kinds();
-        self.steps = steps;
-        for m in &mut self.memory {
-            let mut take = |kind: &str| state.remove(&format!("{kind}.{}", m.parameter));
-            if let Some((_, values)) = take(first) {
-                m.first = values;
+        let mut take = |kind: &str, m: &Memory| {
+            let (tensor, expected) = (format!("{kind}.{}", m.parameter), m.shape.clone());
+            let path = path.to_owned();
+            match state.remove(&tensor) {
+                None => Err(ModelError::MissingTensor { path, tensor, expected }),
+                Some((found, values)) if found != expected || values.len() != m.first.len() => {
+                    Err(ModelError::WrongShape { path, tensor, found, expected })
+                }
+                Some((_, values)) => Ok(values),
             }
-            if let Some((_, values)) = second.and_then(take) {
-                m.second = values;
-            }
-        }
+        };
+        let memory = self.memory.iter().map(|m| {
+            Ok(Memory {
+                parameter: m.parameter.clone(),
+                shape: m.shape.clone(),
+                first: take(first, m)?,
+                second: second.map_or(Ok(vec![]), |second| take(second, m))?,
+            })
+        });
+        let memory = memory.collect::<Result<_, ModelError>>()?;
+        Ok(Self { config: self.config, steps, memory })
     }
 
     /// One step at `learning_rate`, by the gradients of the last backward pass times
@@ -114,16 +148,18 @@ impl Optimizer {
         parameters: &[&Parameter],
         learning_rate: f64,
         gradient_scale: f64,
-    ) -> Result<(), ModelError> {
+    ) -> Result<Update, ModelError> {
         self.steps += 1;
+        let mut update = Update::Finite;
         for (parameter, m) in parameters.iter().zip(&mut self.memory) {
             let gradient = lock(parameter.gradient());
             let gradient = gradient.values();
+            let mut finite = true;
             match self.config {
                 OptimizerConfig::Sgd { momentum, nesterov, weight_decay } => {
                     let step =
                         SgdStep { learning_rate, momentum, nesterov, weight_decay, gradient_scale };
-                    parameter.update(|x| step.apply(x, gradient, &mut m.first))?;
+                    parameter.update(|x| finite = step.apply(x, gradient, &mut m.first))?;
                 }
                 OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
                     let step = AdamWStep {
@@ -135,11 +171,15 @@ impl Optimizer {
                         step: self.steps,
                         gradient_scale,
                     };
-                    parameter.update(|x| step.apply(x, gradient, &mut m.first, &mut m.second))?;
+                    let (first, second) = (&mut m.first, &mut m.second);
+                    parameter.update(|x| finite = step.apply(x, gradient, first, second))?;
                 }
             }
+            if !finite && update == Update::Finite {
+                update = Update::NonFinite { parameter: m.parameter.clone() };
+            }
         }
-        Ok(())
+        Ok(update)
     }
 }
 
@@ -160,7 +200,8 @@ mod tests {
                         optimizer = Optimizer::new(config, &[&p]);
                         let shapes = optimizer.state_shapes();
                         assert!(shapes.keys().eq(state.keys()));
-                        optimizer.restore(steps, state);
+                        let path = Path::new("o.safetensors");
+                        optimizer = optimizer.restored(path, steps, state).unwrap();
                     }
                     p.clear_gradient();
                     lock(p.gradient()).add(&[0.1, step as f32, -0.3]);
@@ -169,6 +210,31 @@ mod tests {
                 p.values().unwrap()
             };
             assert_eq!(run(false), run(true));
+        }
+    }
+
+    #[test]
+    fn a_state_that_does_not_fit_is_refused_by_name() {
+        let sgd = OptimizerConfig::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+        for config in [sgd, OptimizerConfig::default()] {
+            let p = Parameter::new("p", vec![1.0, -2.0, 0.5], &[3]).unwrap();
+            let optimizer = Optimizer::new(config, &[&p]);
+            for name in optimizer.state_shapes().keys() {
+                let refusal = |change: &dyn Fn(&mut Tensors)| {
+                    let mut state = optimizer.state();
+                    change(&mut state);
+                    let restored = optimizer.restored(Path::new("o.safetensors"), 1, state);
+                    restored.unwrap_err().to_string()
+                };
+                let missing = refusal(&|state| drop(state.remove(name)));
+                assert!(missing.contains(&format!("o.safetensors: tensor {name} is missing")));
+                for (shape, count) in [(vec![2], 2), (vec![3], 2), (vec![1, 3], 3)] {
+                    let error = refusal(&|state| {
+                        state.insert(name.clone(), (shape.clone(), vec![0.0; count]));
+                    });
+                    assert!(error.contains(&format!("tensor {name} has shape")), "{error}");
+                }
+            }
         }
     }
 }

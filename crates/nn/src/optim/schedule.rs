@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::config::{FITS, fits};
 use crate::error::ModelError;
 
 /// Shape of the curve after warm-up.
@@ -23,7 +24,7 @@ pub enum ScheduleKind {
 pub struct ScheduleConfig {
     /// The highest rate, reached at the end of warm-up; above 0.
     pub learning_rate: f64,
-    /// Steps of warm-up; the first has `learning_rate / warmup_steps`.
+    /// Steps of warm-up; the first has `learning_rate / warmup_steps`. Fewer than the run has.
     pub warmup_steps: u64,
     /// After warm-up.
     pub kind: ScheduleKind,
@@ -71,8 +72,8 @@ impl ScheduleConfig {
             let field = format!("schedule.{field}");
             Err(ModelError::Config { field, value: value.to_string(), expected })
         };
-        if !(rate.is_finite() && rate > 0.0) {
-            return refuse("learning_rate", rate, "a finite number above 0".to_owned());
+        if !fits(rate) {
+            return refuse("learning_rate", rate, FITS.to_owned());
         }
         if !(0.0..=rate).contains(&min) {
             return refuse("min_learning_rate", min, format!("0 to the learning_rate, {rate}"));
@@ -115,9 +116,11 @@ mod tests {
     #[test]
     fn faults_are_named() {
         let base = ScheduleConfig::default();
-        for learning_rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        for learning_rate in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e39, 1e-60] {
             let error = ScheduleConfig { learning_rate, ..base }.validate().unwrap_err();
-            assert!(error.to_string().contains("schedule.learning_rate is"), "{error}");
+            let error = error.to_string();
+            assert!(error.contains("schedule.learning_rate is"), "{error}");
+            assert!(error.contains("expected above 0 and at most 3.4e38"), "{error}");
         }
         let error = ScheduleConfig { min_learning_rate: 1.0, ..base }.validate().unwrap_err();
         assert!(error.to_string().contains("min_learning_rate is 1; expected 0 to"), "{error}");

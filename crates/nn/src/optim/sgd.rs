@@ -19,32 +19,37 @@ pub(super) struct SgdStep {
 impl SgdStep {
     /// One step in place. With g the gradient plus the decayed weight: velocity = momentum *
     /// velocity + g, and the weight falls by the learning rate times the velocity (nesterov: times
-    /// g + momentum * velocity).
-    pub(super) fn apply<T: Real>(self, values: &mut [T], grad: &[T], velocity: &mut [T]) {
+    /// g + momentum * velocity). Returns whether all that it wrote is finite.
+    pub(super) fn apply<T: Real>(self, values: &mut [T], grad: &[T], velocity: &mut [T]) -> bool {
         values
             .par_chunks_mut(PIECE)
             .zip(grad.par_chunks(PIECE))
             .zip(velocity.par_chunks_mut(PIECE))
-            .for_each(|((values, grad), velocity)| {
+            .map(|((values, grad), velocity)| {
                 pulp::Arch::new().dispatch(
                     #[inline(always)]
                     || self.piece(values, grad, velocity),
-                );
-            });
+                )
+            })
+            .reduce(|| true, |a, b| a & b)
     }
 
     #[inline(always)]
-    fn piece<T: Real>(self, values: &mut [T], grad: &[T], velocity: &mut [T]) {
+    fn piece<T: Real>(self, values: &mut [T], grad: &[T], velocity: &mut [T]) -> bool {
         let rate = T::from_f64(self.learning_rate);
         let momentum = T::from_f64(self.momentum);
         let decay = T::from_f64(self.weight_decay);
         let scale = T::from_f64(self.gradient_scale);
+        let mut finite = true;
         for ((x, &g), v) in values.iter_mut().zip(grad).zip(velocity) {
             let g = g * scale + decay * *x;
             *v = momentum * *v + g;
             let direction = if self.nesterov { g + momentum * *v } else { *v };
             *x -= rate * direction;
+            // Not `&&`: a branch would keep the loop out of vector registers.
+            finite &= x.is_finite() & v.is_finite();
         }
+        finite
     }
 }
 
@@ -71,6 +76,29 @@ mod tests {
                 })
                 .collect()
         });
+    }
+
+    #[test]
+    fn an_overflow_is_told_wherever_it_is() {
+        let step = SgdStep {
+            learning_rate: 10.0,
+            momentum: 0.5,
+            nesterov: false,
+            weight_decay: 0.0,
+            gradient_scale: 1.0,
+        };
+        let n = 2 * PIECE + 3;
+        for at in [0, 17, PIECE, n - 1] {
+            // The weight, and the velocity alone.
+            for (rate, grad) in [(10.0, 3e38f32), (0.0, f32::INFINITY)] {
+                let (mut x, mut v) = (vec![1.0f32; n], vec![0.0f32; n]);
+                let mut g = vec![0.5f32; n];
+                assert!(step.apply(&mut x, &g, &mut v));
+                g[at] = grad;
+                let step = SgdStep { learning_rate: rate, ..step };
+                assert!(!step.apply(&mut x, &g, &mut v), "{at} {rate} {grad}");
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
 use crate::model::ModelConfig;
-use crate::optim::{OptimizerConfig, ScheduleConfig};
+use crate::optim::{FITS, OptimizerConfig, ScheduleConfig, fits};
 
 /// A model and how to train it. Losses come with each step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,9 +53,16 @@ impl TrainerConfig {
         if self.total_steps == 0 {
             return refuse("total_steps", "0".to_owned(), "at least 1");
         }
+        let warmup = self.schedule.warmup_steps;
+        if warmup >= self.total_steps {
+            // The learning rate would never be reached, and there would be nothing to decay.
+            let steps = self.total_steps;
+            let expected = format!("0 to {}, below the {steps} steps of the run", steps - 1);
+            return refuse("schedule.warmup_steps", warmup.to_string(), &expected);
+        }
         match self.clip_norm {
-            Some(norm) if !(norm.is_finite() && norm > 0.0) => {
-                refuse("clip_norm", norm.to_string(), "a finite number above 0, or none")
+            Some(norm) if !fits(norm) => {
+                refuse("clip_norm", norm.to_string(), &format!("{FITS}, or none"))
             }
             _ => Ok(()),
         }
@@ -71,11 +78,20 @@ mod tests {
     fn faults_are_named() {
         let base = TrainerConfig::new(ModelConfig::Mlp(MlpConfig::new(2, vec![], 2)), 5);
         assert!(base.validate().is_ok());
-        for clip_norm in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        for clip_norm in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e39] {
             let config = TrainerConfig { clip_norm: Some(clip_norm), ..base.clone() };
             let error = config.validate().unwrap_err().to_string();
             assert!(error.contains(&format!("clip_norm is {clip_norm}")), "{error}");
         }
+        for warmup_steps in [5, 6, u64::MAX] {
+            let schedule = ScheduleConfig { warmup_steps, ..base.schedule };
+            let config = TrainerConfig { schedule, ..base.clone() };
+            let error = config.validate().unwrap_err().to_string();
+            let expected = "expected 0 to 4, below the 5 steps of the run";
+            assert_eq!(error, format!("schedule.warmup_steps is {warmup_steps}; {expected}"));
+        }
+        let schedule = ScheduleConfig { warmup_steps: 4, ..base.schedule };
+        assert!(TrainerConfig { schedule, ..base.clone() }.validate().is_ok());
         let error = TrainerConfig { total_steps: 0, ..base }.validate().unwrap_err().to_string();
         assert!(error.contains("total_steps is 0"), "{error}");
     }

@@ -13,5 +13,5 @@ mod state;
 mod step;
 
 pub use config::TrainerConfig;
-pub use evaluate::Evaluation;
+pub use evaluate::{Evaluation, evaluate_logits};
 pub use step::{Batch, StepReport, Trainer};

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Trainer;
 use crate::error::{ModelError, StateError};
-use crate::io::{read_tensors, tensor_bytes, write_atomic, write_tensors};
+use crate::io::{Tensors, check_finite, parse_tensors, tensor_bytes, write_atomic, write_tensors};
 use crate::model::WEIGHTS_FILE;
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -44,7 +44,7 @@ impl Trainer {
     ///
     /// # Errors
     ///
-    /// [`ModelError::Io`].
+    /// [`ModelError::NonFiniteWeight`] after an update that overflowed, or [`ModelError::Io`].
     pub fn save_model(&self, dir: &Path) -> Result<(), ModelError> {
         make_dir(dir)?;
         write_tensors(&dir.join(WEIGHTS_FILE), &self.model.tensors()?)?;
@@ -57,11 +57,15 @@ impl Trainer {
     ///
     /// # Errors
     ///
-    /// [`ModelError::Io`].
+    /// [`ModelError::NonFiniteWeight`] after an update that overflowed, or [`ModelError::Io`].
     pub fn save_state(&self, dir: &Path) -> Result<(), StateError> {
         make_dir(dir)?;
-        let model = tensor_bytes(&self.model.tensors()?)?;
-        let optimizer = tensor_bytes(&self.optimizer.state())?;
+        let encode = |file: &str, tensors: &Tensors| {
+            check_finite(&dir.join(file), tensors)?;
+            tensor_bytes(tensors)
+        };
+        let model = encode(WEIGHTS_FILE, &self.model.tensors()?)?;
+        let optimizer = encode(OPTIMIZER_FILE, &self.optimizer.state())?;
         let path = dir.join(TRAINER_FILE);
         let json = |source| ModelError::Json { path: path.clone(), source };
         let record = Record {
@@ -94,19 +98,23 @@ impl Trainer {
         if let Some((field, found, expected)) = first_difference("", &record.config, &expected) {
             return Err(StateError::OtherConfiguration { path, field, found, expected });
         }
-        for (file, digest) in
-            [(WEIGHTS_FILE, &record.model_sha256), (OPTIMIZER_FILE, &record.optimizer_sha256)]
-        {
+        // Read once: what is taken in is what the digest was computed of.
+        let read_checked = |file: &str, digest: &str| {
             let path = dir.join(file);
-            let found = hex(&read(&path)?);
-            if found != *digest {
-                return Err(StateError::Mixed { path, found, expected: digest.clone() });
+            let bytes = read(&path)?;
+            let found = hex(&bytes);
+            if found != digest {
+                return Err(StateError::Mixed { path, found, expected: digest.to_owned() });
             }
-        }
-        let weights = read_tensors(&dir.join(WEIGHTS_FILE), &self.config.model.tensors())?;
-        let state = read_tensors(&dir.join(OPTIMIZER_FILE), &self.optimizer.state_shapes())?;
+            Ok((path, bytes))
+        };
+        let (weights_path, weights) = read_checked(WEIGHTS_FILE, &record.model_sha256)?;
+        let (path, state) = read_checked(OPTIMIZER_FILE, &record.optimizer_sha256)?;
+        let weights = parse_tensors(&weights_path, &weights, &self.config.model.tensors())?;
+        let state = parse_tensors(&path, &state, &self.optimizer.state_shapes())?;
+        let optimizer = self.optimizer.restored(&path, record.step, state)?;
         self.model.set_tensors(&weights)?;
-        self.optimizer.restore(record.step, state);
+        self.optimizer = optimizer;
         self.rng.seek(record.dropout_position);
         Ok(())
     }

@@ -4,7 +4,7 @@ use crate::error::{ModelError, TrainError};
 use crate::layers::Parameter;
 use crate::loss::{LossConfig, SoftTarget, loss};
 use crate::model::{Mlp, ModelConfig};
-use crate::optim::{Optimizer, clip_scale, global_norm};
+use crate::optim::{Optimizer, Update, clip_scale, global_norm};
 use crate::rng::Philox;
 use crate::trainer::TrainerConfig;
 
@@ -75,12 +75,14 @@ impl Trainer {
         self.optimizer.steps()
     }
 
-    /// Forward, loss, backward, clipping and update. After an error everything is as it was before.
+    /// Forward, loss, backward, clipping and update. After an error everything is as it was before;
+    /// only after [`TrainError::NonFiniteUpdate`] is the trainer of no use until
+    /// [`Self::load_state`].
     ///
     /// # Errors
     ///
-    /// A [`TrainError`] for a batch that does not fit the model or the loss, and for a loss or a
-    /// gradient that is not finite.
+    /// A [`TrainError`] for a batch that does not fit the model or the loss, and for a feature, a
+    /// loss, a gradient or an update that is not finite.
     pub fn step(
         &mut self,
         batch: &Batch<'_>,
@@ -107,8 +109,11 @@ impl Trainer {
         }
         let learning_rate = self.config.schedule.lr(step, self.config.total_steps);
         let scale = clip_scale(grad_norm, self.config.clip_norm);
-        self.optimizer.step(&parameters, learning_rate, scale)?;
+        let update = self.optimizer.step(&parameters, learning_rate, scale)?;
         self.rng = rng;
+        if let Update::NonFinite { parameter } = update {
+            return Err(TrainError::NonFiniteUpdate { step, parameter });
+        }
         Ok(StepReport {
             loss: parts.total,
             hard_loss: parts.hard,
@@ -129,4 +134,20 @@ fn backward(scalar: &candle_core::Tensor, parameters: &[&Parameter]) -> Result<(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_outside_the_graph_is_named() {
+        let p = |name| Parameter::new(name, vec![1.0, 2.0], &[2]);
+        let (used, unused) = (p("used").unwrap(), p("unused").unwrap());
+        let scalar = used.tensor().sum_all().unwrap();
+        assert!(backward(&scalar, &[&used]).is_ok());
+        let error = backward(&scalar, &[&used, &unused]).unwrap_err();
+        assert!(matches!(error, TrainError::NoGradient { .. }));
+        assert_eq!(error.to_string(), "variable unused received no gradient");
+    }
 }

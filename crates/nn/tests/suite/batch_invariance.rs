@@ -1,6 +1,7 @@
 //! A row's logits and hidden state are the same bits alone and in any batch, at any place.
 
 use proptest::prelude::*;
+use stillhouse_nn::io::read_tensors;
 use stillhouse_nn::{Classifier, Head, MlpConfig, ModelConfig, Philox, Trainer, TrainerConfig};
 
 use crate::support::normals32;
@@ -39,6 +40,11 @@ proptest! {
         // A client that rebuilds logits from hidden states gets the very same ones.
         let head: Head = teacher.head();
         prop_assert_eq!(bits(&head.logits(&together.hidden).unwrap()), bits(&together.logits));
+        let packed = head.pack().unwrap();
+        for _ in 0..2 {
+            let rebuilt = packed.logits(&together.hidden).unwrap();
+            prop_assert_eq!(bits(&rebuilt), bits(&together.logits));
+        }
     }
 }
 
@@ -64,6 +70,49 @@ fn a_bad_row_stays_alone() {
     assert_eq!(bits(&inference.logits[..2]), bits(&inference.logits[4..]));
     assert!(inference.logits[..2].iter().all(|z| z.is_finite()));
     assert!(inference.logits[2..4].iter().all(|z| !z.is_finite()));
+}
+
+/// Infinity times a weight of the right sign is minus infinity, which max(0, x) would make a 0: the
+/// row would get an answer that its input has no part in. One hidden unit shows it for one sign.
+#[test]
+fn non_finite_rows_have_no_answer() {
+    let std = |image_std, hidden| MlpConfig { image_std, ..MlpConfig::new(2, hidden, 3) };
+    for (image_std, hidden) in [(1.0, vec![1]), (1.0, vec![9, 4]), (1e-3, vec![1]), (1e-3, vec![])]
+    {
+        let teacher = classifier(std(image_std, hidden));
+        // Dividing by the standard deviation overflows.
+        let huge = if image_std < 1.0 { 1e37 } else { f32::INFINITY };
+        for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, huge, -huge] {
+            let inference = teacher.infer(&[0.5, -1.0, 1.0, bad, 0.25, 2.0], 3).unwrap();
+            let d = teacher.hidden_size();
+            assert!(inference.logits[3..6].iter().all(|z| z.is_nan()), "{bad} {inference:?}");
+            assert!(inference.hidden[d..2 * d].iter().all(|h| h.is_nan()), "{bad} {inference:?}");
+            for (place, row) in [(0, [0.5, -1.0]), (2, [0.25, 2.0])] {
+                let alone = teacher.infer(&row, 1).unwrap();
+                assert!(alone.logits.iter().all(|z| z.is_finite()));
+                assert_eq!(bits(&alone.logits), bits(&inference.logits[place * 3..][..3]));
+                assert_eq!(bits(&alone.hidden), bits(&inference.hidden[place * d..][..d]));
+            }
+        }
+    }
+}
+
+/// The input is finite; the sum of a hidden unit is not, to either side.
+#[test]
+fn an_overflow_inside_is_no_answer_either() {
+    let config = ModelConfig::Mlp(MlpConfig::new(64, vec![1, 2], 2));
+    let dir = tempfile::tempdir().unwrap();
+    let trainer = Trainer::new(TrainerConfig::new(config.clone(), 1)).unwrap();
+    trainer.save_model(dir.path()).unwrap();
+    let tensors = read_tensors(&dir.path().join("model.safetensors"), &config.tensors()).unwrap();
+    let teacher = Classifier::load(dir.path()).unwrap();
+    for sign in [1.0, -1.0] {
+        let weight = &tensors["layers.0.weight"].1;
+        let input: Vec<f32> = weight.iter().map(|w| sign * w.signum() * f32::MAX).collect();
+        let inference = teacher.infer(&input, 1).unwrap();
+        assert!(inference.logits.iter().all(|z| z.is_nan()), "{inference:?}");
+        assert!(trainer.evaluate(&input, 1, &[0]).is_err());
+    }
 }
 
 #[test]

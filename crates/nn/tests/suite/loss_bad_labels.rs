@@ -101,3 +101,18 @@ fn labels_of_no_weight_may_be_left_out() {
     assert_eq!((of(0.0, hard, None).soft, of(1.0, None, Some(&soft)).hard), (None, None));
     assert!(of(0.0, hard, Some(&soft)).soft.is_some());
 }
+
+/// Without rows, or without classes, there is no mean to take.
+#[test]
+fn empty_logits() {
+    use candle_core::{DType, Device, Tensor};
+    let config = LossConfig { alpha: 0.0, ..LossConfig::default() };
+    for (shape, hard, size) in [((0, 3), &[][..], 3), ((2, 0), &[0, 0], 2), ((0, 0), &[], 1)] {
+        for dtype in [DType::F32, DType::F64] {
+            let logits = Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
+            let error = stillhouse_nn::loss::loss(&logits, Some(hard), None, &config).unwrap_err();
+            let expected = format!("logits has 0 elements; expected {size}");
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+}

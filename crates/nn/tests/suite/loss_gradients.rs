@@ -3,7 +3,7 @@
 
 use stillhouse_nn::{Divergence, LossConfig, Philox, SoftTarget, TopKForm};
 
-use crate::support::{DIVERGENCES, log_softmax, loss_and_gradient, normals, top_k};
+use crate::support::{DIVERGENCES, bottom_k, log_softmax, loss_and_gradient, normals, top_k};
 
 const ROWS: usize = 3;
 const CLASSES: usize = 7;
@@ -21,6 +21,7 @@ fn targets() -> Vec<SoftTarget> {
         SoftTarget::Logits(teacher),
         top_k(&log_p, CLASSES, 3),
         top_k(&log_p, CLASSES, CLASSES),
+        bottom_k(&log_p, CLASSES, 2),
         SoftTarget::Sampled {
             draws: 5,
             distinct: vec![2, 1, 3],
@@ -68,8 +69,34 @@ fn gradients_equal_central_differences() {
             }
         }
     }
-    // Six divergences on five encodings, two of them on samples, MSE on logits; in two forms.
-    assert_eq!(checked, (6 * 5 + 2 + 1) * 2 * ROWS * CLASSES);
+    // Six divergences on six encodings, two of them on samples, MSE on logits; in two forms.
+    assert_eq!(checked, (6 * 6 + 2 + 1) * 2 * ROWS * CLASSES);
+}
+
+/// With a class that is not the most probable named, the gradient of the KL is q - p for it, and
+/// the tail's difference split by the student's shares for the others.
+#[test]
+fn a_dominating_tail_in_closed_form() {
+    let teacher = [5.0, -1.0, 4.5, 0.0, 3.0];
+    let (student, temperature, ids) = ([0.5, 1.0, -2.0, 0.25, 1.5], 2.0, [3, 1]);
+    let log_p = log_softmax(&teacher, 5, temperature);
+    let soft = bottom_k(&log_p, 5, 2);
+    let SoftTarget::TopK { ids: found, log_tail_mass, .. } = &soft else { panic!("{soft:?}") };
+    assert_eq!(found, &[1, 3]);
+    assert!(log_tail_mass[0].exp() > 0.9);
+    let q: Vec<f64> = log_softmax(&student, 5, temperature).iter().map(|x| x.exp()).collect();
+    let p: Vec<f64> = log_p.iter().map(|x| x.exp()).collect();
+    let tail = |of: &[f64]| of[0] + of[2] + of[4];
+    let config = LossConfig { alpha: 1.0, temperature, ..LossConfig::default() };
+    let (parts, gradient) = loss_and_gradient(&student, 1, None, Some(&soft), &config).unwrap();
+    let named = ids.iter().map(|&i| p[i] * (p[i] / q[i]).ln()).sum::<f64>();
+    let value = named + tail(&p) * (tail(&p) / tail(&q)).ln();
+    assert!((parts.total - temperature * temperature * value).abs() < 1e-6, "{parts:?} {value}");
+    for (i, found) in gradient.iter().enumerate() {
+        let mass = if ids.contains(&i) { p[i] } else { tail(&p) * q[i] / tail(&q) };
+        let expected = temperature * (q[i] - mass);
+        assert!((found - expected).abs() < 1e-6, "{i}: {found} {expected}");
+    }
 }
 
 #[test]

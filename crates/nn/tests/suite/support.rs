@@ -35,6 +35,35 @@ pub(crate) const DIVERGENCES: [Divergence; 7] = [
     Divergence::LogitMse,
 ];
 
+/// D(p, q) from its definition, outcome by outcome, in f64. In KL(q || p) a p of 0 counts as 2^-149,
+/// the smallest f32.
+pub(crate) fn outcomes_apart(divergence: Divergence, log_p: &[f64], log_q: &[f64]) -> f64 {
+    assert_eq!(log_p.len(), log_q.len());
+    let times = |mass: f64, log: f64| if mass == 0.0 { 0.0 } else { mass * log };
+    let term = |(&log_p, &log_q): (&f64, &f64)| {
+        let (p, q) = (log_p.exp(), log_q.exp());
+        match divergence {
+            Divergence::ForwardKl => times(p, log_p - log_q),
+            Divergence::CrossEntropy => times(p, -log_q),
+            Divergence::ReverseKl if p == 0.0 && log_p == f64::NEG_INFINITY => {
+                times(q, log_q + 149.0 * 2f64.ln())
+            }
+            Divergence::ReverseKl => times(q, log_q - log_p),
+            Divergence::JensenShannon { beta } => {
+                let log_m = (beta * p + (1.0 - beta) * q).ln();
+                beta * times(p, log_p - log_m) + (1.0 - beta) * times(q, log_q - log_m)
+            }
+            Divergence::SkewKl { lambda } => {
+                times(p, log_p - (lambda * p + (1.0 - lambda) * q).ln())
+            }
+            Divergence::TotalVariation => 0.5 * (p - q).abs(),
+            // Not a function of probabilities.
+            Divergence::LogitMse => f64::NAN,
+        }
+    };
+    log_p.iter().zip(log_q).map(term).sum()
+}
+
 /// `count` normal numbers times `scale`.
 pub(crate) fn normals(rng: &mut Philox, count: usize, scale: f64) -> Vec<f64> {
     (0..count).map(|_| scale * rng.normal()).collect()
@@ -55,12 +84,27 @@ pub(crate) fn log_softmax(logits: &[f64], classes: usize, temperature: f64) -> V
     logits.chunks_exact(classes).flat_map(row).collect()
 }
 
-/// Top-k labels of rows of log-probabilities; ids in order of class to be different from sorted.
+/// Top-k labels of rows of log-probabilities.
 pub(crate) fn top_k(log_p: &[f64], classes: usize, k: usize) -> SoftTarget {
+    known(log_p, classes, k, |a, b| b.total_cmp(&a))
+}
+
+/// Labels of the `k` least probable classes of each row, as a client may name any: nearly all mass
+/// is in the tail.
+pub(crate) fn bottom_k(log_p: &[f64], classes: usize, k: usize) -> SoftTarget {
+    known(log_p, classes, k, |a, b| a.total_cmp(&b))
+}
+
+fn known(
+    log_p: &[f64],
+    classes: usize,
+    k: usize,
+    compare: fn(f64, f64) -> std::cmp::Ordering,
+) -> SoftTarget {
     let (mut ids, mut known, mut tails) = (vec![], vec![], vec![]);
     for row in log_p.chunks_exact(classes) {
         let mut order: Vec<usize> = (0..classes).collect();
-        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+        order.sort_by(|&a, &b| compare(row[a], row[b]));
         ids.extend(order[..k].iter().map(|&id| id as u32));
         known.extend(order[..k].iter().map(|&id| row[id] as f32));
         tails.push(order[k..].iter().map(|&id| row[id].exp()).sum::<f64>().ln() as f32);

@@ -3,15 +3,28 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use stillhouse_nn::{Batch, LossConfig, OptimizerConfig, Trainer, TrainerConfig};
+use stillhouse_nn::{
+    Batch, LossConfig, OptimizerConfig, ScheduleConfig, ScheduleKind, Trainer, TrainerConfig,
+};
 
 use crate::support::{small_batch, small_trainer};
 
 const STEPS: u64 = 8;
 
-fn configs() -> [TrainerConfig; 2] {
+/// The last one's learning rate is another at every step, on both sides of the end of warm-up.
+fn configs() -> [TrainerConfig; 3] {
     let sgd = OptimizerConfig::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-3 };
-    [small_trainer(7), TrainerConfig { optimizer: sgd, ..small_trainer(7) }]
+    let schedule = ScheduleConfig {
+        learning_rate: 1e-2,
+        warmup_steps: 3,
+        kind: ScheduleKind::Cosine,
+        min_learning_rate: 1e-4,
+    };
+    [
+        small_trainer(7),
+        TrainerConfig { optimizer: sgd, ..small_trainer(7) },
+        TrainerConfig { schedule, total_steps: STEPS, ..small_trainer(7) },
+    ]
 }
 
 fn advance(trainer: &mut Trainer, to: u64) {
@@ -31,10 +44,10 @@ fn bytes(trainer: &Trainer) -> [Vec<u8>; 3] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(18))]
 
     #[test]
-    fn from_any_step(stop in 0..=STEPS, which in 0usize..2) {
+    fn from_any_step(stop in 0..=STEPS, which in 0usize..3) {
         let config = configs()[which].clone();
         let mut whole = Trainer::new(config.clone()).unwrap();
         advance(&mut whole, STEPS);
@@ -52,6 +65,28 @@ proptest! {
     }
 }
 
+/// The learning rate of a step that a resumed trainer takes is that of the uninterrupted run.
+#[test]
+fn the_schedule_goes_on() {
+    let [.., config] = configs();
+    let rates = |trainer: &mut Trainer| -> Vec<f64> {
+        let (input, hard, soft) = small_batch(0, 4);
+        let batch = Batch { input: &input, rows: 4, hard: Some(&hard), soft: Some(&soft) };
+        let mut step = || trainer.step(&batch, &LossConfig::default()).unwrap().learning_rate;
+        (0..3).map(|_| step()).collect()
+    };
+    for stop in [1, 2, 5] {
+        let dir = tempfile::tempdir().unwrap();
+        saved(dir.path(), config.clone(), stop);
+        let mut resumed = Trainer::new(config.clone()).unwrap();
+        resumed.load_state(dir.path()).unwrap();
+        let expected: Vec<f64> =
+            (stop..stop + 3).map(|step| config.schedule.lr(step, STEPS)).collect();
+        assert_ne!(expected[0], expected[2]);
+        assert_eq!(rates(&mut resumed), expected);
+    }
+}
+
 fn saved(dir: &Path, config: TrainerConfig, steps: u64) {
     let mut trainer = Trainer::new(config).unwrap();
     advance(&mut trainer, steps);
@@ -61,7 +96,7 @@ fn saved(dir: &Path, config: TrainerConfig, steps: u64) {
 #[test]
 fn a_state_of_another_configuration_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    let [adamw, sgd] = configs();
+    let [adamw, sgd, _] = configs();
     saved(dir.path(), adamw.clone(), 1);
     let refusal = |config: TrainerConfig| {
         Trainer::new(config).unwrap().load_state(dir.path()).unwrap_err().to_string()
@@ -81,7 +116,7 @@ fn a_state_of_another_configuration_is_refused_by_name() {
 #[test]
 fn files_of_two_saves_are_not_one_state() {
     let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let [config, _] = configs();
+    let [config, ..] = configs();
     saved(old.path(), config.clone(), 1);
     saved(new.path(), config.clone(), 2);
     for file in ["model.safetensors", "optimizer.safetensors"] {
