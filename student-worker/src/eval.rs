@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use stillhouse_nn::Classifier;
+use stillhouse_nn::{Classifier, evaluate_logits};
 
 use crate::{
     data::mnist::{Files, Split},
@@ -36,17 +36,13 @@ pub fn run(model: &Path, data: &Path) -> Result<Figures, Error> {
     let classes = classifier.classes();
     let data = Files::find(data, Split::Test)?.read(classifier.input_width(), classes)?;
     let rows: Vec<u32> = (0..data.len() as u32).collect();
-    let (mut loss, mut errors) = (0.0, 0);
+    let (mut loss, mut errors) = (0.0, 0_u64);
     for rows in rows.chunks(ROWS) {
         let input = data.gather_f32(rows, classifier.rescale_factor());
         let logits = classifier.infer(&input, rows.len())?.logits;
-        for (row, label) in logits.chunks_exact(classes).zip(data.gather_labels(rows)) {
-            let label = label as usize;
-            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mass: f64 = row.iter().map(|z| f64::from(z - most).exp()).sum();
-            loss += mass.ln() - f64::from(row[label] - most);
-            errors += u64::from(row.iter().position(|z| *z == most) != Some(label));
-        }
+        let part = evaluate_logits(&logits, classes, &data.gather_labels(rows))?;
+        loss += part.loss * part.rows as f64;
+        errors += part.errors as u64;
     }
     let test = TestRecord {
         step: 0,
