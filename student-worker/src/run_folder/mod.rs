@@ -45,6 +45,16 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// A line of the metrics is none.
+    #[error("{}: line {line} is no record of a run", file.display())]
+    Record {
+        /// The file.
+        file: PathBuf,
+        /// The line, counted from 1.
+        line: u64,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
     /// A record or a manifest cannot be written as JSON.
     #[error("cannot be written as JSON")]
     Encode(#[source] serde_json::Error),
