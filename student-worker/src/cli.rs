@@ -24,8 +24,9 @@ use crate::{
 
 /// Train a student on soft labels pulled from a teacher.
 ///
-/// Exit codes: 0 done; 64 wrong configuration or input; 75 no teacher answered for too long, try
-/// again with --resume; 143 told to stop, with a checkpoint; 1 anything else.
+/// Exit codes: 0 done; 64 wrong configuration or input; 75 no teacher answered for too long or
+/// another run is at work in the folder, try again with --resume; 143 told to stop, with a checkpoint
+/// of what was done; 1 anything else.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Arguments {
@@ -60,7 +61,8 @@ struct TrainArguments {
     /// Change a value of the recipe: --set train.epochs=3. Can be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Go on from the newest checkpoint, or start where there is none.
+    /// Go on from the newest checkpoint, or start where there is none; of a run that is done, print
+    /// the result again.
     #[arg(long)]
     resume: bool,
     /// Print the result as one JSON object, and nothing else.
@@ -164,11 +166,18 @@ async fn train(arguments: TrainArguments, stop: watch::Receiver<bool>) -> Result
             report.display()
         ))?;
     } else {
-        let folder = outcome.folder.display();
-        print(&format!(
-            "{}: stopped after step {} of {}; go on with --resume: {folder}",
-            outcome.name, outcome.steps, outcome.total_steps
-        ))?;
+        let (folder, total) = (outcome.folder.display(), outcome.total_steps);
+        print(&match outcome.checkpoint {
+            Some(_) => format!(
+                "{}: stopped after step {} of {total}; go on with --resume: {folder}",
+                outcome.name, outcome.steps
+            ),
+            None => format!(
+                "{}: stopped before the first of {total} steps; there is nothing to go on from: \
+                 {folder}",
+                outcome.name
+            ),
+        })?;
     }
     Ok(if outcome.finished { exit::DONE } else { exit::TERMINATED })
 }

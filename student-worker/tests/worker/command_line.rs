@@ -70,6 +70,32 @@ fn train_and_eval_print_one_object_for_scripts() {
     refused(&["eval", text(bench.path()), "--data", text(bench.path())], 64, "config.json");
 }
 
+/// Starts the binary, tells it to stop once it has said something, and returns what it printed.
+fn stopped_at(arguments: &[&str], words: &str) -> String {
+    let mut child = Command::new(BINARY)
+        .args(arguments)
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    lines.find(|line| line.as_ref().unwrap().contains(words)).unwrap().unwrap();
+    Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    lines.for_each(drop);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(143));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn what_is_said_of_a_stopped_run_is_true() {
+    let bench = Bench::new();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let recipe = bench.write_recipe("gone", &endpoints(&[free], ""));
+    let said = stopped_at(&["train", text(&recipe), "--resume"], "teacher not connected");
+    assert!(said.starts_with("gone: stopped before the first of 32 steps; there is"), "{said}");
+}
+
 /// A run that is told to stop leaves a checkpoint, and goes on to the same bytes.
 #[test]
 fn sigterm_is_143_with_a_checkpoint() {
