@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::{
     eval, progress,
-    quickstart::{self, Quickstart},
+    quickstart::{self, Quickstart, Size},
     recipe::{self, RecipeError},
     run_folder::Existing,
     train,
@@ -107,6 +107,17 @@ pub enum Failure {
     /// The run failed.
     #[error(transparent)]
     Run(Box<train::Error>),
+    /// What to log does not parse.
+    #[error(
+        "--log (STILLHOUSE_LOG): {value:?} is not a filter such as `info` or \
+         `warn,student_worker=debug`: {reason}"
+    )]
+    Filter {
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Logging cannot be started.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
@@ -128,7 +139,7 @@ impl Failure {
     /// What the process ends with.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Recipe(_) | Self::Telemetry(_) => exit::CONFIGURATION,
+            Self::Recipe(_) | Self::Filter { .. } | Self::Telemetry(_) => exit::CONFIGURATION,
             Self::Run(error) => error.exit_code(),
             Self::Signals(_) | Self::Output(_) => exit::FAILED,
         }
@@ -140,7 +151,10 @@ impl Failure {
 /// # Errors
 /// If it cannot be done.
 pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
-    telemetry::start_logs(&arguments.log, LogFormat::Text)?;
+    telemetry::start_logs(&arguments.log, LogFormat::Text).map_err(|error| match error {
+        TelemetryError::Filter { value, reason } => Failure::Filter { value, reason },
+        error => Failure::Telemetry(error),
+    })?;
     let stop = stop_on_signal()?;
     match arguments.command {
         Command::Train(arguments) => train(arguments, stop).await,
@@ -205,8 +219,12 @@ async fn quickstart(
         data: std::path::absolute(&arguments.data).unwrap_or(arguments.data),
         output: std::path::absolute(&arguments.output).unwrap_or(arguments.output),
         silent: arguments.json,
+        size: Size::default(),
     };
     let Some(comparison) = quickstart::run(&asked, stop).await? else {
+        if !arguments.json {
+            print("quickstart: stopped before all three models were trained; nothing is compared")?;
+        }
         return Ok(exit::TERMINATED);
     };
     if arguments.json {

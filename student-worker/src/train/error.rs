@@ -46,6 +46,12 @@ pub enum Error {
     /// The training thread ended without a result.
     #[error("the training thread failed: {0}")]
     Thread(#[from] tokio::task::JoinError),
+    /// A quickstart's run ended without a test.
+    #[error("{name}: the student was not tested")]
+    Untested {
+        /// The run's name.
+        name: String,
+    },
     /// The run stopped on an error that may pass, after a checkpoint.
     #[error(transparent)]
     Suspended(Box<Interrupted>),

@@ -37,6 +37,11 @@ fn wrong_input_is_64_and_says_what_is_wrong() {
     refused(&["train", recipe, "--set", "data.dir=nowhere"], 64, "train-images-idx3-ubyte");
     refused(&["train", recipe, "--set", "student.num_labels=2"], 64, "label of row 2 is 2");
     refused(&["train", "--resum", recipe], 64, "--resume");
+    refused(
+        &["train", recipe, "--log", "student_worker=loud"],
+        64,
+        "--log (STILLHOUSE_LOG): \"stu",
+    );
     refused(&["quickstart", "--data", text(bench.path()), "--output", "x"], 64, "input_size");
     let images = bench.path().join("train-images-idx3-ubyte");
     let mut bytes = fs::read(&images).unwrap();
@@ -94,6 +99,11 @@ fn what_is_said_of_a_stopped_run_is_true() {
     let recipe = bench.write_recipe("gone", &endpoints(&[free], ""));
     let said = stopped_at(&["train", text(&recipe), "--resume"], "teacher not connected");
     assert!(said.starts_with("gone: stopped before the first of 32 steps; there is"), "{said}");
+    let mnist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/mnist");
+    let output = bench.path().join("quickstart");
+    let quickstart = ["quickstart", "--data", text(&mnist), "--output", text(&output)];
+    let said = stopped_at(&quickstart, "teacher: 2345 steps over");
+    assert!(said.starts_with("quickstart: stopped before"), "{said}");
 }
 
 /// A run that is told to stop leaves a checkpoint, and goes on to the same bytes.

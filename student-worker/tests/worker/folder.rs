@@ -6,7 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use student_worker::{recipe, run_folder::Existing, train::Error};
+use student_worker::{
+    quickstart::{self, Quickstart, Size},
+    recipe,
+    run_folder::Existing,
+    train::Error,
+};
 use tokio::sync::watch;
 use tonic::Code;
 
@@ -78,4 +83,39 @@ fn every_recipe_of_the_repository_is_valid() {
         }
     }
     assert!(names.len() >= 3, "{names:?}");
+}
+
+/// The object that `quickstart --json` prints is these figures.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quickstart_has_the_figures_that_scripts_read() {
+    let output = tempfile::tempdir().unwrap();
+    let asked = Quickstart {
+        seed: 1,
+        data: repository().join("examples/data/mnist"),
+        output: output.path().to_owned(),
+        silent: true,
+        size: Size {
+            teacher_rows: Some(500),
+            teacher_epochs: 1,
+            student_rows: 100,
+            student_epochs: 2,
+        },
+    };
+    let (_running, stop) = watch::channel(false);
+    let comparison = quickstart::run(&asked, stop).await.unwrap().unwrap();
+    let figures = serde_json::to_value(&comparison.figures).unwrap();
+    let figures = figures.as_object().unwrap();
+    let mut keys: Vec<&str> = figures.keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, ["distilled_errors", "hard_errors", "report", "seconds", "teacher_errors"]);
+    for key in ["distilled_errors", "hard_errors", "teacher_errors"] {
+        assert!((1..10_000).contains(&figures[key].as_u64().unwrap()), "{figures:?}");
+    }
+    assert!(figures["seconds"].as_f64().unwrap() > 0.0);
+    let report = fs::read_to_string(figures["report"].as_str().unwrap()).unwrap();
+    assert!(report.contains("on the same 100 rows"), "{report}");
+    for name in ["teacher", "hard-labels", "distilled"] {
+        let text = fs::read_to_string(output.path().join(name).join("recipe.toml")).unwrap();
+        assert!(text.contains("dir = ") && text.contains(&format!("name = \"{name}\"")), "{text}");
+    }
 }
