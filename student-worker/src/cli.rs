@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::{
     eval, progress,
-    quickstart::{self, Quickstart},
+    quickstart::{self, Quickstart, Size},
     recipe::{self, RecipeError},
     run_folder::Existing,
     train,
@@ -24,8 +24,9 @@ use crate::{
 
 /// Train a student on soft labels pulled from a teacher.
 ///
-/// Exit codes: 0 done; 64 wrong configuration or input; 75 no teacher answered for too long, try
-/// again with --resume; 143 told to stop, with a checkpoint; 1 anything else.
+/// Exit codes: 0 done; 64 wrong configuration or input; 75 no teacher answered for too long or
+/// another run is at work in the folder, try again with --resume; 143 told to stop, with a checkpoint
+/// of what was done; 1 anything else.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Arguments {
@@ -60,7 +61,8 @@ struct TrainArguments {
     /// Change a value of the recipe: --set train.epochs=3. Can be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Go on from the newest checkpoint, or start where there is none.
+    /// Go on from the newest checkpoint, or start where there is none; of a run that is done, print
+    /// the result again.
     #[arg(long)]
     resume: bool,
     /// Print the result as one JSON object, and nothing else.
@@ -105,6 +107,17 @@ pub enum Failure {
     /// The run failed.
     #[error(transparent)]
     Run(Box<train::Error>),
+    /// What to log does not parse.
+    #[error(
+        "--log (STILLHOUSE_LOG): {value:?} is not a filter such as `info` or \
+         `warn,student_worker=debug`: {reason}"
+    )]
+    Filter {
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Logging cannot be started.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
@@ -126,7 +139,7 @@ impl Failure {
     /// What the process ends with.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Recipe(_) | Self::Telemetry(_) => exit::CONFIGURATION,
+            Self::Recipe(_) | Self::Filter { .. } | Self::Telemetry(_) => exit::CONFIGURATION,
             Self::Run(error) => error.exit_code(),
             Self::Signals(_) | Self::Output(_) => exit::FAILED,
         }
@@ -138,7 +151,10 @@ impl Failure {
 /// # Errors
 /// If it cannot be done.
 pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
-    telemetry::start_logs(&arguments.log, LogFormat::Text)?;
+    telemetry::start_logs(&arguments.log, LogFormat::Text).map_err(|error| match error {
+        TelemetryError::Filter { value, reason } => Failure::Filter { value, reason },
+        error => Failure::Telemetry(error),
+    })?;
     let stop = stop_on_signal()?;
     match arguments.command {
         Command::Train(arguments) => train(arguments, stop).await,
@@ -164,11 +180,18 @@ async fn train(arguments: TrainArguments, stop: watch::Receiver<bool>) -> Result
             report.display()
         ))?;
     } else {
-        let folder = outcome.folder.display();
-        print(&format!(
-            "{}: stopped after step {} of {}; go on with --resume: {folder}",
-            outcome.name, outcome.steps, outcome.total_steps
-        ))?;
+        let (folder, total) = (outcome.folder.display(), outcome.total_steps);
+        print(&match outcome.checkpoint {
+            Some(_) => format!(
+                "{}: stopped after step {} of {total}; go on with --resume: {folder}",
+                outcome.name, outcome.steps
+            ),
+            None => format!(
+                "{}: stopped before the first of {total} steps; there is nothing to go on from: \
+                 {folder}",
+                outcome.name
+            ),
+        })?;
     }
     Ok(if outcome.finished { exit::DONE } else { exit::TERMINATED })
 }
@@ -196,8 +219,12 @@ async fn quickstart(
         data: std::path::absolute(&arguments.data).unwrap_or(arguments.data),
         output: std::path::absolute(&arguments.output).unwrap_or(arguments.output),
         silent: arguments.json,
+        size: Size::default(),
     };
     let Some(comparison) = quickstart::run(&asked, stop).await? else {
+        if !arguments.json {
+            print("quickstart: stopped before all three models were trained; nothing is compared")?;
+        }
         return Ok(exit::TERMINATED);
     };
     if arguments.json {

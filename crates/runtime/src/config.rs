@@ -125,14 +125,35 @@ pub fn read<T: DeserializeOwned>(table: Table) -> Result<T, ConfigError> {
     })
 }
 
+/// Serde's message about a key below the one that is being read, for a `deserialize_with` that
+/// knows more of the place than serde does: `key` is relative, dotted, and may be empty.
+/// [`read`] names the whole path.
+pub fn below(key: &str, message: &str) -> String {
+    if key.is_empty() { message.to_owned() } else { format!("{BELOW}{key}`: {message}") }
+}
+
+/// What a message of [`below`] starts with.
+const BELOW: &str = "below at `";
+
 /// Turns serde's message into one that speaks of keys.
 fn explain(path: &str, message: &str) -> ConfigError {
+    let inner = message.trim().strip_prefix(BELOW).and_then(|rest| rest.split_once("`: "));
+    if let Some((key, message)) = inner {
+        return explain(
+            &if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") },
+            message,
+        );
+    }
     let Some((unknown, known)) = unknown_field(message) else {
         let key = if path.is_empty() { "configuration".to_owned() } else { path.to_owned() };
         return ConfigError::Value { key, reason: message.trim().to_owned() };
     };
     // The path ends with the unknown key itself or with the section that it stands in.
-    let section = path.strip_suffix(unknown).unwrap_or(path).trim_end_matches('.');
+    let section = match path.strip_suffix(unknown) {
+        Some("") => "",
+        Some(before) => before.strip_suffix('.').unwrap_or(path),
+        None => path,
+    };
     let full = |key: &str| {
         if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
     };
@@ -196,6 +217,24 @@ mod tests {
         );
         let error = read::<Settings>(table("nam = 'a'")).unwrap_err();
         assert_eq!(error.to_string(), "unknown key `nam`; did you mean `name`?");
+    }
+
+    #[test]
+    fn an_unknown_key_that_the_section_ends_with_is_named_in_full() {
+        for key in ["s", "mits", "limits"] {
+            let error = read::<Settings>(table(&format!("name = 'a'\n[limits]\n{key} = 1")));
+            let error = error.unwrap_err().to_string();
+            assert!(error.starts_with(&format!("unknown key `limits.{key}`")), "{error}");
+        }
+        // As a section that serde knows no place in reports it.
+        for (message, expected) in [
+            ("unknown field `e`, expected `kind`", "unknown key `schedule.e`"),
+            (&below("e", "unknown field `e`, expected `kind`"), "unknown key `schedule.e`"),
+            (&below("a.b", "invalid type: integer `1`"), "schedule.a.b: invalid type: integer `1`"),
+            (&below("", "missing field `a`"), "schedule: missing field `a`"),
+        ] {
+            assert_eq!(explain("schedule", message).to_string(), expected);
+        }
     }
 
     #[test]

@@ -13,6 +13,33 @@ pub enum Split {
     Test,
 }
 
+impl Split {
+    /// Finds the images in a folder by the name that the dataset is distributed under, with or
+    /// without `.gz`.
+    ///
+    /// # Errors
+    /// If they are not there.
+    pub fn images(self, folder: &Path) -> Result<PathBuf, DataError> {
+        find(folder, self.names().0)
+    }
+
+    /// Finds the labels, as [`Self::images`].
+    ///
+    /// # Errors
+    /// If they are not there.
+    pub fn labels(self, folder: &Path) -> Result<PathBuf, DataError> {
+        find(folder, self.names().1)
+    }
+
+    /// Names of images and labels.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Train => ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+            Self::Test => ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+        }
+    }
+}
+
 /// The idx files of one part: images and their labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
@@ -29,11 +56,7 @@ impl Files {
     /// # Errors
     /// If one is missing; the error names it.
     pub fn find(folder: &Path, split: Split) -> Result<Self, DataError> {
-        let (images, labels) = match split {
-            Split::Train => ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-            Split::Test => ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-        };
-        Ok(Self { images: find(folder, images)?, labels: find(folder, labels)? })
+        Ok(Self { images: split.images(folder)?, labels: split.labels(folder)? })
     }
 
     /// Reads them.

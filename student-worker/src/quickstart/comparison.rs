@@ -7,9 +7,12 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Quickstart, recipes::STUDENT_ROWS};
+use super::Quickstart;
 use crate::{
-    run_folder::{metrics, report::Report},
+    run_folder::{
+        metrics::{self, TestRecord},
+        report::Report,
+    },
     train::{Error, Outcome},
 };
 
@@ -42,15 +45,15 @@ impl Comparison {
     /// Compares the outcomes of teacher, student without and student with, and writes the report.
     pub(super) fn new(
         asked: &Quickstart,
-        outcomes: &[Outcome],
+        outcomes: &[Outcome; 3],
         seconds: f64,
     ) -> Result<Self, Error> {
-        let errors = |number: usize| {
-            let test = outcomes.get(number).and_then(|outcome| outcome.test.as_ref());
-            test.map_or(0, |test| test.errors)
-        };
-        let rows: Vec<[String; 4]> = outcomes.iter().map(row).collect();
-        let mut facts = vec![("students' training rows".to_owned(), STUDENT_ROWS.to_string())];
+        let [teacher, hard, distilled] =
+            [tested(&outcomes[0])?, tested(&outcomes[1])?, tested(&outcomes[2])?];
+        let rows: Vec<[String; 4]> =
+            outcomes.iter().zip([teacher, hard, distilled]).map(row).collect();
+        let student_rows = asked.size.student_rows.to_string();
+        let mut facts = vec![("students' training rows".to_owned(), student_rows)];
         for [model, errors, accuracy, seconds] in &rows {
             facts.push((model.clone(), format!("{errors} errors, {accuracy}, {seconds} s")));
         }
@@ -61,15 +64,15 @@ impl Comparison {
         }
         let report = Report {
             title: "Quickstart".to_owned(),
-            summary: summary(errors(1), errors(2)),
+            summary: summary(asked.size.student_rows, hard.errors, distilled.errors),
             facts,
             runs,
         };
         let report = report.write(Path::new(&asked.output))?;
         let figures = Figures {
-            teacher_errors: errors(0),
-            hard_errors: errors(1),
-            distilled_errors: errors(2),
+            teacher_errors: teacher.errors,
+            hard_errors: hard.errors,
+            distilled_errors: distilled.errors,
             seconds,
             report,
         };
@@ -77,21 +80,25 @@ impl Comparison {
     }
 }
 
-fn row(outcome: &Outcome) -> [String; 4] {
-    let test = outcome.test.as_ref();
+/// The test of a trained model; a model without one must not look like one without errors.
+fn tested(outcome: &Outcome) -> Result<&TestRecord, Error> {
+    outcome.test.as_ref().ok_or_else(|| Error::Untested { name: outcome.name.clone() })
+}
+
+fn row((outcome, test): (&Outcome, &TestRecord)) -> [String; 4] {
     [
         outcome.name.clone(),
-        test.map_or(String::new(), |test| test.errors.to_string()),
-        test.map_or(String::new(), |test| format!("{:.2} %", test.accuracy_percent())),
+        test.errors.to_string(),
+        format!("{:.2} %", test.accuracy_percent()),
         format!("{:.1}", outcome.seconds),
     ]
 }
 
-fn summary(hard: u64, distilled: u64) -> String {
+fn summary(rows: usize, hard: u64, distilled: u64) -> String {
     format!(
-        "The same student twice, on the same {STUDENT_ROWS} rows in the same order: from hard \
-         labels only ({hard} errors on the test set), and from the teacher's soft labels over \
-         gRPC at T = 4 with alpha = 0.9 ({distilled} errors)."
+        "The same student twice, on the same {rows} rows in the same order: from hard labels only \
+         ({hard} errors on the test set), and from the teacher's soft labels over gRPC at T = 4 \
+         with alpha = 0.9 ({distilled} errors)."
     )
 }
 
@@ -112,5 +119,45 @@ impl fmt::Display for Comparison {
             line([model, errors, accuracy, seconds])?;
         }
         write!(f, "report: {}", self.figures.report.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quickstart::Size;
+
+    #[test]
+    fn a_model_without_a_test_is_an_error_and_not_one_without_errors() {
+        let outcome = |name: &str| Outcome {
+            name: name.to_owned(),
+            finished: true,
+            steps: 1,
+            total_steps: 1,
+            test: (name != "hard-labels").then_some(TestRecord {
+                step: 1,
+                epoch: 1,
+                loss: 1.0,
+                errors: 3,
+                rows: 10,
+            }),
+            seconds: 1.0,
+            examples_per_second: 1.0,
+            stall_fraction: 0.0,
+            teacher: None,
+            folder: "f".into(),
+            checkpoint: None,
+            report: None,
+        };
+        let asked = Quickstart {
+            seed: 1,
+            data: "d".into(),
+            output: "o".into(),
+            silent: true,
+            size: Size::default(),
+        };
+        let outcomes = ["teacher", "hard-labels", "distilled"].map(outcome);
+        let error = Comparison::new(&asked, &outcomes, 1.0).unwrap_err().to_string();
+        assert_eq!(error, "hard-labels: the student was not tested");
     }
 }

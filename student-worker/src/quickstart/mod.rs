@@ -30,6 +30,27 @@ pub struct Quickstart {
     pub output: PathBuf,
     /// Whether to show no progress.
     pub silent: bool,
+    /// How much of it.
+    pub size: Size,
+}
+
+/// How much is trained, and on how much. The default is what the command runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Rows that the teacher is trained on; none: all.
+    pub teacher_rows: Option<usize>,
+    /// Its passes over them.
+    pub teacher_epochs: u32,
+    /// Rows that the students are trained on.
+    pub student_rows: usize,
+    /// Their passes over them.
+    pub student_epochs: u32,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self { teacher_rows: None, teacher_epochs: 5, student_rows: 1_000, student_epochs: 100 }
+    }
 }
 
 /// Trains the teacher and both students, and writes the report. None if told to stop.
@@ -41,17 +62,21 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<Option<Comparison>, Error> {
     let begun = Instant::now();
-    let mut outcomes = Vec::new();
-    for recipe in recipes::all(asked) {
-        match one(recipe, asked.silent, stop.clone()).await? {
-            outcome if outcome.finished => outcomes.push(outcome),
-            _ => return Ok(None),
-        }
-    }
+    let [teacher, hard, distilled] = recipes::all(asked);
+    let Some(teacher) = one(teacher, asked.silent, &stop).await? else { return Ok(None) };
+    let Some(hard) = one(hard, asked.silent, &stop).await? else { return Ok(None) };
+    let Some(distilled) = one(distilled, asked.silent, &stop).await? else { return Ok(None) };
     let seconds = begun.elapsed().as_secs_f64();
-    Comparison::new(asked, &outcomes, seconds).map(Some)
+    Comparison::new(asked, &[teacher, hard, distilled], seconds).map(Some)
 }
 
-async fn one(recipe: Recipe, silent: bool, stop: watch::Receiver<bool>) -> Result<Outcome, Error> {
-    train::run(recipe, Existing::Replace, progress::observer(silent), stop).await
+/// One of the runs, to its end; none if told to stop.
+async fn one(
+    recipe: Recipe,
+    silent: bool,
+    stop: &watch::Receiver<bool>,
+) -> Result<Option<Outcome>, Error> {
+    let observer = progress::observer(silent);
+    let outcome = train::run(recipe, Existing::Replace, observer, stop.clone()).await?;
+    Ok(outcome.finished.then_some(outcome))
 }

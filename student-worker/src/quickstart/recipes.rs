@@ -9,9 +9,6 @@ use crate::recipe::{
     DataSection, OutputSection, Recipe, TeacherSection, TrainSection, teacher::TeacherKind,
 };
 
-/// Rows that the students are trained on.
-pub(super) const STUDENT_ROWS: usize = 1_000;
-
 /// Teacher, student without, student with; each finds what it needs of those before it.
 pub(super) fn all(asked: &Quickstart) -> [Recipe; 3] {
     let hard = student(asked, "hard-labels");
@@ -28,7 +25,8 @@ fn teacher(asked: &Quickstart) -> Recipe {
     let mut model = MlpConfig::new(784, vec![1200, 1200], 10);
     (model.input_dropout, model.dropout) = (0.1, 0.3);
     let mut recipe = recipe(asked, "teacher", model);
-    recipe.train.epochs = 5;
+    recipe.data.train_rows = asked.size.teacher_rows;
+    recipe.train.epochs = asked.size.teacher_epochs;
     recipe
 }
 
@@ -36,9 +34,9 @@ fn teacher(asked: &Quickstart) -> Recipe {
 /// same order, from the same initial weights.
 fn student(asked: &Quickstart, name: &str) -> Recipe {
     let mut recipe = recipe(asked, name, MlpConfig::new(784, vec![128, 128], 10));
-    recipe.data.train_rows = Some(STUDENT_ROWS);
+    recipe.data.train_rows = Some(asked.size.student_rows);
     recipe.schedule.learning_rate = 3e-3;
-    recipe.train.epochs = 100;
+    recipe.train.epochs = asked.size.student_epochs;
     recipe.train.batch_size = 50;
     recipe.train.eval_every = 5;
     recipe
@@ -62,11 +60,17 @@ fn recipe(asked: &Quickstart, name: &str, model: MlpConfig) -> Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::check;
+    use crate::{quickstart::Size, recipe::check};
 
     #[test]
     fn the_recipes_are_valid_and_the_students_differ_in_labels_only() {
-        let asked = Quickstart { seed: 3, data: "d".into(), output: "o".into(), silent: true };
+        let asked = Quickstart {
+            seed: 3,
+            data: "d".into(),
+            output: "o".into(),
+            silent: true,
+            size: Size::default(),
+        };
         let [teacher, hard, distilled] = all(&asked);
         for recipe in [&teacher, &hard, &distilled] {
             check(recipe).unwrap();

@@ -10,20 +10,23 @@ use serde_json::Value;
 
 use super::{Recipe, teacher::EncodingName};
 
+/// The key of the teacher's fingerprint.
+const TEACHER: &str = "teacher (fingerprint)";
+
 /// The values that decide the weights, by the dotted path of their key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Identity(BTreeMap<String, Value>);
 
-/// A value that differs between a checkpoint and the recipe that should go on from it.
+/// A value that differs between a run and the recipe that should go on with it.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{key} is {now}, but the checkpoint was made with {then}")]
+#[error("{key} is {now}, but the run was started with {then}")]
 pub struct Difference {
     /// The key.
     pub key: String,
     /// The value now.
     pub now: String,
-    /// The checkpoint's.
+    /// The run's.
     pub then: String,
 }
 
@@ -50,20 +53,37 @@ impl Identity {
             }
         }
         if let Some(fingerprint) = teacher {
-            add("teacher (fingerprint)", hex(fingerprint).into());
+            add(TEACHER, hex(fingerprint).into());
         }
         Self(values)
     }
 
-    /// The first value in which a checkpoint's identity differs.
+    /// The first value in which a run's identity differs.
     ///
     /// # Errors
     /// Names the key and both values.
-    pub fn same_as(&self, checkpoint: &Self) -> Result<(), Difference> {
-        let keys = self.0.keys().chain(checkpoint.0.keys());
+    pub fn same_as(&self, run: &Self) -> Result<(), Difference> {
+        self.compare(run, |_| true)
+    }
+
+    /// As [`Self::same_as`], where the teacher has not been asked who it is.
+    ///
+    /// # Errors
+    /// Names the key and both values.
+    pub fn same_but_for_teacher(&self, run: &Self) -> Result<(), Difference> {
+        self.compare(run, |key| key != TEACHER)
+    }
+
+    /// The teacher's fingerprint, hexadecimal.
+    pub fn teacher(&self) -> Option<&str> {
+        self.0.get(TEACHER)?.as_str()
+    }
+
+    fn compare(&self, run: &Self, counts: impl Fn(&str) -> bool) -> Result<(), Difference> {
+        let keys = self.0.keys().chain(run.0.keys()).filter(|key| counts(key));
         let show = |value: Option<&Value>| value.map_or("not set".to_owned(), Value::to_string);
         for key in keys {
-            let (now, then) = (self.0.get(key), checkpoint.0.get(key));
+            let (now, then) = (self.0.get(key), run.0.get(key));
             if now != then {
                 return Err(Difference { key: key.clone(), now: show(now), then: show(then) });
             }
@@ -122,15 +142,19 @@ mod tests {
         let mut other = recipe();
         other.schedule.learning_rate = 0.5;
         let error = identity(&other).same_as(&then).unwrap_err().to_string();
-        let expected = "schedule.learning_rate is 0.5, but the checkpoint was made with 0.001";
+        let expected = "schedule.learning_rate is 0.5, but the run was started with 0.001";
         assert_eq!(error, expected);
         let mut other = recipe();
         other.train.clip_norm = Some(1.0);
         let error = identity(&other).same_as(&then).unwrap_err().to_string();
-        assert_eq!(error, "train.clip_norm is 1.0, but the checkpoint was made with not set");
+        assert_eq!(error, "train.clip_norm is 1.0, but the run was started with not set");
         let error = Identity::new(&recipe(), [8; 32], None).same_as(&then).unwrap_err();
         assert!(error.key.starts_with("data "), "{error}");
-        let error = Identity::new(&recipe(), [7; 32], Some(&[1])).same_as(&then).unwrap_err();
+        let taught = Identity::new(&recipe(), [7; 32], Some(&[1]));
+        assert_eq!((taught.teacher(), then.teacher()), (Some("01"), None));
+        assert!(taught.same_but_for_teacher(&then).is_ok());
+        assert!(taught.same_but_for_teacher(&identity(&other)).is_err());
+        let error = taught.same_as(&then).unwrap_err();
         assert_eq!(error.key, "teacher (fingerprint)");
     }
 

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf, absolute},
 };
 
+use stillhouse_nn::LossError;
 use stillhouse_runtime::config::{self, ConfigError};
 
 use super::{Invalid, Recipe, validate::validate};
@@ -61,7 +62,11 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
         move |error| RecipeError::Section(format!("{prefix}{error}"))
     }
     recipe.student.validate().map_err(section("student."))?;
-    recipe.loss.validate().map_err(section("loss."))?;
+    recipe.loss.validate().map_err(|error| {
+        // These are keys of the divergence's own table.
+        let divergence = matches!(error, LossError::Config { field: "beta" | "lambda", .. });
+        section(if divergence { "loss.divergence." } else { "loss." })(error)
+    })?;
     // These two name their section themselves.
     recipe.optimizer.validate().map_err(section(""))?;
     recipe.schedule.validate().map_err(section(""))?;
@@ -158,7 +163,12 @@ mod tests {
             ("trian.epochs=3", "unknown key `trian`; did you mean `train`?"),
             ("student.hiden_sizes=[1]", "did you mean `student.hidden_sizes`?"),
             ("loss.temprature=4", "did you mean `loss.temperature`?"),
-            ("loss.divergence={kind=\"skew_kl\", lamda=0.1}", "lambda"),
+            (
+                "loss.divergence={kind=\"skew_kl\", lamda=0.1}",
+                "`loss.divergence.lamda`; did you mean `loss.divergence.lambda`?",
+            ),
+            ("schedule.e=1", "unknown key `schedule.e`"),
+            ("loss.loss=1", "unknown key `loss.loss`"),
             ("schedule.learning_rat=1", "did you mean `schedule.learning_rate`?"),
             ("optimizer={kind=\"sgd\", momentun=0.9}", "did you mean `optimizer.momentum`?"),
             ("teacher.retry.max_m=1", "did you mean `teacher.retry.max_ms`?"),
@@ -170,6 +180,51 @@ mod tests {
         let required = RECIPE.replace("input_size", "inptu_size");
         let error = load_text(&required, &[]).unwrap_err();
         assert!(error.contains("did you mean `student.input_size`?"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_whole_key_in_every_section() {
+        for (change, key) in [
+            ("name=1", "name"),
+            ("seed=\"one\"", "seed"),
+            ("data=1", "data"),
+            ("data.dir=1", "data.dir"),
+            ("data.format=csv", "data.format"),
+            ("data.train_rows=some", "data.train_rows"),
+            ("student=1", "student"),
+            ("student.model_type=cnn", "student.model_type"),
+            ("student.input_size=wide", "student.input_size"),
+            ("student.hidden_sizes=[1, \"a\"]", "student.hidden_sizes"),
+            ("student.num_labels=-1", "student.num_labels"),
+            ("student.dropout=much", "student.dropout"),
+            ("teacher.kind=far", "teacher.kind"),
+            ("teacher.endpoints=3", "teacher.endpoints"),
+            ("teacher.prefetch=-1", "teacher.prefetch"),
+            ("teacher.encoding.k=few", "teacher.encoding.k"),
+            ("teacher.encoding.dtype=f8", "teacher.encoding.dtype"),
+            ("teacher.retry.max_ms=soon", "teacher.retry.max_ms"),
+            ("loss=1", "loss"),
+            ("loss.alpha=high", "loss.alpha"),
+            ("loss.top_k_form=tail", "loss.top_k_form"),
+            ("loss.divergence=forward_kl", "loss.divergence"),
+            ("loss.divergence.kind=kl", "loss.divergence.kind"),
+            ("loss.divergence={kind=\"skew_kl\", lambda=\"x\"}", "loss.divergence.lambda"),
+            ("loss.divergence={kind=\"skew_kl\"}", "loss.divergence"),
+            ("optimizer.kind=adam", "optimizer.kind"),
+            ("optimizer={kind=\"sgd\", momentum=\"x\"}", "optimizer.momentum"),
+            ("optimizer={kind=\"sgd\", nesterov=1}", "optimizer.nesterov"),
+            ("optimizer={kind=\"adamw\", beta1=\"x\", beta2=\"x\"}", "optimizer.beta"),
+            ("schedule.kind=step", "schedule.kind"),
+            ("schedule.learning_rate=fast", "schedule.learning_rate"),
+            ("schedule.warmup_steps=-1", "schedule.warmup_steps"),
+            ("train.epochs=ten", "train.epochs"),
+            ("train.clip_norm=tight", "train.clip_norm"),
+            ("output.dir=1", "output.dir"),
+        ] {
+            let error = refused(&[change]);
+            let colon = if key == "optimizer.beta" { "" } else { ": " };
+            assert!(error.starts_with(&format!("{key}{colon}")), "{change}: {error}");
+        }
     }
 
     #[test]
@@ -188,6 +243,24 @@ mod tests {
             ("loss.alpha=1.5", "loss.alpha is 1.5; expected 0 to 1"),
             ("loss.alpha=0", "loss.alpha: 0 is not accepted, expected above 0"),
             ("loss.temperature=nan", "loss.temperature is NaN"),
+            ("loss.divergence={kind=\"skew_kl\", lambda=2}", "loss.divergence.lambda is 2"),
+            ("loss.divergence={kind=\"jensen_shannon\", beta=0}", "loss.divergence.beta is 0"),
+            (
+                "loss.temperature=1e-46",
+                "loss.temperature: 1e-46 is not accepted, expected 1.2e-38 to",
+            ),
+            ("loss.temperature=1e39", "loss.temperature: 1e39 is not accepted"),
+            ("student.rescale_factor=1e-46", "student.rescale_factor: 1e-46"),
+            ("student.image_mean=1e39", "student.image_mean is inf"),
+            ("student.dropout=0.999999999999", "student.dropout is 1"),
+            ("schedule.learning_rate=1e-46", "schedule.learning_rate: 1e-46"),
+            ("optimizer={kind=\"adamw\", eps=1e-46}", "optimizer.eps: 1e-46"),
+            (
+                "optimizer={kind=\"sgd\", momentum=0.9999999999}",
+                "optimizer.momentum: 0.9999999999 is not accepted",
+            ),
+            ("optimizer={kind=\"adamw\", beta2=0.9999999999}", "optimizer.beta2: 0.9999999999"),
+            ("optimizer={kind=\"sgd\", weight_decay=1e39}", "optimizer.weight_decay: 1e39"),
             ("optimizer={kind=\"sgd\", momentum=1.0}", "optimizer.momentum is 1"),
             ("schedule.learning_rate=0", "schedule.learning_rate is 0"),
             ("teacher.kind=embedded", "teacher.model: no value is not accepted"),

@@ -80,7 +80,7 @@ pub struct TrainSection {
     pub batch_size: usize,
     /// Epochs between two tests; the last epoch is always tested.
     pub eval_every: u32,
-    /// Steps between two checkpoints; 0: only when the run is told to stop.
+    /// Steps between two checkpoints; 0: only at the end, which always leaves one, early or not.
     pub checkpoint_every_steps: u64,
     /// Checkpoints to keep, newest first.
     pub keep_checkpoints: usize,

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Seek as _, SeekFrom, Write as _},
+    io::{Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -19,7 +19,8 @@ pub(super) struct AppendFile {
 
 impl AppendFile {
     /// Opens the file and cuts it to `length` bytes: 0 starts it anew, what a checkpoint recorded
-    /// drops what was written after that checkpoint.
+    /// drops what was written after that checkpoint. A file that has less than that, or is gone, is
+    /// started anew, with a warning: nothing is trained on what is in it.
     pub(super) fn open(path: &Path, length: u64) -> Result<Self, RunError> {
         let failed = |source| RunError::io(path, source);
         let mut file = OpenOptions::new()
@@ -29,13 +30,21 @@ impl AppendFile {
             .open(path)
             .map_err(failed)?;
         let found = file.metadata().map_err(failed)?.len();
-        if found < length {
-            let text = format!("has {found} bytes, fewer than the {length} at the checkpoint");
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, text)));
-        }
+        let length = if found < length {
+            let file = path.display();
+            tracing::warn!(%file, found, expected = length, "shorter than at the checkpoint; started anew");
+            0
+        } else {
+            length
+        };
         file.set_len(length).map_err(failed)?;
         file.seek(SeekFrom::Start(length)).map_err(failed)?;
         Ok(Self { path: path.to_owned(), file, length })
+    }
+
+    /// Whether nothing is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.length == 0
     }
 
     /// Appends bytes.
@@ -71,7 +80,22 @@ mod tests {
         file.write(b"three\n").unwrap();
         file.sync().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "one\nthree\n");
-        let error = AppendFile::open(&path, 100).unwrap_err();
-        assert!(error.to_string().contains("log"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_shorter_or_gone_is_started_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        for there in [Some("one\n"), None] {
+            match there {
+                Some(text) => fs::write(&path, text).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            let mut file = AppendFile::open(&path, 100).unwrap();
+            assert!(file.is_empty());
+            file.write(b"two\n").unwrap();
+            assert_eq!(file.sync().unwrap(), 4);
+            assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
+        }
     }
 }

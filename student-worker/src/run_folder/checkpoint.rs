@@ -1,7 +1,8 @@
 //! Checkpoints: whole or not there.
 //!
-//! A checkpoint is written into a folder with a temporary name, put on the disk, and renamed. A
-//! run that is killed in between leaves a temporary folder, which the next one removes.
+//! A checkpoint is written into a folder with a temporary name, put on the disk, and renamed; one
+//! that goes is renamed before it is removed. A run that is killed in between leaves a temporary
+//! folder, which the next one removes.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::RunError;
+use super::{RunError, put_json};
 use crate::recipe::identity::Identity;
 
 const MANIFEST: &str = "checkpoint.json";
@@ -58,11 +59,17 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// The checkpoints in `folder`, which is made where it is missing. Half-written ones are
-    /// removed.
-    pub(super) fn open(folder: PathBuf, keep: usize) -> Result<Self, RunError> {
-        fs::create_dir_all(&folder).map_err(|source| RunError::io(&folder, source))?;
-        let checkpoints = Self { folder, keep };
+    /// The checkpoints of the run in a folder, to be looked at.
+    pub(super) fn at(run: &Path) -> Self {
+        Self { folder: run.join("checkpoints"), keep: usize::MAX }
+    }
+
+    /// The checkpoints of the run in a folder, to be written. Their own folder is made where it is
+    /// missing, and half-written ones are removed.
+    pub(super) fn open(run: &Path, keep: usize) -> Result<Self, RunError> {
+        let checkpoints = Self { keep, ..Self::at(run) };
+        let folder = &checkpoints.folder;
+        fs::create_dir_all(folder).map_err(|source| RunError::io(folder, source))?;
         for (name, path) in checkpoints.entries()? {
             if name.starts_with('.') {
                 fs::remove_dir_all(&path).map_err(|source| RunError::io(&path, source))?;
@@ -71,12 +78,14 @@ impl Checkpoints {
         Ok(checkpoints)
     }
 
-    /// Removes all of them, for a run that starts anew.
+    /// Whether there is none, readable or not.
+    pub(super) fn is_empty(&self) -> Result<bool, RunError> {
+        Ok(self.steps()?.is_empty())
+    }
+
+    /// Removes all of them, for a run that replaces another.
     pub(super) fn clear(&self) -> Result<(), RunError> {
-        for (_, path) in self.steps()? {
-            fs::remove_dir_all(&path).map_err(|source| RunError::io(&path, source))?;
-        }
-        Ok(())
+        self.steps()?.iter().try_for_each(|(_, path)| self.remove(path))
     }
 
     /// Writes a checkpoint; `write` puts the trainer's state into the folder it is given. The
@@ -115,38 +124,65 @@ impl Checkpoints {
         fs::write(partial.join(MANIFEST), text).map_err(failed(&partial))?;
         sync_all(&partial).map_err(failed(&partial))?;
         if folder.exists() {
-            // Incomplete, or of a run that this one replaces.
-            fs::remove_dir_all(&folder).map_err(failed(&folder))?;
+            // One that cannot be read, or whose logs were of another length.
+            self.remove(&folder)?;
         }
         fs::rename(&partial, &folder).map_err(failed(&folder))?;
         sync(&self.folder).map_err(failed(&self.folder))?;
-        self.prune()?;
+        self.prune(manifest.position.step)?;
         Ok(Checkpoint { folder, position: manifest.position })
     }
 
-    /// The newest complete checkpoint. Incomplete ones are passed over, with a warning.
+    /// Writes down a checkpoint's position again, after the lengths of the logs have changed.
+    pub(super) fn amend(&self, checkpoint: &Checkpoint) -> Result<(), RunError> {
+        let Checkpoint { folder, position } = checkpoint;
+        let unreadable = |reason| RunError::Unreadable {
+            folder: self.folder.clone(),
+            newest: folder.clone(),
+            reason,
+        };
+        let manifest = manifest(folder).map_err(unreadable)?;
+        put_json(&folder.join(MANIFEST), &Manifest { position: position.clone(), ..manifest })
+    }
+
+    /// The newest complete checkpoint. Others are passed over, with a warning.
     ///
     /// # Errors
-    /// If the folder cannot be read.
+    /// If the folder cannot be read, or there are checkpoints and none of them is complete.
     pub fn newest(&self) -> Result<Option<Checkpoint>, RunError> {
+        let mut unreadable = None;
         for (_, folder) in self.steps()?.into_iter().rev() {
             match read(&folder) {
                 Ok(position) => return Ok(Some(Checkpoint { folder, position })),
                 Err(reason) => {
                     tracing::warn!(checkpoint = %folder.display(), %reason, "checkpoint passed over");
+                    unreadable.get_or_insert((folder, reason));
                 }
             }
         }
-        Ok(None)
+        match unreadable {
+            None => Ok(None),
+            Some((newest, reason)) => {
+                Err(RunError::Unreadable { folder: self.folder.clone(), newest, reason })
+            }
+        }
     }
 
-    fn prune(&self) -> Result<(), RunError> {
-        let steps = self.steps()?;
+    /// Removes the oldest of those up to `step` beyond those to keep. Later ones, which the run
+    /// could not go on from, are left alone: they must not push out what it can.
+    fn prune(&self, step: u64) -> Result<(), RunError> {
+        let mut steps = self.steps()?;
+        steps.retain(|(found, _)| *found <= step);
         let surplus = steps.len().saturating_sub(self.keep);
-        for (_, path) in steps.into_iter().take(surplus) {
-            fs::remove_dir_all(&path).map_err(|source| RunError::io(&path, source))?;
-        }
-        Ok(())
+        steps.iter().take(surplus).try_for_each(|(_, path)| self.remove(path))
+    }
+
+    /// Removes a checkpoint: it is there whole, or not at all.
+    fn remove(&self, path: &Path) -> Result<(), RunError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let gone = self.folder.join(format!(".gone-{name}"));
+        let moved = fs::rename(path, &gone).and_then(|()| fs::remove_dir_all(&gone));
+        moved.map_err(|source| RunError::io(path, source))
     }
 
     /// Step and folder of every checkpoint, oldest first.
@@ -162,7 +198,11 @@ impl Checkpoints {
     fn entries(&self) -> Result<Vec<(String, PathBuf)>, RunError> {
         let failed = |source| RunError::io(&self.folder, source);
         let mut entries = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+        let listed = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(entries),
+            listed => listed.map_err(failed)?,
+        };
+        for entry in listed {
             let entry = entry.map_err(failed)?;
             if entry.file_type().map_err(failed)?.is_dir() {
                 entries.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
@@ -172,14 +212,20 @@ impl Checkpoints {
     }
 }
 
-/// Reads a checkpoint's manifest and checks that its files are there in full.
-fn read(folder: &Path) -> Result<Position, String> {
+/// Reads a checkpoint's manifest.
+fn manifest(folder: &Path) -> Result<Manifest, String> {
     let text = fs::read(folder.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
     let manifest: Manifest =
         serde_json::from_slice(&text).map_err(|error| format!("{MANIFEST}: {error}"))?;
     if manifest.format != FORMAT {
         return Err(format!("{MANIFEST}: format is {}, expected {FORMAT}", manifest.format));
     }
+    Ok(manifest)
+}
+
+/// Reads where a checkpoint stands and checks that its files are there in full.
+fn read(folder: &Path) -> Result<Position, String> {
+    let manifest = manifest(folder)?;
     for (name, expected) in &manifest.files {
         let found = fs::metadata(folder.join(name)).map_or(0, |file| file.len());
         if found != *expected {
@@ -223,7 +269,7 @@ mod tests {
     }
 
     fn open(folder: &Path) -> Checkpoints {
-        Checkpoints::open(folder.to_owned(), 2).unwrap()
+        Checkpoints::open(folder, 2).unwrap()
     }
 
     fn save(checkpoints: &Checkpoints, step: u64) -> Checkpoint {
@@ -259,10 +305,43 @@ mod tests {
         fs::remove_file(cut.folder.join(MANIFEST)).unwrap();
         assert_eq!(checkpoints.newest().unwrap().unwrap().position.step, 1);
 
-        fs::create_dir(folder.path().join(".step-000000003")).unwrap();
+        let half = folder.path().join("checkpoints/.step-000000003");
+        fs::create_dir(&half).unwrap();
         let reopened = open(folder.path());
-        assert!(!folder.path().join(".step-000000003").exists());
+        assert!(!half.exists());
         assert_eq!(reopened.newest().unwrap().unwrap().position.step, 1);
+    }
+
+    #[test]
+    fn where_none_can_be_read_the_newest_ones_reason_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = open(folder.path());
+        save(&checkpoints, 1);
+        let newest = save(&checkpoints, 2).folder;
+        fs::write(folder.path().join("checkpoints/step-000000001/state"), "").unwrap();
+        let manifest = newest.join(MANIFEST);
+        let later =
+            fs::read_to_string(&manifest).unwrap().replace("\"format\": 1", "\"format\": 9");
+        fs::write(&manifest, later).unwrap();
+        let error = checkpoints.newest().unwrap_err().to_string();
+        assert!(error.contains("step-000000002: checkpoint.json: format is 9"), "{error}");
+        assert!(newest.exists() && !checkpoints.is_empty().unwrap());
+    }
+
+    #[test]
+    fn a_later_one_that_cannot_be_read_does_not_push_out_what_can() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path(), 1).unwrap();
+        let later = save(&checkpoints, 9).folder;
+        fs::remove_file(later.join(MANIFEST)).unwrap();
+        for step in [5, 6] {
+            save(&checkpoints, step);
+            assert_eq!(checkpoints.newest().unwrap().unwrap().position.step, step);
+        }
+        assert_eq!(checkpoints.steps().unwrap().len(), 2);
+        save(&checkpoints, 9);
+        assert_eq!(checkpoints.newest().unwrap().unwrap().position.step, 9);
+        assert_eq!(checkpoints.steps().unwrap().len(), 1);
     }
 
     #[test]

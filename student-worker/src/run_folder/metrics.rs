@@ -88,15 +88,22 @@ impl MetricsLog {
 /// Reads a run's records. A last line that was cut off is left out.
 ///
 /// # Errors
-/// If the file cannot be read.
+/// If the file cannot be read, or a line before the last is no record.
 pub fn read(path: &Path) -> Result<Vec<Record>, RunError> {
     let file = File::open(path).map_err(|source| RunError::io(path, source))?;
     let mut records = Vec::new();
-    for line in BufReader::new(file).lines() {
+    let mut bad = None;
+    for (line, number) in BufReader::new(file).split(b'\n').zip(1..) {
+        // Something follows the bad line: it was not cut off, it is wrong.
+        if let Some(error) = bad {
+            return Err(error);
+        }
         let line = line.map_err(|source| RunError::io(path, source))?;
-        match serde_json::from_str(&line) {
+        match serde_json::from_slice(&line) {
             Ok(record) => records.push(record),
-            Err(_) => break,
+            Err(source) => {
+                bad = Some(RunError::Record { file: path.to_owned(), line: number, source });
+            }
         }
     }
     Ok(records)
@@ -136,6 +143,25 @@ pub(crate) mod tests {
         assert_eq!(bytes.len() as u64, length);
         fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
         assert_eq!(read(&path).unwrap(), written[..2]);
+    }
+
+    #[test]
+    fn a_line_that_is_no_record_is_named_unless_it_is_the_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path, 0).unwrap();
+        [step(1, 1.0), step(2, 1.0)].iter().for_each(|record| log.append(record).unwrap());
+        let text = fs::read_to_string(&path).unwrap();
+        let (first, second) = text.split_once('\n').unwrap();
+        for last in ["{\"kind\":", "\0\0\0\n"] {
+            fs::write(&path, format!("{text}{last}")).unwrap();
+            assert_eq!(read(&path).unwrap().len(), 2);
+        }
+        for middle in ["{}", "", "\0\0", "{\"kind\":\"step\"}"] {
+            fs::write(&path, format!("{first}\n{middle}\n{second}")).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.ends_with("metrics.jsonl: line 2 is no record of a run"), "{error}");
+        }
     }
 
     #[test]

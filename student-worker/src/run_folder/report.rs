@@ -12,6 +12,9 @@ use super::{
 };
 use crate::plot::{Chart, Scale, Series, render};
 
+/// The report's file.
+pub const REPORT: &str = "report.md";
+
 /// A report about one run, or about several side by side.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -37,7 +40,7 @@ impl Report {
             Ok(path)
         };
         put("plot.svg", render(&self.charts()))?;
-        put("report.md", self.markdown())
+        put(REPORT, self.markdown())
     }
 
     /// Of one run, the parts of its training loss; of several, whose training losses are of

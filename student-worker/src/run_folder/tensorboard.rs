@@ -22,10 +22,10 @@ const FIXED32: u8 = 5;
 pub(super) struct EventFile(AppendFile);
 
 impl EventFile {
-    /// Opens the file and cuts it to `length`; 0 starts it anew with the version record.
+    /// Opens the file and cuts it to `length`. Started anew, it gets the version record.
     pub(super) fn open(path: &Path, length: u64) -> Result<Self, RunError> {
         let mut file = AppendFile::open(path, length)?;
-        if length == 0 {
+        if file.is_empty() {
             let mut event = event_at(0);
             put_bytes(&mut event, 3, b"brain.Event:2");
             file.write(&frame(&event))?;
@@ -147,11 +147,16 @@ mod tests {
         file.scalars(2, &[("train/loss", 0.125)]).unwrap();
         file.sync().unwrap();
 
-        let frames = frames(&fs::read(&path).unwrap());
-        assert_eq!(frames.len(), 3);
-        assert!(frames[0].ends_with(b"brain.Event:2"));
+        let found = frames(&fs::read(&path).unwrap());
+        assert_eq!(found.len(), 3);
+        assert!(found[0].ends_with(b"brain.Event:2"));
         // Key of the step (field 2, varint) and its value follow the 9 bytes of the wall time.
-        assert_eq!(frames[1][9..11], [0x10, 1]);
-        assert!(frames[2].ends_with(&0.125_f32.to_le_bytes()));
+        assert_eq!(found[1][9..11], [0x10, 1]);
+        assert!(found[2].ends_with(&0.125_f32.to_le_bytes()));
+
+        fs::remove_file(&path).unwrap();
+        EventFile::open(&path, length).unwrap().sync().unwrap();
+        let found = frames(&fs::read(&path).unwrap());
+        assert!(found.len() == 1 && found[0].ends_with(b"brain.Event:2"));
     }
 }

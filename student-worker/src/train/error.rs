@@ -46,35 +46,51 @@ pub enum Error {
     /// The training thread ended without a result.
     #[error("the training thread failed: {0}")]
     Thread(#[from] tokio::task::JoinError),
+    /// A quickstart's run ended without a test.
+    #[error("{name}: the student was not tested")]
+    Untested {
+        /// The run's name.
+        name: String,
+    },
     /// The run stopped on an error that may pass, after a checkpoint.
     #[error(transparent)]
-    Suspended(Box<Suspended>),
+    Suspended(Box<Interrupted>),
+    /// The run ended on an error about its labels that another try would not mend, after a
+    /// checkpoint.
+    #[error(transparent)]
+    Broken(Box<Interrupted>),
 }
 
-/// A run that can go on later.
+/// A run that ended early, and what it left.
 #[derive(Debug, thiserror::Error)]
 #[error("{source}; checkpoint at step {step}: {}", checkpoint.display())]
-pub struct Suspended {
+pub struct Interrupted {
     /// Steps done.
     pub step: u64,
     /// The checkpoint's folder.
     pub checkpoint: PathBuf,
     /// What stopped the run.
-    pub source: ClientError,
+    pub source: Error,
 }
 
 impl Error {
     /// What the process ends with.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Labels(ClientError::Unreachable { .. }) | Self::Suspended(_) => exit::TEMPORARY,
+            Self::Labels(ClientError::Unreachable { .. })
+            | Self::Suspended(_)
+            | Self::Run(RunError::Busy { .. }) => exit::TEMPORARY,
+            Self::Broken(interrupted) => interrupted.source.exit_code(),
             Self::Data(_)
             | Self::Load(_)
             | Self::Labels(ClientError::Address { .. } | ClientError::Unsuitable { .. })
             | Self::Teacher(StartError::Settings(_) | StartError::Model { .. })
-            | Self::Run(RunError::Occupied { .. } | RunError::OtherRecipe { .. }) => {
-                exit::CONFIGURATION
-            }
+            | Self::Run(
+                RunError::Occupied { .. }
+                | RunError::OtherRecipe { .. }
+                | RunError::Unreadable { .. }
+                | RunError::Identity { .. },
+            ) => exit::CONFIGURATION,
             _ => exit::FAILED,
         }
     }

@@ -20,31 +20,31 @@ use std::{
 use labels::BatchLabels;
 use meter::Meter;
 use plan::Plan;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use session::{Ended, Session};
-use stillhouse_nn::{Trainer, TrainerConfig};
+use stillhouse_nn::{Head, Trainer, TrainerConfig};
 use stillhouse_proto::v1::EncodingKind;
 use tokio::{runtime::Handle, sync::watch, task::spawn_blocking};
 
-pub use error::{Error, Suspended};
+pub use error::{Error, Interrupted};
 
 use crate::{
     label_client::{LabelClient, Patience, Wanted},
     progress::Observer,
-    recipe::{
-        Recipe, TeacherSection,
-        identity::{Identity, hex},
-        teacher::TeacherKind,
+    recipe::{Recipe, TeacherSection, identity::Identity, teacher::TeacherKind},
+    run_folder::{
+        Claim, Existing, RunFolder,
+        metrics::TestRecord,
+        report::{REPORT, Report},
     },
-    run_folder::{Existing, RunFolder, metrics::TestRecord, report::Report},
 };
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The recipe's name.
     pub name: String,
-    /// Whether the student is trained; otherwise the run was told to stop, and left a checkpoint.
+    /// Whether the student is trained; otherwise the run was told to stop.
     pub finished: bool,
     /// Steps done, by the runs that this one goes on from too.
     pub steps: u64,
@@ -62,11 +62,14 @@ pub struct Outcome {
     pub teacher: Option<String>,
     /// The run's folder.
     pub folder: PathBuf,
+    /// The newest checkpoint, which holds all those steps; none if no step was taken yet.
+    pub checkpoint: Option<PathBuf>,
     /// The report.
     pub report: Option<PathBuf>,
 }
 
-/// Runs a recipe. Ends early, with a checkpoint, when `stop` turns true.
+/// Runs a recipe. Ends early, with a checkpoint of what was done, when `stop` turns true. A run that
+/// was trained to the end before is not run again: its outcome is returned, and no teacher is asked.
 ///
 /// # Errors
 /// If anything that the recipe names cannot be used, no teacher answers for too long, or a step
@@ -75,7 +78,7 @@ pub async fn run(
     recipe: Recipe,
     existing: Existing,
     observer: Box<dyn Observer>,
-    stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
 ) -> Result<Outcome, Error> {
     let begun = Instant::now();
     let reading = recipe.clone();
@@ -86,24 +89,36 @@ pub async fn run(
     })
     .await??;
 
+    let identify = |teacher: Option<&[u8]>| Identity::new(&recipe, data_sha256, teacher);
+    let claim = Claim::take(&output_folder(&recipe), existing, &identify(None))?;
+    let stopped = Outcome::before_training(&recipe, &plan, &claim);
+    let trained = stopped.steps == plan.total_steps;
+    if trained && let Some(outcome) = claim.outcome::<Outcome>() {
+        let report = outcome.report.and(Some(stopped.folder.join(REPORT)));
+        return Ok(Outcome {
+            folder: stopped.folder,
+            checkpoint: stopped.checkpoint,
+            report,
+            ..outcome
+        });
+    }
+
+    // A student that is trained needs no labels any more.
     let teacher = match &recipe.teacher {
-        None => None,
-        Some(section) => {
-            let mut stopping = stop.clone();
-            let connected = tokio::select! {
-                connected = Teacher::connect(&recipe, section, &plan) => Some(connected?),
-                _ = stopping.wait_for(|stop| *stop) => None,
-            };
-            let Some(teacher) = connected else {
-                return Ok(never_started(&recipe, &plan, begun));
-            };
-            Some(teacher)
+        Some(section) if !trained => {
+            let connecting = Box::pin(Teacher::connect(&recipe, section, &plan));
+            match unless(&mut stop, connecting).await {
+                Some(connected) => Some(connected?),
+                None => return Ok(Outcome { seconds: begun.elapsed().as_secs_f64(), ..stopped }),
+            }
         }
+        _ => None,
     };
-    let fingerprint = teacher.as_ref().map(|teacher| teacher.client.teacher().fingerprint.clone());
-    let identity = Identity::new(&recipe, data_sha256, fingerprint.as_deref());
-    let folder = output_folder(&recipe);
-    let (run, checkpoint) = RunFolder::open(&folder, &recipe, &identity, existing)?;
+    let identity = match claim.checkpoint().filter(|_| trained) {
+        Some(checkpoint) => checkpoint.position.identity.clone(),
+        None => identify(teacher.as_ref().map(Teacher::fingerprint)),
+    };
+    let (run, checkpoint) = RunFolder::open(claim, &recipe, &identity)?;
 
     let mut trainer = Trainer::new(TrainerConfig {
         model: recipe.student.clone(),
@@ -116,15 +131,16 @@ pub async fn run(
     if let Some(checkpoint) = &checkpoint {
         trainer.load_state(&checkpoint.folder)?;
     }
-    let step = trainer.steps_done();
+    let begins_at = trainer.steps_done();
     let (labels, server) = match teacher {
         None => (None, None),
         Some(teacher) => {
-            let (labels, server) = teacher.labels(&recipe, &plan, step).await?;
+            let (labels, server) = teacher.labels(&recipe, &plan, begins_at);
             (Some(labels), server)
         }
     };
     let total_steps = plan.total_steps;
+    let fingerprint = identity.teacher().map(str::to_owned);
     let session = Session {
         recipe: recipe.clone(),
         plan,
@@ -142,7 +158,7 @@ pub async fn run(
         None => Ok(()),
     };
     // What the training says comes before what its teacher says.
-    let Ended { steps, test, mut run, meter } = ended?;
+    let Ended { steps, test, checkpoint, mut run, meter } = ended?;
     closed?;
     let mut outcome = Outcome {
         name: recipe.name.clone(),
@@ -153,42 +169,57 @@ pub async fn run(
         seconds: begun.elapsed().as_secs_f64(),
         examples_per_second: meter.mean_examples_per_second(),
         stall_fraction: meter.stall_fraction(),
-        teacher: fingerprint.as_deref().map(hex),
+        teacher: fingerprint,
         folder: run.path().to_owned(),
+        checkpoint: Some(checkpoint),
         report: None,
     };
     if outcome.finished {
-        outcome.report = Some(report(&recipe, &outcome, &mut run)?);
+        outcome.report = Some(report(&recipe, &outcome, begins_at, &mut run)?);
+        run.finish(&outcome)?;
     }
     Ok(outcome)
 }
 
-/// A run that was told to stop before it had a teacher.
-fn never_started(recipe: &Recipe, plan: &Plan, begun: Instant) -> Outcome {
-    Outcome {
-        name: recipe.name.clone(),
-        finished: false,
-        steps: 0,
-        total_steps: plan.total_steps,
-        test: None,
-        seconds: begun.elapsed().as_secs_f64(),
-        examples_per_second: 0.0,
-        stall_fraction: 0.0,
-        teacher: None,
-        folder: output_folder(recipe),
-        report: None,
+/// What `work` comes to; none if told to stop first.
+async fn unless<T>(stop: &mut watch::Receiver<bool>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        done = work => Some(done),
+        Ok(_) = stop.wait_for(|stop| *stop) => None,
     }
 }
 
+impl Outcome {
+    /// Of a run that is told to stop before it trains: what earlier ones left.
+    fn before_training(recipe: &Recipe, plan: &Plan, claim: &Claim) -> Self {
+        let checkpoint = claim.checkpoint();
+        Self {
+            name: recipe.name.clone(),
+            finished: false,
+            steps: checkpoint.map_or(0, |checkpoint| checkpoint.position.step),
+            total_steps: plan.total_steps,
+            test: None,
+            seconds: 0.0,
+            examples_per_second: 0.0,
+            stall_fraction: 0.0,
+            teacher: None,
+            folder: output_folder(recipe),
+            checkpoint: checkpoint.map(|checkpoint| checkpoint.folder.clone()),
+            report: None,
+        }
+    }
+}
 /// Where a recipe's results go.
 pub fn output_folder(recipe: &Recipe) -> PathBuf {
     let default = || Path::new("runs").join(&recipe.name);
     recipe.output.dir.clone().unwrap_or_else(default)
 }
 
-/// A teacher that is connected, before the first request.
+/// A teacher that is connected, before the first request for labels.
 struct Teacher {
     client: LabelClient,
+    /// For hidden states.
+    head: Option<Head>,
     wanted: Wanted,
     server: Option<teacher_server::Running>,
 }
@@ -212,35 +243,50 @@ impl Teacher {
         let patience = Patience::new(section, requests);
         let probe = plan.probe(recipe.student.rescale_factor());
         let client = LabelClient::connect(&endpoints, wanted.clone(), probe, patience).await?;
-        Ok(Self { client, wanted, server })
+        let head = match wanted.encoding_kind() {
+            EncodingKind::Hidden => Some(client.fetch_head().await?),
+            _ => None,
+        };
+        Ok(Self { client, head, wanted, server })
+    }
+
+    fn fingerprint(&self) -> &[u8] {
+        &self.client.teacher().fingerprint
     }
 
     /// Starts asking for the labels from `step` on.
-    async fn labels(
+    fn labels(
         self,
         recipe: &Recipe,
         plan: &Plan,
         step: u64,
-    ) -> Result<(BatchLabels, Option<teacher_server::Running>), Error> {
-        let head = match self.wanted.encoding_kind() {
-            EncodingKind::Hidden => Some(self.client.fetch_head().await?),
-            _ => None,
-        };
+    ) -> (BatchLabels, Option<teacher_server::Running>) {
         let factor = recipe.student.rescale_factor();
         let rescale = (!self.client.teacher().takes_bytes).then_some(factor);
         let request_rows = self.wanted.request_rows;
         let jobs = plan.jobs(recipe, step, request_rows, rescale);
         let labels = BatchLabels {
             labels: self.client.labels(jobs),
-            head,
+            head: self.head,
             request_rows,
             runtime: Handle::current(),
         };
-        Ok((labels, self.server))
+        (labels, self.server)
     }
 }
 
-fn report(recipe: &Recipe, outcome: &Outcome, run: &mut RunFolder) -> Result<PathBuf, Error> {
+/// Writes the report of a run that this process took on after `begins_at` steps.
+fn report(
+    recipe: &Recipe,
+    outcome: &Outcome,
+    begins_at: u64,
+    run: &mut RunFolder,
+) -> Result<PathBuf, Error> {
+    // What a process measures does not outlive it.
+    let since = |what: &str| match begins_at {
+        0 => what.to_owned(),
+        step => format!("{what}, since the run was resumed at step {step}"),
+    };
     let parameters: usize =
         recipe.student.tensors().values().map(|shape| shape.iter().product::<usize>()).sum();
     let loss = &recipe.loss;
@@ -248,8 +294,8 @@ fn report(recipe: &Recipe, outcome: &Outcome, run: &mut RunFolder) -> Result<Pat
         ("parameters of the student".to_owned(), parameters.to_string()),
         ("steps".to_owned(), outcome.steps.to_string()),
         ("batch size".to_owned(), recipe.train.batch_size.to_string()),
-        ("examples per second".to_owned(), format!("{:.0}", outcome.examples_per_second)),
-        ("seconds".to_owned(), format!("{:.1}", outcome.seconds)),
+        (since("examples per second"), format!("{:.0}", outcome.examples_per_second)),
+        (since("seconds"), format!("{:.1}", outcome.seconds)),
     ];
     match &outcome.teacher {
         None => facts.push(("labels".to_owned(), "hard labels only".to_owned())),
@@ -263,7 +309,7 @@ fn report(recipe: &Recipe, outcome: &Outcome, run: &mut RunFolder) -> Result<Pat
             facts.push(("loss".to_owned(), words));
             facts.push(("teacher".to_owned(), format!("`{fingerprint}`")));
             let waiting = format!("{:.1} %", 100.0 * outcome.stall_fraction);
-            facts.push(("time spent waiting for the teacher".to_owned(), waiting));
+            facts.push((since("time spent waiting for the teacher"), waiting));
         }
     }
     if let Some(test) = &outcome.test {

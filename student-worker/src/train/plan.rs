@@ -1,6 +1,10 @@
 //! What a run will do, worked out before anything starts: data, steps, requests.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use stillhouse_nn::Philox;
 use stillhouse_proto::{
@@ -83,29 +87,26 @@ impl Plan {
     }
 }
 
-/// The four files of a recipe's dataset; those that are named win over the folder.
+/// The files of one part of a recipe's dataset. One that is named wins over the folder, which need
+/// not hold it then.
 fn files(data: &DataSection, split: Split) -> Result<Files, DataError> {
     let (images, labels) = match split {
         Split::Train => (&data.train_images, &data.train_labels),
         Split::Test => (&data.test_images, &data.test_labels),
     };
-    match (images, labels, &data.dir) {
-        (Some(images), Some(labels), _) => {
-            Ok(Files { images: images.clone(), labels: labels.clone() })
-        }
-        (images, labels, Some(dir)) => {
-            let found = Files::find(dir, split)?;
-            Ok(Files {
-                images: images.clone().unwrap_or(found.images),
-                labels: labels.clone().unwrap_or(found.labels),
-            })
-        }
-        (_, _, None) => Err(DataError::Mismatch {
-            field: "data.dir".into(),
-            found: "not set".into(),
-            expected: "a path, or all four files".into(),
-        }),
-    }
+    let pick =
+        |named: &Option<PathBuf>, find: fn(Split, &Path) -> Result<PathBuf, DataError>| match (
+            named, &data.dir,
+        ) {
+            (Some(named), _) => Ok(named.clone()),
+            (None, Some(dir)) => find(split, dir),
+            (None, None) => Err(DataError::Mismatch {
+                field: "data.dir".into(),
+                found: "not set".into(),
+                expected: "a path, or all four files".into(),
+            }),
+        };
+    Ok(Files { images: pick(images, Split::images)?, labels: pick(labels, Split::labels)? })
 }
 
 /// The requests of a run: each step's rows, cut into pieces that a request may hold.
@@ -197,6 +198,29 @@ mod tests {
         seeds.sort_unstable();
         seeds.dedup();
         assert_eq!(seeds.len(), all.len());
+    }
+
+    #[test]
+    fn files_that_are_named_win_over_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let named = |name: &str| Some(PathBuf::from(name));
+        let mut data = DataSection {
+            dir: Some(folder.path().to_owned()),
+            train_images: named("images"),
+            train_labels: named("labels"),
+            ..DataSection::default()
+        };
+        let found = files(&data, Split::Train).unwrap();
+        assert_eq!(found, Files { images: "images".into(), labels: "labels".into() });
+        // The folder is asked for the other one only.
+        let error = files(&data, Split::Test).unwrap_err().to_string();
+        assert!(error.contains("t10k-images-idx3-ubyte"), "{error}");
+        data.test_images = named("images");
+        let error = files(&data, Split::Test).unwrap_err().to_string();
+        assert!(error.contains("t10k-labels-idx1-ubyte"), "{error}");
+        let labels = folder.path().join("t10k-labels-idx1-ubyte");
+        std::fs::write(&labels, []).unwrap();
+        assert_eq!(files(&data, Split::Test).unwrap().labels, labels);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! The training loop. It runs on a thread of its own; labels are fetched meanwhile.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use stillhouse_nn::{Batch, Evaluation, LossConfig, Trainer};
 use tokio::sync::watch;
 
-use super::{Error, Suspended, labels::BatchLabels, meter::Meter, plan::Plan};
+use super::{Error, Interrupted, labels::BatchLabels, meter::Meter, plan::Plan};
 use crate::{
     label_client::ClientError,
     progress::{Event, Observer},
@@ -39,13 +42,15 @@ pub(super) struct Ended {
     pub(super) steps: u64,
     /// The last test; none if the session was told to stop.
     pub(super) test: Option<TestRecord>,
+    /// The checkpoint at the last of the steps.
+    pub(super) checkpoint: PathBuf,
     pub(super) run: RunFolder,
     pub(super) meter: Meter,
 }
 
 impl Session {
-    /// Trains to the end, or until told to stop. A session that stops early, or that no teacher
-    /// answers any more, leaves a checkpoint.
+    /// Trains to the end, or until told to stop. Either leaves a checkpoint, and so does a session
+    /// that gets no labels any more.
     pub(super) fn train(mut self) -> Result<Ended, Error> {
         let (start, total) = (self.trainer.steps_done(), self.plan.total_steps);
         self.observer.on(&Event::Started {
@@ -58,8 +63,8 @@ impl Session {
         let mut test = None;
         for step in start..total {
             if *self.stop.borrow() || !self.step(step)? {
-                self.checkpoint()?;
-                return Ok(self.end(None));
+                let checkpoint = self.checkpoint()?;
+                return Ok(self.end(None, checkpoint));
             }
             let done = step + 1;
             if done % self.plan.steps_per_epoch == 0 {
@@ -73,8 +78,13 @@ impl Session {
                 self.checkpoint()?;
             }
         }
+        let test = match test {
+            Some(test) => test,
+            None => self.last_test()?,
+        };
+        let checkpoint = self.checkpoint()?;
         self.trainer.save_model(self.run.path())?;
-        Ok(self.end(test))
+        Ok(self.end(Some(test), checkpoint))
     }
 
     /// Takes one step; false if the run was told to stop before its labels came.
@@ -90,10 +100,7 @@ impl Session {
                 match taken {
                     Ok(Some(soft)) => Some(soft),
                     Ok(None) => return Ok(false),
-                    Err(Error::Labels(source @ ClientError::Unreachable { .. })) => {
-                        return Err(self.suspend(source)?);
-                    }
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(self.interrupt(error)?),
                 }
             }
         };
@@ -155,17 +162,38 @@ impl Session {
         Ok(checkpoint)
     }
 
-    /// Saves what there is, for another try when a teacher is back.
-    fn suspend(&mut self, source: ClientError) -> Result<Error, Error> {
-        let checkpoint = self.checkpoint()?;
-        let step = checkpoint.position.step;
-        self.observer.on(&Event::Ended { step });
-        Ok(Error::Suspended(Box::new(Suspended { step, checkpoint: checkpoint.folder, source })))
+    /// The test of a student that was trained to the end before: as it was recorded, or once more.
+    fn last_test(&mut self) -> Result<TestRecord, Error> {
+        let step = self.trainer.steps_done();
+        let recorded = self.run.records()?.into_iter().rev().find_map(|record| match record {
+            Record::Test(test) if test.step == step => Some(test),
+            _ => None,
+        });
+        match recorded {
+            Some(test) => Ok(test),
+            None => self.test(step, self.recipe.train.epochs.into()),
+        }
     }
 
-    fn end(mut self, test: Option<TestRecord>) -> Ended {
+    /// Saves what there is when labels cannot be had, for another try or to go on from by hand.
+    fn interrupt(&mut self, source: Error) -> Result<Error, Error> {
+        let checkpoint = match self.checkpoint() {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => {
+                tracing::error!(%source, "no labels, and no checkpoint either");
+                return Err(error);
+            }
+        };
+        let step = checkpoint.position.step;
+        self.observer.on(&Event::Ended { step });
+        let may_pass = matches!(source, Error::Labels(ClientError::Unreachable { .. }));
+        let ended = Box::new(Interrupted { step, checkpoint: checkpoint.folder, source });
+        Ok(if may_pass { Error::Suspended(ended) } else { Error::Broken(ended) })
+    }
+
+    fn end(mut self, test: Option<TestRecord>, checkpoint: Checkpoint) -> Ended {
         let steps = self.trainer.steps_done();
         self.observer.on(&Event::Ended { step: steps });
-        Ended { steps, test, run: self.run, meter: self.meter }
+        Ended { steps, test, checkpoint: checkpoint.folder, run: self.run, meter: self.meter }
     }
 }

@@ -37,6 +37,11 @@ fn wrong_input_is_64_and_says_what_is_wrong() {
     refused(&["train", recipe, "--set", "data.dir=nowhere"], 64, "train-images-idx3-ubyte");
     refused(&["train", recipe, "--set", "student.num_labels=2"], 64, "label of row 2 is 2");
     refused(&["train", "--resum", recipe], 64, "--resume");
+    refused(
+        &["train", recipe, "--log", "student_worker=loud"],
+        64,
+        "--log (STILLHOUSE_LOG): \"stu",
+    );
     refused(&["quickstart", "--data", text(bench.path()), "--output", "x"], 64, "input_size");
     let images = bench.path().join("train-images-idx3-ubyte");
     let mut bytes = fs::read(&images).unwrap();
@@ -68,6 +73,37 @@ fn train_and_eval_print_one_object_for_scripts() {
     assert_eq!(figures["errors"], outcome["test"]["errors"]);
     assert_eq!(figures["rows"], 60);
     refused(&["eval", text(bench.path()), "--data", text(bench.path())], 64, "config.json");
+}
+
+/// Starts the binary, tells it to stop once it has said something, and returns what it printed.
+fn stopped_at(arguments: &[&str], words: &str) -> String {
+    let mut child = Command::new(BINARY)
+        .args(arguments)
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    lines.find(|line| line.as_ref().unwrap().contains(words)).unwrap().unwrap();
+    Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    lines.for_each(drop);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(143));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn what_is_said_of_a_stopped_run_is_true() {
+    let bench = Bench::new();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let recipe = bench.write_recipe("gone", &endpoints(&[free], ""));
+    let said = stopped_at(&["train", text(&recipe), "--resume"], "teacher not connected");
+    assert!(said.starts_with("gone: stopped before the first of 32 steps; there is"), "{said}");
+    let mnist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/mnist");
+    let output = bench.path().join("quickstart");
+    let quickstart = ["quickstart", "--data", text(&mnist), "--output", text(&output)];
+    let said = stopped_at(&quickstart, "teacher: 2345 steps over");
+    assert!(said.starts_with("quickstart: stopped before"), "{said}");
 }
 
 /// A run that is told to stop leaves a checkpoint, and goes on to the same bytes.

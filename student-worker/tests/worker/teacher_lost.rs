@@ -63,7 +63,12 @@ async fn a_teacher_that_comes_back_as_another_is_refused() {
         again = Some(serve(bench.teacher(2), port).await);
     });
     let error = outcome.await.unwrap_err();
-    let Error::Labels(ClientError::Fingerprint { found, expected, .. }) = &error else {
+    let Error::Broken(interrupted) = &error else {
+        panic!("{error}");
+    };
+    assert!(interrupted.step >= 7 && interrupted.checkpoint.join("checkpoint.json").is_file());
+    let Error::Labels(ClientError::Fingerprint { found, expected, .. }) = &interrupted.source
+    else {
         panic!("{error}");
     };
     let words = error.to_string();
