@@ -115,8 +115,10 @@ impl Connection {
         }
         loop {
             let message = tokio::select! {
-                message = inbound.message() => message,
+                // First: hanging up makes the teacher end the stream, too.
+                biased;
                 _ = &mut hung_up => return Ended::GivenUp,
+                message = inbound.message() => message,
             };
             match message {
                 Ok(Some(answer)) => {

@@ -1,6 +1,6 @@
 //! Labels as they came to labels as the loss takes them.
 
-use stillhouse_nn::{Head, ModelError, SoftTarget};
+use stillhouse_nn::{ModelError, PackedHead, SoftTarget};
 use stillhouse_proto::{LabelBatch, SoftLabels, v1::DenseKind};
 
 /// Why labels cannot be trained on.
@@ -25,7 +25,7 @@ pub enum TargetError {
 /// If they are not in one encoding, or hidden states come without a head that fits.
 pub fn soft_target(
     parts: impl IntoIterator<Item = LabelBatch>,
-    head: Option<&Head>,
+    head: Option<&PackedHead>,
 ) -> Result<SoftTarget, TargetError> {
     let mut joined: Option<SoftTarget> = None;
     for part in parts {
@@ -38,7 +38,7 @@ pub fn soft_target(
     joined.ok_or(TargetError::Mixed { found: "missing", expected: "those of one request or more" })
 }
 
-fn convert(labels: SoftLabels, head: Option<&Head>) -> Result<SoftTarget, TargetError> {
+fn convert(labels: SoftLabels, head: Option<&PackedHead>) -> Result<SoftTarget, TargetError> {
     Ok(match labels {
         SoftLabels::Dense { kind, values } => match kind {
             DenseKind::Logits => SoftTarget::Logits(values),
@@ -101,6 +101,8 @@ fn append(joined: &mut SoftTarget, part: SoftTarget) -> Result<(), TargetError> 
 
 #[cfg(test)]
 mod tests {
+    use stillhouse_nn::Head;
+
     use super::*;
 
     fn batch(rows: usize, labels: SoftLabels) -> LabelBatch {
@@ -140,7 +142,7 @@ mod tests {
             classes: 2,
             hidden_size: 2,
         };
-        let target = soft_target([hidden.clone()], Some(&head)).unwrap();
+        let target = soft_target([hidden.clone()], Some(&head.pack().unwrap())).unwrap();
         assert_eq!(target, SoftTarget::Logits(vec![1.5, 2.0]));
         assert!(soft_target([hidden], None).is_err());
     }

@@ -1,6 +1,8 @@
 //! The labels of one batch after another, for a thread that computes.
 
-use stillhouse_nn::{Head, SoftTarget};
+use std::time::{Duration, Instant};
+
+use stillhouse_nn::{PackedHead, SoftTarget};
 use tokio::{runtime::Handle, sync::watch};
 
 use super::Error;
@@ -10,20 +12,22 @@ use crate::label_client::{ClientError, OrderedLabels, soft_target};
 pub(super) struct BatchLabels {
     pub(super) labels: OrderedLabels,
     /// For hidden states.
-    pub(super) head: Option<Head>,
+    pub(super) head: Option<PackedHead>,
     /// Rows in a request; a batch takes as many requests as it needs.
     pub(super) request_rows: usize,
     pub(super) runtime: Handle,
 }
 
 impl BatchLabels {
-    /// Waits for the labels of the next batch, of `rows` rows. None if the run was told to stop
-    /// meanwhile. Not to be called from an async task.
+    /// Waits for the labels of the next batch, of `rows` rows, and tells how long it waited: what
+    /// the student computes of them is its own work. None if the run was told to stop meanwhile.
+    /// Not to be called from an async task.
     pub(super) fn take(
         &mut self,
         rows: usize,
         stop: &mut watch::Receiver<bool>,
-    ) -> Result<Option<SoftTarget>, Error> {
+    ) -> Result<Option<(SoftTarget, Duration)>, Error> {
+        let began = Instant::now();
         let mut parts = Vec::new();
         for _ in 0..rows.div_ceil(self.request_rows) {
             let part = self.runtime.block_on(async {
@@ -40,6 +44,7 @@ impl BatchLabels {
                 }
             }
         }
-        Ok(Some(soft_target(parts, self.head.as_ref())?))
+        let waited = began.elapsed();
+        Ok(Some((soft_target(parts, self.head.as_ref())?, waited)))
     }
 }

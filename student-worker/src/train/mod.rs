@@ -22,7 +22,7 @@ use meter::Meter;
 use plan::Plan;
 use serde::{Deserialize, Serialize};
 use session::{Ended, Session};
-use stillhouse_nn::{Head, Trainer, TrainerConfig};
+use stillhouse_nn::{PackedHead, Trainer, TrainerConfig};
 use stillhouse_proto::v1::EncodingKind;
 use tokio::{runtime::Handle, sync::watch, task::spawn_blocking};
 
@@ -209,6 +209,7 @@ impl Outcome {
         }
     }
 }
+
 /// Where a recipe's results go.
 pub fn output_folder(recipe: &Recipe) -> PathBuf {
     let default = || Path::new("runs").join(&recipe.name);
@@ -219,7 +220,7 @@ pub fn output_folder(recipe: &Recipe) -> PathBuf {
 struct Teacher {
     client: LabelClient,
     /// For hidden states.
-    head: Option<Head>,
+    head: Option<PackedHead>,
     wanted: Wanted,
     server: Option<teacher_server::Running>,
 }
@@ -244,7 +245,7 @@ impl Teacher {
         let probe = plan.probe(recipe.student.rescale_factor());
         let client = LabelClient::connect(&endpoints, wanted.clone(), probe, patience).await?;
         let head = match wanted.encoding_kind() {
-            EncodingKind::Hidden => Some(client.fetch_head().await?),
+            EncodingKind::Hidden => Some(client.fetch_head().await?.pack()?),
             _ => None,
         };
         Ok(Self { client, head, wanted, server })

@@ -94,15 +94,14 @@ impl Session {
         let mut waited = Duration::ZERO;
         let soft = match &mut self.labels {
             None => None,
-            Some(labels) => {
-                let taken = labels.take(rows.len(), &mut self.stop);
-                waited = began.elapsed();
-                match taken {
-                    Ok(Some(soft)) => Some(soft),
-                    Ok(None) => return Ok(false),
-                    Err(error) => return Err(self.interrupt(error)?),
+            Some(labels) => match labels.take(rows.len(), &mut self.stop) {
+                Ok(Some((soft, time))) => {
+                    waited = time;
+                    Some(soft)
                 }
-            }
+                Ok(None) => return Ok(false),
+                Err(error) => return Err(self.interrupt(error)?),
+            },
         };
         let factor = self.recipe.student.rescale_factor();
         let input = self.plan.train.gather_f32(&rows, factor);

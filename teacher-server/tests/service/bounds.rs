@@ -28,7 +28,7 @@ fn from(client: &str, request: LabelRequest) -> LabelRequest {
 /// The refusal's text, after its code and its time to try again.
 fn refusal(status: &Status) -> String {
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-    let info = status.get_details_retry_info().expect("google.rpc.RetryInfo");
+    let info = status.get_details_retry_info().unwrap();
     assert!(info.retry_delay.is_some_and(|delay| !delay.is_zero()), "{info:?}");
     status.message().to_owned()
 }
@@ -134,7 +134,7 @@ async fn answers_that_a_client_does_not_read_are_bounded_and_others_are_served()
     }
     ids.sort_unstable();
     assert_eq!(ids, [0, 1, 2, 3, 4, 5]);
-    client.label(half("lazy", 3)).await.expect("what was read holds nothing");
+    client.label(half("lazy", 3)).await.unwrap();
     running.shutdown().await.unwrap();
 }
 
@@ -169,7 +169,7 @@ async fn a_unary_answer_counts_until_it_is_read_too() {
     let mut answer = answer.into_inner();
     assert_eq!(answer.message().await.unwrap().unwrap().labels[0].rows, 20_000);
     drop(answer);
-    client.label(large()).await.expect("what was read holds nothing");
+    client.label(large()).await.unwrap();
     running.shutdown().await.unwrap();
 }
 
