@@ -85,11 +85,13 @@ impl OptimizerConfig {
             if fits {
                 return Ok(());
             }
-            let (field, value) = (format!("optimizer.{field}"), value.to_string());
+            let (field, value) = (format!("optimizer.{field}"), format!("{value:?}"));
             Err(ModelError::Config { field, value, expected: expected.to_owned() })
         };
-        let below_one =
-            |field, x: f64| check(field, x, (0.0..1.0).contains(&x), "0 or more and below 1");
+        let below_one = |field, x: f64| {
+            let fits = (0.0..1.0).contains(&x) && (x as f32) < 1.0;
+            check(field, x, fits, "0 or more and below 1, also as an f32")
+        };
         let decay =
             |x: f64| check("weight_decay", x, x == 0.0 || fits(x), &format!("0, or {FITS}"));
         match *self {
@@ -136,12 +138,12 @@ mod tests {
             |momentum, nesterov| OptimizerConfig::Sgd { momentum, nesterov, weight_decay: 0.0 };
         for (config, words) in [
             (adamw(1.0, 1e-8, 0.0), "optimizer.beta1 is 1"),
-            (adamw(0.9, 0.0, 0.0), "optimizer.eps is 0; expected above 0 and at most 3.4e38"),
+            (adamw(0.9, 0.0, 0.0), "optimizer.eps is 0.0; expected above 0 and at most 3.4e38"),
             // A gradient of 0 over a root of 0 would be NaN.
-            (adamw(0.9, 1e-50, 0.0), "optimizer.eps is 0.00000000000000000000000000000000000"),
-            (adamw(0.9, 1e39, 0.0), "optimizer.eps is 1000000000000000000000000000000000000000;"),
-            (adamw(0.9, 1e-8, -1.0), "optimizer.weight_decay is -1; expected 0, or above 0"),
-            (adamw(0.9, 1e-8, 1e39), "optimizer.weight_decay is 1000000000000000000000000000"),
+            (adamw(0.9, 1e-50, 0.0), "optimizer.eps is 1e-50;"),
+            (adamw(0.9, 1e39, 0.0), "optimizer.eps is 1e39;"),
+            (adamw(0.9, 1e-8, -1.0), "optimizer.weight_decay is -1.0; expected 0, or above 0"),
+            (adamw(0.9, 1e-8, 1e39), "optimizer.weight_decay is 1e39;"),
             (adamw(0.9, 1e-8, f64::NAN), "optimizer.weight_decay is NaN"),
             (adamw(f64::NAN, 1e-8, 0.0), "optimizer.beta1 is NaN"),
             (sgd(-0.5, false), "optimizer.momentum is -0.5"),

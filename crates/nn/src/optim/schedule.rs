@@ -70,7 +70,7 @@ impl ScheduleConfig {
         let (rate, min) = (self.learning_rate, self.min_learning_rate);
         let refuse = |field: &str, value: f64, expected: String| {
             let field = format!("schedule.{field}");
-            Err(ModelError::Config { field, value: value.to_string(), expected })
+            Err(ModelError::Config { field, value: format!("{value:?}"), expected })
         };
         if !fits(rate) {
             return refuse("learning_rate", rate, FITS.to_owned());
@@ -123,6 +123,6 @@ mod tests {
             assert!(error.contains("expected above 0 and at most 3.4e38"), "{error}");
         }
         let error = ScheduleConfig { min_learning_rate: 1.0, ..base }.validate().unwrap_err();
-        assert!(error.to_string().contains("min_learning_rate is 1; expected 0 to"), "{error}");
+        assert!(error.to_string().contains("min_learning_rate is 1.0; expected 0 to"), "{error}");
     }
 }
