@@ -120,7 +120,8 @@ impl<T> Batcher<T> {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let class = self.lengths.class(length);
-        let queued = Queued { ticket, cost, class, deadline, admitted: now };
+        let overdue_at = now.saturating_add(self.config.age_guard);
+        let queued = Queued { ticket, cost, class, deadline, admitted: now, overdue_at };
         let client = self.client_id(&name);
         if let Some(client) = self.clients.get_mut(&client) {
             client.queue.insert(queued);

@@ -29,8 +29,10 @@ pub struct Config {
     /// Longest over shortest within a batch; 1 or more, infinite for no grouping. Lengths within
     /// `max_length_ratio^(3/4)` of each other always go together; up to the ratio they may.
     pub max_length_ratio: f64,
-    /// A request older than this joins a batch whatever its length, and goes before its client's
-    /// other work if it has no deadline.
+    /// A request older than this joins a batch whatever its length. Within its client a request is
+    /// due at its deadline, or when it is older than this if that is earlier or it has none; the
+    /// first due goes first. Set it above what a request usually waits: once older work is overdue,
+    /// an urgent request of the same client goes behind it.
     pub age_guard: Time,
     /// Weight of a client that was given none; 1 to 65,536.
     pub default_weight: u32,

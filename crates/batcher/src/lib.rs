@@ -47,9 +47,13 @@
 //! withdraws work (cancelled, expired) or an overdue request of *i* overtakes, `S_i` grows by
 //! `C_i`.
 //!
-//! Within a client the earliest deadline goes first; requests without one follow in order of
-//! admission, until they are older than [`Config::age_guard`]: then they go first, so that a
-//! client's stream of urgent work cannot starve them.
+//! Within a client the first due goes first. A request is due at its deadline, or when it is older
+//! than [`Config::age_guard`] if that comes earlier or it has no deadline. So a near deadline goes
+//! before work that can wait, and nothing goes before a request for longer than the guard but what
+//! was due before it: a client's stream of urgent work cannot starve its other work, with deadlines
+//! or without, and a flood without deadlines cannot starve the dated. What the order cannot do is
+//! make up for a backlog: where a client queues more than the device does for it within the guard,
+//! its older work is due before a deadline that comes now, and that may expire.
 //!
 //! # Similar lengths together
 //!

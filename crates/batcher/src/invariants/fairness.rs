@@ -19,9 +19,8 @@ struct Client {
     weight: u64,
     /// C.
     largest: u64,
-    /// Whether its order changed while work waited: some was withdrawn, or overtaken by overdue
-    /// work.
-    reordered: bool,
+    /// Whether some of its work was withdrawn.
+    withdrew: bool,
     /// Cost launched so far.
     launched: u64,
 }
@@ -77,43 +76,42 @@ impl Fairness {
         self.at_admission.remove(&ticket);
         self.at_overdue.remove(&ticket);
         let client = self.client(&pending.client);
-        self.clients[client].reordered = true;
+        self.clients[client].withdrew = true;
     }
 
-    /// Looks for requests without a deadline that became overdue. To be called before the batch
-    /// that was formed at `now` is gone through.
+    /// Looks for requests that became overdue. To be called before the batch that was formed at
+    /// `now` is gone through.
     pub(super) fn note_overdue(&mut self, now: Time, ledger: &Ledger) {
-        let mut queued: HashMap<&str, u64> = HashMap::new();
+        // What is overdue was due before all that is not, so among these is all that may go first.
+        let mut overdue: HashMap<&str, Vec<(Time, Ticket, u64)>> = HashMap::new();
         for (ticket, pending) in ledger.pending() {
-            if now.saturating_sub(pending.admitted) < self.age_guard {
+            if now < pending.overdue_at(self.age_guard) {
                 break;
             }
-            if pending.deadline.is_none() {
-                let before = queued.entry(&pending.client).or_default();
-                *before += pending.cost;
+            let due = pending.due(self.age_guard);
+            overdue.entry(&pending.client).or_default().push((due, ticket, pending.cost));
+        }
+        for mut requests in overdue.into_values() {
+            requests.sort_unstable();
+            let mut before = 0;
+            for (_, ticket, cost) in requests {
+                before += cost;
                 if !self.at_overdue.contains_key(&ticket) {
-                    self.at_overdue.insert(ticket, (self.snapshot(), *before));
+                    self.at_overdue.insert(ticket, (self.snapshot(), before));
                 }
             }
         }
     }
 
     /// To be called for each request of a batch, in its order.
-    pub(super) fn launched(
-        &mut self,
-        now: Time,
-        ticket: Ticket,
-        pending: &Pending,
-    ) -> Result<(), Violation> {
+    pub(super) fn launched(&mut self, ticket: Ticket, pending: &Pending) -> Result<(), Violation> {
         let client = self.client(&pending.client);
-        let overdue = now.saturating_sub(pending.admitted) >= self.age_guard;
         let mine = &mut self.clients[client];
         mine.launched += pending.cost;
-        mine.reordered |= overdue && pending.deadline.is_none();
-        let (largest, reordered) = (mine.largest, mine.reordered);
+        let (largest, withdrew) = (mine.largest, mine.withdrew);
         if let Some(since) = self.at_admission.remove(&ticket) {
             // w_j / w_i * S_i + 2 * quantum * w_j + C_j
-            let own_slack = if reordered { largest } else { 0 };
+            let own_slack = if withdrew { largest } else { 0 };
             self.check(ticket, client, "since admission", &since, own_slack, |other| {
                 2 * self.quantum * other.weight + other.largest
             })?;
@@ -171,7 +169,7 @@ impl Fairness {
             name: name.clone(),
             weight: self.default_weight.into(),
             largest: 0,
-            reordered: false,
+            withdrew: false,
             launched: 0,
         });
         self.clients.len() - 1
