@@ -117,11 +117,11 @@ impl<T> Batcher<T> {
         let Some(round) = self.ring.begin_round() else {
             return summary;
         };
-        let mut from = (round, 0);
+        let mut last = None;
         while draft.room > 0
-            && let Some((place, id)) = self.ring.turn_from(from)
+            && let Some((place, id)) = self.ring.turn_after(round, last)
         {
-            from = (round, place.1 + 1);
+            last = Some(place);
             if let Some(client) = self.clients.get_mut(&id) {
                 client.account.begin_turn(quantum, cap);
             }

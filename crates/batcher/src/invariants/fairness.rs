@@ -3,6 +3,9 @@
 //! Notation as on the crate's page: `w` weights, `C` a client's largest request, `S_i` what the
 //! waiting request's own client launches in the time that is looked at, the request included, `B`
 //! the batch budget. Sums are in exact integers.
+//!
+//! Together the others get no more than the sum of what each may get, and it holds by itself where
+//! each is held to its own. The tighter bound on a newcomer's total is checked as such.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -42,6 +45,8 @@ pub(super) struct Fairness {
     /// As it was when the request was first seen overdue, and the cost of its client's requests
     /// that may go before it, itself included.
     at_overdue: BTreeMap<Ticket, (Snapshot, u64)>,
+    /// As it was when a newcomer's first request was admitted, and the head start it was given.
+    at_head_start: BTreeMap<Ticket, (Snapshot, u64)>,
 }
 
 impl Fairness {
@@ -56,6 +61,7 @@ impl Fairness {
             clients: Vec::new(),
             at_admission: BTreeMap::new(),
             at_overdue: BTreeMap::new(),
+            at_head_start: BTreeMap::new(),
         }
     }
 
@@ -64,17 +70,22 @@ impl Fairness {
         self.clients[client].weight = weight.into();
     }
 
-    pub(super) fn admitted(&mut self, ticket: Ticket, pending: &Pending) {
+    /// `head_start`: of its client, where that has not used it yet.
+    pub(super) fn admitted(&mut self, ticket: Ticket, pending: &Pending, head_start: Option<u64>) {
         let client = self.client(&pending.client);
         self.clients[client].largest = self.clients[client].largest.max(pending.cost);
         if !self.grouping {
             self.at_admission.insert(ticket, self.snapshot());
+            if let Some(head_start) = head_start {
+                self.at_head_start.insert(ticket, (self.snapshot(), head_start));
+            }
         }
     }
 
     pub(super) fn withdrawn(&mut self, ticket: Ticket, pending: &Pending) {
         self.at_admission.remove(&ticket);
         self.at_overdue.remove(&ticket);
+        self.at_head_start.remove(&ticket);
         let client = self.client(&pending.client);
         self.clients[client].withdrew = true;
     }
@@ -116,6 +127,15 @@ impl Fairness {
                 2 * self.quantum * other.weight + other.largest
             })?;
         }
+        if let Some((since, head_start)) = self.at_head_start.remove(&ticket) {
+            // B - S_i, where the head start pays for S_i.
+            let mine = self.launched_since(&since, client);
+            let others = self.others_since(&since, client);
+            if mine <= head_start && others + mine > self.budget {
+                let (client, bound) = (pending.client.clone(), self.budget - mine);
+                return Err(Violation::NewcomerHeldUp { ticket, client, launched: others, bound });
+            }
+        }
         if let Some((since, bound)) = self.at_overdue.remove(&ticket) {
             let launched = self.launched_since(&since, client);
             if launched > bound {
@@ -154,6 +174,12 @@ impl Fairness {
 
     fn launched_since(&self, since: &Snapshot, client: usize) -> u64 {
         self.clients[client].launched - since.get(client).copied().unwrap_or_default()
+    }
+
+    /// Cost that all but one client launched.
+    fn others_since(&self, since: &Snapshot, client: usize) -> u64 {
+        let all = (0..self.clients.len()).map(|index| self.launched_since(since, index));
+        all.sum::<u64>() - self.launched_since(since, client)
     }
 
     fn snapshot(&self) -> Snapshot {

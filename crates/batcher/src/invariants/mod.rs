@@ -9,7 +9,8 @@
 //! 3. Expired work never runs: no launched request's deadline is `now` or earlier. Nothing expires
 //!    early.
 //! 4. While a request is queued, no other client gets more than its fair share plus the bound of
-//!    the [crate]'s page (without length grouping).
+//!    the [crate]'s page; and while one that its client's head start pays for is queued, all others
+//!    together get less than a batch (without length grouping).
 //! 5. Nothing starves: once a request is overdue, with a deadline or without, only requests of its
 //!    client that were queued then and due before it go first, and other clients get no more than
 //!    their share plus a bound, under length grouping too.
@@ -93,7 +94,8 @@ impl<T> Checked<T> {
         let answer = self.batcher.admit(now, request);
         match &answer {
             Ok(ticket) => {
-                self.fairness.admitted(*ticket, &pending);
+                let head_start = self.batcher.head_start(&pending.client);
+                self.fairness.admitted(*ticket, &pending, head_start);
                 self.ledger.admitted(*ticket, pending)?;
             }
             Err((refusal, _)) => self.check_retry_after(refusal)?,
