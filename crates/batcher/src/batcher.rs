@@ -282,7 +282,7 @@ impl<T> Batcher<T> {
             return self.queue_refusal(cost, max_queue_cost);
         };
         self.client_refusal(client, cost)
-            .or_else(|| self.queue_refusal(cost, max_queue_cost - max_queue_cost / 8))
+            .or_else(|| self.queue_refusal(cost, self.config.busy_queue_cost()))
     }
 
     fn queue_refusal(&self, cost: u64, limit: u64) -> Option<Refusal> {
