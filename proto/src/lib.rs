@@ -37,7 +37,7 @@ pub mod request;
 pub mod tensor;
 
 pub use labels::{CodecError, LabelBatch, SoftLabels, decode, encode};
-pub use request::{RequestError, SequencesView};
+pub use request::SequencesView;
 pub use tensor::{TensorError, TensorView};
 
 /// Messages, client and server of the package `distill.v1`.

@@ -161,34 +161,34 @@ fn declared_sizes_claim_no_memory() {
     };
     let most = u64::from(u32::MAX);
     let payloads = [
-        Payload::Dense(v1::DenseLabels {
+        Payload::Dense(Box::new(v1::DenseLabels {
             kind: v1::DenseKind::LogProbabilities.into(),
             values: tensor(&[most, most]),
-        }),
-        Payload::TopK(v1::TopKLabels {
+        })),
+        Payload::TopK(Box::new(v1::TopKLabels {
             k: u32::MAX,
             log_probabilities: tensor(&[most, most]),
             log_tail_mass: tensor(&[most]),
             ..Default::default()
-        }),
-        Payload::TopK(v1::TopKLabels {
+        })),
+        Payload::TopK(Box::new(v1::TopKLabels {
             k: 1,
             log_probabilities: tensor(&[most, 1]),
             log_tail_mass: tensor(&[most]),
             ..Default::default()
-        }),
-        Payload::Ids(v1::IdsLabels {
+        })),
+        Payload::Ids(Box::new(v1::IdsLabels {
             log_probabilities: tensor(&[most, 1]),
             log_tail_mass: tensor(&[most]),
-        }),
-        Payload::Sampled(v1::SampledLabels { draws: 65_535, ..Default::default() }),
-        Payload::Sampled(v1::SampledLabels {
+        })),
+        Payload::Sampled(Box::new(v1::SampledLabels { draws: 65_535, ..Default::default() })),
+        Payload::Sampled(Box::new(v1::SampledLabels {
             draws: 65_535,
             distinct: vec![0xff; 64].into(),
             ..Default::default()
-        }),
-        Payload::Hidden(v1::HiddenLabels { states: tensor(&[most, u64::MAX]) }),
-        Payload::Hidden(v1::HiddenLabels { states: tensor(&[u64::MAX; 8]) }),
+        })),
+        Payload::Hidden(Box::new(v1::HiddenLabels { states: tensor(&[most, u64::MAX]) })),
+        Payload::Hidden(Box::new(v1::HiddenLabels { states: tensor(&[u64::MAX; 8]) })),
     ];
     for payload in payloads {
         for rows in [32, u32::MAX] {

@@ -70,35 +70,35 @@ fn careless(batch: &LabelBatch) -> v1::Labels {
         bits::pack(values, 1 << bits::id_bits(range)).unwrap().into()
     };
     let payload = match &batch.labels {
-        SoftLabels::Dense { kind, values } => Payload::Dense(v1::DenseLabels {
+        SoftLabels::Dense { kind, values } => Payload::Dense(Box::new(v1::DenseLabels {
             kind: (*kind).into(),
             values: tensor(values, &[batch.rows, batch.classes]),
-        }),
+        })),
         SoftLabels::TopK { k, ids, log_probabilities, log_tail_mass } => {
-            Payload::TopK(v1::TopKLabels {
+            Payload::TopK(Box::new(v1::TopKLabels {
                 k: *k as u32,
                 packed_ids: pack(ids, batch.classes as u32),
                 log_probabilities: tensor(log_probabilities, &[batch.rows, *k]),
                 log_tail_mass: tensor(log_tail_mass, &[batch.rows]),
-            })
+            }))
         }
         SoftLabels::Ids { ids_per_row, log_probabilities, log_tail_mass } => {
-            Payload::Ids(v1::IdsLabels {
+            Payload::Ids(Box::new(v1::IdsLabels {
                 log_probabilities: tensor(log_probabilities, &[batch.rows, *ids_per_row]),
                 log_tail_mass: tensor(log_tail_mass, &[batch.rows]),
-            })
+            }))
         }
         SoftLabels::Sampled { draws, distinct, ids, counts } => {
-            Payload::Sampled(v1::SampledLabels {
+            Payload::Sampled(Box::new(v1::SampledLabels {
                 draws: *draws,
                 distinct: distinct.iter().flat_map(|row| row.to_le_bytes()).collect(),
                 packed_ids: pack(ids, batch.classes as u32),
                 packed_counts: pack(counts, draws + 1),
-            })
+            }))
         }
-        SoftLabels::Hidden { width, states } => {
-            Payload::Hidden(v1::HiddenLabels { states: tensor(states, &[batch.rows, *width]) })
-        }
+        SoftLabels::Hidden { width, states } => Payload::Hidden(Box::new(v1::HiddenLabels {
+            states: tensor(states, &[batch.rows, *width]),
+        })),
     };
     let (rows, classes) = (batch.rows as u32, batch.classes as u32);
     v1::Labels { temperature: batch.temperature, rows, classes, payload: Some(payload) }
@@ -246,7 +246,9 @@ fn malformed_messages_are_refused() {
     assert_eq!(of_dense(|labels| labels.classes = 0), "classes is 0; must be 1 to 2^32 - 1");
     assert_eq!(of_dense(|labels| labels.rows = 7), "dense.values.shape is [1, 2]; must be [7, 2]");
     assert_eq!(
-        of_dense(|labels| labels.payload = Some(Payload::Dense(v1::DenseLabels::default()))),
+        of_dense(
+            |labels| labels.payload = Some(Payload::Dense(Box::new(v1::DenseLabels::default())))
+        ),
         "dense.values is missing"
     );
     assert_eq!(of_top_k(|top_k| top_k.k = 0), "top_k.k is 0; must be 1 to the 5 classes");
