@@ -227,6 +227,25 @@ fn lengths_that_disagree_are_refused() {
     );
 }
 
+/// Without rows no byte backs the width of a hidden state, so it is held to what the contract can say
+/// of one.
+#[test]
+fn a_width_that_no_hidden_state_has_is_refused() {
+    for width in [0, 1 << 32, 1 << 60] {
+        let labels = SoftLabels::Hidden { width, states: Vec::new() };
+        let batch = LabelBatch { temperature: 0.0, rows: 0, classes: 5, labels };
+        let sent = encode(&batch, DType::F32);
+        let expected = format!("hidden.width is {width}; must be 1 to 2^32 - 1");
+        assert_eq!(sent.unwrap_err().to_string(), expected);
+        if width > 0 {
+            assert_eq!(decode(&careless(&batch)).unwrap_err().to_string(), expected);
+        }
+    }
+    let labels = SoftLabels::Hidden { width: (1 << 32) - 1, states: Vec::new() };
+    let batch = LabelBatch { temperature: 0.0, rows: 0, classes: 5, labels };
+    assert_eq!(decode(&encode(&batch, DType::F32).unwrap()), Ok(batch));
+}
+
 /// What only a message can get wrong: parts missing, of another type, or of another shape.
 #[test]
 fn malformed_messages_are_refused() {

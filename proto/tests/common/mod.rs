@@ -143,9 +143,10 @@ impl Numbers {
         self.below(1 << 24) as f32 / ((1 << 24) - 1) as f32
     }
 
-    /// Mostly -20 to 0; at times 0 itself, -infinity, or a magnitude that narrow types denormalise.
+    /// Mostly -20 to 0; at times 0 itself, of either sign, -infinity, or a magnitude that narrow types denormalise.
     fn log_probability(&mut self) -> f32 {
         match self.below(10) {
+            0 if self.below(2) == 0 => -0.0,
             0 => 0.0,
             1 => f32::NEG_INFINITY,
             2 => -1e-6 * self.fraction(),
@@ -155,6 +156,9 @@ impl Numbers {
 
     /// Of either sign, from the smallest magnitudes to nearly the largest that all types hold.
     fn logit(&mut self) -> f32 {
+        if self.below(16) == 0 {
+            return if self.below(2) == 0 { 0.0 } else { -0.0 };
+        }
         let magnitude = 10_f32.powi(self.below(13) as i32 - 8) * self.fraction();
         if self.below(2) == 0 { magnitude } else { -magnitude }
     }
