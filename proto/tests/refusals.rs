@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod common;
+
 use stillhouse_proto::{
     LabelBatch, SoftLabels, bits, decode, encode,
     v1::{self, DType, DenseKind, Tensor, labels::Payload},
@@ -117,6 +119,7 @@ fn valid_batches_pass() {
         sampled(7, &[0, 4], &[6, 1]),
         hidden(&[0.5, -0.25]),
     ] {
+        assert_eq!(common::broken_rule(&batch), None);
         assert_eq!(encode(&batch, DType::F32), Ok(careless(&batch)));
         assert_eq!(decode(&careless(&batch)), Ok(batch));
     }
@@ -178,6 +181,7 @@ fn both_sides_refuse_what_breaks_a_rule() {
         ),
     ];
     for (batch, expected) in cases {
+        assert!(common::broken_rule(&batch).is_some(), "the rules by themselves: {expected}");
         assert_eq!(encode(&batch, DType::F32).unwrap_err().to_string(), expected, "encode");
         assert_eq!(decode(&careless(&batch)).unwrap_err().to_string(), expected, "decode");
     }
@@ -187,6 +191,7 @@ fn both_sides_refuse_what_breaks_a_rule() {
 #[test]
 fn ids_past_the_classes_are_refused() {
     for batch in [top_k(&[5], &[-0.1], -4.0), sampled(1, &[5], &[1])] {
+        assert!(common::broken_rule(&batch).is_some());
         for error in
             [encode(&batch, DType::F32).unwrap_err(), decode(&careless(&batch)).unwrap_err()]
         {
@@ -265,9 +270,7 @@ fn malformed_messages_are_refused() {
     assert_eq!(of_dense(|labels| labels.classes = 0), "classes is 0; must be 1 to 2^32 - 1");
     assert_eq!(of_dense(|labels| labels.rows = 7), "dense.values.shape is [1, 2]; must be [7, 2]");
     assert_eq!(
-        of_dense(
-            |labels| labels.payload = Some(Payload::Dense(Box::new(v1::DenseLabels::default())))
-        ),
+        of_dense(|labels| labels.payload = Some(Payload::Dense(Box::default()))),
         "dense.values is missing"
     );
     assert_eq!(of_top_k(|top_k| top_k.k = 0), "top_k.k is 0; must be 1 to the 5 classes");
