@@ -45,8 +45,9 @@ pub(super) struct Fairness {
     /// As it was when the request was first seen overdue, and the cost of its client's requests
     /// that may go before it, itself included.
     at_overdue: BTreeMap<Ticket, (Snapshot, u64)>,
-    /// As it was when a newcomer's first request was admitted, and the head start it was given.
-    at_head_start: BTreeMap<Ticket, (Snapshot, u64)>,
+    /// As it was when a request of a newcomer was admitted; the newcomer, and the head start that it
+    /// had before it.
+    at_head_start: BTreeMap<Ticket, (Snapshot, usize, u64)>,
 }
 
 impl Fairness {
@@ -77,7 +78,7 @@ impl Fairness {
         if !self.grouping {
             self.at_admission.insert(ticket, self.snapshot());
             if let Some(head_start) = head_start {
-                self.at_head_start.insert(ticket, (self.snapshot(), head_start));
+                self.at_head_start.insert(ticket, (self.snapshot(), client, head_start));
             }
         }
     }
@@ -85,8 +86,9 @@ impl Fairness {
     pub(super) fn withdrawn(&mut self, ticket: Ticket, pending: &Pending) {
         self.at_admission.remove(&ticket);
         self.at_overdue.remove(&ticket);
-        self.at_head_start.remove(&ticket);
         let client = self.client(&pending.client);
+        // What went by behind the withdrawn request now waits for a turn.
+        self.at_head_start.retain(|_, (_, newcomer, _)| *newcomer != client);
         self.clients[client].withdrew = true;
     }
 
@@ -127,7 +129,7 @@ impl Fairness {
                 2 * self.quantum * other.weight + other.largest
             })?;
         }
-        if let Some((since, head_start)) = self.at_head_start.remove(&ticket) {
+        if let Some((since, _, head_start)) = self.at_head_start.remove(&ticket) {
             // B - S_i, where the head start pays for S_i.
             let mine = self.launched_since(&since, client);
             let others = self.others_since(&since, client);

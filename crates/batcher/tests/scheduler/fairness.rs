@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use stillhouse_batcher::invariants::Checked;
 use stillhouse_batcher::{Batcher, Config, Forming, Request, Time};
 
-use crate::schedule::CLIENTS;
+use crate::schedule::{CLIENTS, cases};
 
 /// Clients that always have work queued: how large each one's requests are, and its weight.
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ fn serve(clients: &[Backlogged], max_batch_cost: u64, batches: usize) -> Vec<u64
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #![proptest_config(cases(100))]
 
     /// From the admission of a request of client i to its launch, any other client j launches at
     /// most w_j / w_i * S_i + 2 * quantum * w_j + C_j (the crate's page has the proof). `Checked`
@@ -145,6 +145,21 @@ fn a_newcomers_small_request_rides_in_the_next_batch_though_everyone_holds_a_ful
         let took = batches_until(&mut batcher, 63);
         assert!(took <= 2, "after {before} batches it took {took}");
     }
+}
+
+/// A request that the head start did not pay for holds back a smaller one behind it. When it is
+/// cancelled, that one waits for a turn as everyone does, and not for the end of a round.
+#[test]
+fn what_waits_behind_a_cancelled_request_takes_its_turn() {
+    let (mut batcher, refill) = full_batches(3);
+    refill(&mut batcher);
+    next(&mut batcher);
+    let mut admit =
+        |cost| batcher.admit(Time::ZERO, Request::new("small", cost, 3)).unwrap().unwrap();
+    let (large, _) = (admit(2), admit(1));
+    next(&mut batcher);
+    batcher.cancel(large).unwrap();
+    assert!(batches_until(&mut batcher, 3) <= 3);
 }
 
 /// What a head start does not pay for waits for the round to end: for one request of each other

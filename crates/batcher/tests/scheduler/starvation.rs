@@ -4,6 +4,8 @@ use proptest::prelude::*;
 use stillhouse_batcher::invariants::Checked;
 use stillhouse_batcher::{Config, Forming, Request, Time};
 
+use crate::schedule::cases;
+
 const GUARD: Time = Time::from_millis(100);
 /// What a batch takes.
 const STEP: Time = Time::from_millis(10);
@@ -150,7 +152,7 @@ fn a_near_deadline_is_met_even_where_older_work_waits_longer_than_the_guard() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(cases(60))]
 
     /// Three clients keep the queue full with lengths of an adversary's choice. A request, with a
     /// deadline or without, is launched within the age guard, then the batches that its client's older
