@@ -4,6 +4,7 @@
 //! * [`labels`]: soft labels as plain numbers, to and from [`v1::Labels`], in all five encodings.
 //! * [`tensor`]: [`TensorView`], a checked view of a [`v1::Tensor`] that copies nothing.
 //! * [`request`]: id lists and token sequences, packed by a client and checked by a server.
+//! * [`limits`]: the memory that a message can take, and the bytes of an answer.
 //! * [`dtype`] and [`bits`]: element types and bit packing, which the others stand on.
 //!
 //! Whatever arrives from a peer is checked in full before memory is allocated for it: a length that
@@ -33,11 +34,12 @@
 pub mod bits;
 pub mod dtype;
 pub mod labels;
+pub mod limits;
 pub mod request;
 pub mod tensor;
 
 pub use labels::{CodecError, LabelBatch, SoftLabels, decode, encode};
-pub use request::{RequestError, SequencesView};
+pub use request::SequencesView;
 pub use tensor::{TensorError, TensorView};
 
 /// Messages, client and server of the package `distill.v1`.

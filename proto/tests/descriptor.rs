@@ -7,8 +7,8 @@ use std::{collections::HashSet, env, fmt::Write as _, fs};
 
 use prost::Message as _;
 use prost_types::{
-    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet,
-    ServiceDescriptorProto,
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto,
+    FileDescriptorSet, ServiceDescriptorProto,
     field_descriptor_proto::{Label, Type},
 };
 use stillhouse_proto::v1;
@@ -29,6 +29,100 @@ fn the_contract_is_the_checked_in_one() {
          UPDATE_GOLDEN=1 cargo test -p stillhouse-proto --test descriptor",
         difference(&golden, &actual)
     );
+}
+
+/// The descriptor carries the comments, and reflection hands them out: whoever reads the contract
+/// that way finds a word on every part of it.
+#[test]
+fn every_part_has_a_comment() {
+    let set = FileDescriptorSet::decode(v1::FILE_DESCRIPTOR_SET).unwrap();
+    let mut parts = 0;
+    for file in &set.file {
+        let locations = &file.source_code_info.as_ref().expect("has no comments at all").location;
+        let commented: HashSet<&[i32]> = locations
+            .iter()
+            .filter(|location| !location.leading_comments().trim().is_empty())
+            .map(|location| &location.path[..])
+            .collect();
+        for (path, name) in parts_of(file) {
+            parts += 1;
+            assert!(commented.contains(&path[..]), "{name} has no comment before it");
+        }
+    }
+    assert!(parts > 150, "only {parts} parts were looked at");
+}
+
+/// Path in the descriptor, and name, of every service, method, message, oneof, field, enum and enum
+/// value. The numbers are those of the fields in `descriptor.proto`.
+fn parts_of(file: &FileDescriptorProto) -> Vec<(Vec<i32>, String)> {
+    fn index(path: &[i32], field: i32, index: usize) -> Vec<i32> {
+        [path, &[field, index as i32]].concat()
+    }
+    fn enumeration(of: &EnumDescriptorProto, path: &[i32], parts: &mut Vec<(Vec<i32>, String)>) {
+        parts.push((path.to_vec(), of.name().to_owned()));
+        for (i, value) in of.value.iter().enumerate() {
+            parts.push((index(path, 2, i), format!("{}.{}", of.name(), value.name())));
+        }
+    }
+    fn message(of: &DescriptorProto, path: &[i32], parts: &mut Vec<(Vec<i32>, String)>) {
+        parts.push((path.to_vec(), of.name().to_owned()));
+        for (i, field) in of.field.iter().enumerate() {
+            parts.push((index(path, 2, i), format!("{}.{}", of.name(), field.name())));
+        }
+        for (i, oneof) in of.oneof_decl.iter().enumerate() {
+            parts.push((index(path, 8, i), format!("{}.{}", of.name(), oneof.name())));
+        }
+        for (i, nested) in of.nested_type.iter().enumerate() {
+            message(nested, &index(path, 3, i), parts);
+        }
+        for (i, nested) in of.enum_type.iter().enumerate() {
+            enumeration(nested, &index(path, 4, i), parts);
+        }
+    }
+    let mut parts = Vec::new();
+    for (i, of) in file.message_type.iter().enumerate() {
+        message(of, &index(&[], 4, i), &mut parts);
+    }
+    for (i, of) in file.enum_type.iter().enumerate() {
+        enumeration(of, &index(&[], 5, i), &mut parts);
+    }
+    for (i, service) in file.service.iter().enumerate() {
+        let path = index(&[], 6, i);
+        parts.push((path.clone(), service.name().to_owned()));
+        for (i, method) in service.method.iter().enumerate() {
+            parts.push((index(&path, 2, i), format!("{}.{}", service.name(), method.name())));
+        }
+    }
+    parts
+}
+
+/// A number or name that was taken out stays taken: the list shows what is reserved.
+#[test]
+fn the_list_holds_what_is_reserved() {
+    use prost_types::{descriptor_proto::ReservedRange, enum_descriptor_proto::EnumReservedRange};
+    let message = DescriptorProto {
+        name: Some("A".to_owned()),
+        reserved_range: vec![ReservedRange { start: Some(2), end: Some(5) }],
+        reserved_name: vec!["old".to_owned()],
+        ..Default::default()
+    };
+    let enumeration = EnumDescriptorProto {
+        name: Some("B".to_owned()),
+        reserved_range: vec![EnumReservedRange { start: Some(3), end: Some(3) }],
+        reserved_name: vec!["B_OLD".to_owned()],
+        ..Default::default()
+    };
+    let mut lines = Vec::new();
+    add_message(&message, "", &mut lines);
+    add_enum(&enumeration, "", &mut lines);
+    let expected = [
+        "A is empty",
+        "A reserves 2 to 4",
+        "A reserves old",
+        "B reserves 3 to 3",
+        "B reserves B_OLD",
+    ];
+    assert_eq!(lines, expected);
 }
 
 /// The difference itself is what a person acts on.
@@ -99,16 +193,24 @@ fn add_message(message: &DescriptorProto, outer: &str, lines: &mut Vec<String>) 
     for range in &message.reserved_range {
         lines.push(format!("{name} reserves {} to {}", range.start(), range.end() - 1));
     }
+    lines
+        .extend(message.reserved_name.iter().map(|reserved| format!("{name} reserves {reserved}")));
     let nested = format!("{name}.");
     message.nested_type.iter().for_each(|message| add_message(message, &nested, lines));
     message.enum_type.iter().for_each(|enumeration| add_enum(enumeration, &nested, lines));
 }
 
 fn add_enum(enumeration: &EnumDescriptorProto, outer: &str, lines: &mut Vec<String>) {
+    let name = format!("{outer}{}", enumeration.name());
     for value in &enumeration.value {
-        let name = enumeration.name();
-        lines.push(format!("{outer}{name}.{} = {}", value.name(), value.number()));
+        lines.push(format!("{name}.{} = {}", value.name(), value.number()));
     }
+    // The end of an enum's range is in it, unlike a message's.
+    for range in &enumeration.reserved_range {
+        lines.push(format!("{name} reserves {} to {}", range.start(), range.end()));
+    }
+    let names = enumeration.reserved_name.iter();
+    lines.extend(names.map(|reserved| format!("{name} reserves {reserved}")));
 }
 
 fn field_type(field: &FieldDescriptorProto) -> String {

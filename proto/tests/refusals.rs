@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod common;
+
 use stillhouse_proto::{
     LabelBatch, SoftLabels, bits, decode, encode,
     v1::{self, DType, DenseKind, Tensor, labels::Payload},
@@ -70,35 +72,35 @@ fn careless(batch: &LabelBatch) -> v1::Labels {
         bits::pack(values, 1 << bits::id_bits(range)).unwrap().into()
     };
     let payload = match &batch.labels {
-        SoftLabels::Dense { kind, values } => Payload::Dense(v1::DenseLabels {
+        SoftLabels::Dense { kind, values } => Payload::Dense(Box::new(v1::DenseLabels {
             kind: (*kind).into(),
             values: tensor(values, &[batch.rows, batch.classes]),
-        }),
+        })),
         SoftLabels::TopK { k, ids, log_probabilities, log_tail_mass } => {
-            Payload::TopK(v1::TopKLabels {
+            Payload::TopK(Box::new(v1::TopKLabels {
                 k: *k as u32,
                 packed_ids: pack(ids, batch.classes as u32),
                 log_probabilities: tensor(log_probabilities, &[batch.rows, *k]),
                 log_tail_mass: tensor(log_tail_mass, &[batch.rows]),
-            })
+            }))
         }
         SoftLabels::Ids { ids_per_row, log_probabilities, log_tail_mass } => {
-            Payload::Ids(v1::IdsLabels {
+            Payload::Ids(Box::new(v1::IdsLabels {
                 log_probabilities: tensor(log_probabilities, &[batch.rows, *ids_per_row]),
                 log_tail_mass: tensor(log_tail_mass, &[batch.rows]),
-            })
+            }))
         }
         SoftLabels::Sampled { draws, distinct, ids, counts } => {
-            Payload::Sampled(v1::SampledLabels {
+            Payload::Sampled(Box::new(v1::SampledLabels {
                 draws: *draws,
                 distinct: distinct.iter().flat_map(|row| row.to_le_bytes()).collect(),
                 packed_ids: pack(ids, batch.classes as u32),
                 packed_counts: pack(counts, draws + 1),
-            })
+            }))
         }
-        SoftLabels::Hidden { width, states } => {
-            Payload::Hidden(v1::HiddenLabels { states: tensor(states, &[batch.rows, *width]) })
-        }
+        SoftLabels::Hidden { width, states } => Payload::Hidden(Box::new(v1::HiddenLabels {
+            states: tensor(states, &[batch.rows, *width]),
+        })),
     };
     let (rows, classes) = (batch.rows as u32, batch.classes as u32);
     v1::Labels { temperature: batch.temperature, rows, classes, payload: Some(payload) }
@@ -117,6 +119,7 @@ fn valid_batches_pass() {
         sampled(7, &[0, 4], &[6, 1]),
         hidden(&[0.5, -0.25]),
     ] {
+        assert_eq!(common::broken_rule(&batch), None);
         assert_eq!(encode(&batch, DType::F32), Ok(careless(&batch)));
         assert_eq!(decode(&careless(&batch)), Ok(batch));
     }
@@ -178,6 +181,7 @@ fn both_sides_refuse_what_breaks_a_rule() {
         ),
     ];
     for (batch, expected) in cases {
+        assert!(common::broken_rule(&batch).is_some(), "the rules by themselves: {expected}");
         assert_eq!(encode(&batch, DType::F32).unwrap_err().to_string(), expected, "encode");
         assert_eq!(decode(&careless(&batch)).unwrap_err().to_string(), expected, "decode");
     }
@@ -187,6 +191,7 @@ fn both_sides_refuse_what_breaks_a_rule() {
 #[test]
 fn ids_past_the_classes_are_refused() {
     for batch in [top_k(&[5], &[-0.1], -4.0), sampled(1, &[5], &[1])] {
+        assert!(common::broken_rule(&batch).is_some());
         for error in
             [encode(&batch, DType::F32).unwrap_err(), decode(&careless(&batch)).unwrap_err()]
         {
@@ -227,6 +232,25 @@ fn lengths_that_disagree_are_refused() {
     );
 }
 
+/// Without rows no byte backs the width of a hidden state, so it is held to what the contract can say
+/// of one.
+#[test]
+fn a_width_that_no_hidden_state_has_is_refused() {
+    for width in [0, 1 << 32, 1 << 60] {
+        let labels = SoftLabels::Hidden { width, states: Vec::new() };
+        let batch = LabelBatch { temperature: 0.0, rows: 0, classes: 5, labels };
+        let sent = encode(&batch, DType::F32);
+        let expected = format!("hidden.width is {width}; must be 1 to 2^32 - 1");
+        assert_eq!(sent.unwrap_err().to_string(), expected);
+        if width > 0 {
+            assert_eq!(decode(&careless(&batch)).unwrap_err().to_string(), expected);
+        }
+    }
+    let labels = SoftLabels::Hidden { width: (1 << 32) - 1, states: Vec::new() };
+    let batch = LabelBatch { temperature: 0.0, rows: 0, classes: 5, labels };
+    assert_eq!(decode(&encode(&batch, DType::F32).unwrap()), Ok(batch));
+}
+
 /// What only a message can get wrong: parts missing, of another type, or of another shape.
 #[test]
 fn malformed_messages_are_refused() {
@@ -246,7 +270,7 @@ fn malformed_messages_are_refused() {
     assert_eq!(of_dense(|labels| labels.classes = 0), "classes is 0; must be 1 to 2^32 - 1");
     assert_eq!(of_dense(|labels| labels.rows = 7), "dense.values.shape is [1, 2]; must be [7, 2]");
     assert_eq!(
-        of_dense(|labels| labels.payload = Some(Payload::Dense(v1::DenseLabels::default()))),
+        of_dense(|labels| labels.payload = Some(Payload::Dense(Box::default()))),
         "dense.values is missing"
     );
     assert_eq!(of_top_k(|top_k| top_k.k = 0), "top_k.k is 0; must be 1 to the 5 classes");

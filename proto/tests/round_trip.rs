@@ -21,6 +21,26 @@ fn split(mut batch: LabelBatch) -> (LabelBatch, Vec<f32>) {
     (batch, values)
 }
 
+/// Every number of a batch as bits, so that 0 and -0 differ.
+fn bits(batch: &LabelBatch) -> Vec<u32> {
+    let floats: Vec<&[f32]> = match &batch.labels {
+        SoftLabels::Dense { values, .. } => vec![values],
+        SoftLabels::TopK { log_probabilities, log_tail_mass, .. }
+        | SoftLabels::Ids { log_probabilities, log_tail_mass, .. } => {
+            vec![log_probabilities, log_tail_mass]
+        }
+        SoftLabels::Sampled { .. } => Vec::new(),
+        SoftLabels::Hidden { states, .. } => vec![states],
+    };
+    [&[batch.temperature]]
+        .into_iter()
+        .map(|one| &one[..])
+        .chain(floats)
+        .flatten()
+        .map(|value| value.to_bits())
+        .collect()
+}
+
 /// Distance between neighbouring values of `dtype` around `value`: its unit in the last place.
 fn unit_in_last_place(dtype: v1::DType, value: f32) -> f64 {
     let (least_exponent, fraction_bits) = match dtype {
@@ -40,11 +60,13 @@ fn bits_by_definition(classes: usize) -> usize {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// As `f32`, the decoded batch equals the encoded one.
+    /// As `f32`, the decoded batch equals the encoded one, bit for bit.
     #[test]
     fn f32_is_exact(batch in common::batch()) {
         let wire = encode(&batch, v1::DType::F32).unwrap();
-        prop_assert_eq!(decode(&wire).unwrap(), batch);
+        let decoded = decode(&wire).unwrap();
+        prop_assert_eq!(bits(&decoded), bits(&batch));
+        prop_assert_eq!(decoded, batch);
     }
 
     /// As any type, each value moves by at most half a unit in its last place, and nothing else
@@ -54,12 +76,15 @@ proptest! {
         let wire = encode(&batch, dtype).unwrap();
         let (decoded, decoded_values) = split(decode(&wire).unwrap());
         let (expected, expected_values) = split(batch);
+        prop_assert_eq!(bits(&decoded), bits(&expected));
         prop_assert_eq!(decoded, expected);
         prop_assert_eq!(decoded_values.len(), expected_values.len());
         for (decoded, expected) in decoded_values.iter().zip(&expected_values) {
             let distance = (f64::from(*decoded) - f64::from(*expected)).abs();
             let near = distance <= unit_in_last_place(dtype, *decoded) / 2.0;
             prop_assert!(near || decoded == expected, "{decoded} for {expected} as {dtype:?}");
+            // What rounds to 0 keeps its sign.
+            prop_assert_eq!(decoded.is_sign_negative(), expected.is_sign_negative());
         }
     }
 

@@ -12,8 +12,11 @@ use crate::{Config, ConfigError, Expired, Refusal, Request, Ticket, Time, Weight
 
 /// Queues requests and forms batches. See the [crate] for what it promises.
 ///
-/// Every operation on a request takes O(log n) of what is queued; [`form`](Batcher::form) takes
-/// that for each request it launches, and a visit to each client with work queued.
+/// Every operation on a request takes O(log n) of what is queued. [`form`](Batcher::form) takes that
+/// for each request it launches, and for each client with work queued in each round that the batch
+/// spans. A round that launches nothing is followed by one that does, or that ends the batch, so
+/// there are at most 2 m + 2 rounds in a batch of m requests: few where clients are many, since a
+/// round then hands out much of the batch, and few where requests are large.
 #[derive(Debug)]
 pub struct Batcher<T> {
     pub(crate) config: Config,
@@ -120,7 +123,8 @@ impl<T> Batcher<T> {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let class = self.lengths.class(length);
-        let queued = Queued { ticket, cost, class, deadline, admitted: now };
+        let overdue_at = now.saturating_add(self.config.age_guard);
+        let queued = Queued { ticket, cost, class, deadline, admitted: now, overdue_at };
         let client = self.client_id(&name);
         if let Some(client) = self.clients.get_mut(&client) {
             client.queue.insert(queued);
@@ -206,6 +210,14 @@ impl<T> Batcher<T> {
         self.deadlines.first().map(|&(deadline, _)| deadline)
     }
 
+    /// Credit that the client of that name will be given ahead of everyone's turn, for want of any
+    /// work queued before.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn head_start(&self, client: &str) -> Option<u64> {
+        let client = self.clients.get(self.names.get(client)?)?;
+        client.account.head_start()
+    }
+
     /// When the oldest queued request was admitted.
     pub(crate) fn oldest(&self) -> Option<Time> {
         self.entries.first_key_value().map(|(_, entry)| entry.queued.admitted)
@@ -222,7 +234,7 @@ impl<T> Batcher<T> {
         if let Some(client) = self.clients.get_mut(&entry.client) {
             client.queue.remove(&entry.queued);
             if client.queue.is_empty() {
-                self.ring.leave(&client.account);
+                self.ring.leave(&client.name, &client.account);
                 self.queued_weight -= u64::from(client.account.weight);
                 self.names.remove(&entry.name);
                 self.clients.remove(&entry.client);
@@ -239,7 +251,8 @@ impl<T> Batcher<T> {
         let id = ClientId(self.next_client);
         self.next_client += 1;
         let weight = self.weights.get(name);
-        let account = self.ring.join(id, weight);
+        let (quantum, budget) = (self.config.quantum(), self.config.max_batch_cost);
+        let account = self.ring.join(id, name, weight, quantum, budget);
         self.queued_weight += u64::from(weight);
         self.names.insert(name.clone(), id);
         let client = Client { name: name.clone(), queue: ClientQueue::default(), account };
@@ -269,7 +282,7 @@ impl<T> Batcher<T> {
             return self.queue_refusal(cost, max_queue_cost);
         };
         self.client_refusal(client, cost)
-            .or_else(|| self.queue_refusal(cost, max_queue_cost - max_queue_cost / 8))
+            .or_else(|| self.queue_refusal(cost, self.config.busy_queue_cost()))
     }
 
     fn queue_refusal(&self, cost: u64, limit: u64) -> Option<Refusal> {

@@ -14,8 +14,10 @@ pub struct Config {
     /// The cost of a batch never exceeds it, and so neither does that of a request. 1 to 2^40.
     pub max_batch_cost: u64,
     /// Cost that may be queued (admitted and not yet launched) by all clients together;
-    /// `max_batch_cost` to 2^40. The last eighth is for clients that have nothing queued, so that a
-    /// few busy clients cannot lock others out.
+    /// `max_batch_cost` to 2^40. The last eighth, or room for one batch where that is more, is for
+    /// clients that have nothing queued, so that a few busy clients cannot lock others out. Make it
+    /// twice `max_batch_cost` or more: in a smaller queue that room is what remains beside a batch,
+    /// and a client whose requests are larger waits until the others' work is through.
     pub max_queue_cost: u64,
     /// Cost that one client may have queued; `max_batch_cost` to 2^40. In the upper half of the
     /// queue a client is also held to its weighted share of it.
@@ -29,8 +31,10 @@ pub struct Config {
     /// Longest over shortest within a batch; 1 or more, infinite for no grouping. Lengths within
     /// `max_length_ratio^(3/4)` of each other always go together; up to the ratio they may.
     pub max_length_ratio: f64,
-    /// A request older than this joins a batch whatever its length, and goes before its client's
-    /// other work if it has no deadline.
+    /// A request older than this joins a batch whatever its length. Within its client a request is
+    /// due at its deadline, or when it is older than this if that is earlier or it has none; the
+    /// first due goes first. Set it above what a request usually waits: once older work is overdue,
+    /// an urgent request of the same client goes behind it.
     pub age_guard: Time,
     /// Weight of a client that was given none; 1 to 65,536.
     pub default_weight: u32,
@@ -72,6 +76,13 @@ impl Config {
             });
         }
         Ok(())
+    }
+
+    /// Cost up to which clients that have work queued may fill the queue.
+    pub(crate) fn busy_queue_cost(&self) -> u64 {
+        let beside_a_batch = self.max_queue_cost - self.max_batch_cost;
+        let reserve = self.max_batch_cost.min(beside_a_batch).max(self.max_queue_cost / 8);
+        self.max_queue_cost - reserve
     }
 
     /// Credit that a client of weight 1 gains in a round: small enough for a batch to span many

@@ -117,11 +117,11 @@ impl<T> Batcher<T> {
         let Some(round) = self.ring.begin_round() else {
             return summary;
         };
-        let mut from = (round, 0);
+        let mut last = None;
         while draft.room > 0
-            && let Some((place, id)) = self.ring.turn_from(from)
+            && let Some((place, id)) = self.ring.turn_after(round, last)
         {
-            from = (round, place.1 + 1);
+            last = Some(place);
             if let Some(client) = self.clients.get_mut(&id) {
                 client.account.begin_turn(quantum, cap);
             }
@@ -134,7 +134,7 @@ impl<T> Batcher<T> {
                 Turn::CutShort => summary.cut_short = true,
                 Turn::Short => self.ring.end_turn(id, &mut client.account),
                 Turn::PassedOver => {
-                    let head = client.queue.head(draft.now, self.config.age_guard);
+                    let head = client.queue.head();
                     if head.is_some_and(|head| head.cost <= client.account.credit) {
                         self.ring.pass_over(id, &mut client.account);
                     }
@@ -152,7 +152,7 @@ impl<T> Batcher<T> {
             let Some(client) = self.clients.get_mut(&id) else {
                 return Turn::Emptied;
             };
-            let pick = client.queue.pick(draft.now, self.config.age_guard, draft.window);
+            let pick = client.queue.pick(draft.now, draft.window);
             let Some(&pick) = pick else {
                 return Turn::PassedOver;
             };
@@ -176,7 +176,7 @@ impl<T> Batcher<T> {
     fn rounds_to_next(&self, draft: &Draft<T>) -> Option<u64> {
         let quantum = self.config.quantum();
         let rounds = self.clients.values().filter_map(|client| {
-            let pick = client.queue.pick(draft.now, self.config.age_guard, draft.window)?;
+            let pick = client.queue.pick(draft.now, draft.window)?;
             Some(client.account.rounds_until(pick.cost, quantum))
         });
         rounds.min()

@@ -12,8 +12,10 @@
 //! | [`Batcher`] | admission, cancellation, expiry, forming |
 //! | [`Refusal`] | why a request was not admitted, and when to try again |
 //! | [`Formed`], [`Batch`] | what [`Batcher::form`] decided |
-//! | [`invariants`] | what every schedule must satisfy, checked while it runs |
-//! | [`sim`] | a simulated device and clients, in simulated time |
+//! | `invariants` | what every schedule must satisfy, checked while it runs |
+//! | `sim` | a simulated device and clients, in simulated time |
+//!
+//! The last two are for tests and simulations, and there with the feature `testing` only.
 //!
 //! # The life of a request
 //!
@@ -41,15 +43,40 @@
 //!
 //! with `w` the weights and `C_j` the cost of *j*'s largest request: *j*'s fair share, and less
 //! than a batch beside it for weights up to 16 and `C_j` up to half a batch. Proof: grants go
-//! round by round, so *j* has at most one more than *i*; before its last grant *i* had not yet
-//! spent all it was given, so it had at most `S_i / (quantum * w_i) + 1` grants; and *j* cannot
-//! spend more than its grants and what it had left, which is less than `C_j`. Where *i* itself
-//! withdraws work (cancelled, expired) or an overdue request of *i* overtakes, `S_i` grows by
-//! `C_i`.
+//! round by round, so *j* has at most one more than *i*, whose head start (below) is not counted;
+//! before its last grant *i* had not yet spent all it was given, so it had at most
+//! `S_i / (quantum * w_i) + 1` grants; and *j* cannot spend more than its grants and what it had
+//! left, which is less than `C_j`. Where *i* itself withdraws work (cancelled, expired), `S_i`
+//! grows by `C_i`.
 //!
-//! Within a client the earliest deadline goes first; requests without one follow in order of
-//! admission, until they are older than [`Config::age_guard`]: then they go first, so that a
-//! client's stream of urgent work cannot starve them.
+//! All others together launch at most the sum of this over those that launch anything: their fair
+//! share, and on top of it up to a request of each. The latter does not shrink to one batch. Where
+//! 63 clients hold a full batch each, their credit matures in the same round, and that round lasts
+//! 63 batches; what a client comes to ask for in it, and what its next grant would pay for, waits.
+//!
+//! What does not wait is a newcomer's first quantum. A client whose queue was empty has a **head
+//! start**: `quantum * weight` of credit ahead of everyone's turn in the round under way (or the
+//! next, if none is). While a request is queued for which `S_i` is within the head start, all others
+//! *together* launch at most
+//!
+//! ```text
+//! max_batch_cost  -  S_i
+//! ```
+//!
+//! so that it rides in the next batch, if *i* withdraws nothing meanwhile. Proof: those with a head start go first in every batch, and
+//! what they were given in a round comes to a batch at most, so all of them fit in the next. A
+//! client that had a grant in the round, leaves and comes back within it has no second one, so
+//! coming and going gains nothing. Once a round's head starts are given out, newcomers have their
+//! turn in the next round: ever new names cannot keep a round from its end. (Both bounds are those
+//! without length grouping.)
+//!
+//! Within a client the first due goes first. A request is due at its deadline, or when it is older
+//! than [`Config::age_guard`] if that comes earlier or it has no deadline. So a near deadline goes
+//! before work that can wait, and nothing goes before a request for longer than the guard but what
+//! was due before it: a client's stream of urgent work cannot starve its other work, with deadlines
+//! or without, and a flood without deadlines cannot starve the dated. What the order cannot do is
+//! make up for a backlog: where a client queues more than the device does for it within the guard,
+//! its older work is due before a deadline that comes now, and that may expire.
 //!
 //! # Similar lengths together
 //!
@@ -87,6 +114,7 @@ mod batcher;
 mod config;
 mod drr;
 mod forming;
+#[cfg(any(test, feature = "testing"))]
 pub mod invariants;
 mod length;
 mod outcome;
@@ -94,6 +122,7 @@ mod queue;
 mod rate;
 mod refusal;
 mod request;
+#[cfg(any(test, feature = "testing"))]
 pub mod sim;
 mod weights;
 

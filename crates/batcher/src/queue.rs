@@ -5,16 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::length::{LengthClass, Window};
 use crate::{Ticket, Time};
 
-/// Earliest deadline first, then order of admission.
+/// Earliest due first, then order of admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
-    /// [`UNDATED`] where there is none.
-    deadline: Time,
+    due: Time,
     ticket: Ticket,
 }
-
-/// Ranks requests without a deadline behind all others.
-const UNDATED: Time = Time::MAX;
 
 /// What choosing needs to know of a request.
 #[derive(Clone, Copy, Debug)]
@@ -24,11 +20,21 @@ pub(crate) struct Queued {
     pub(crate) class: LengthClass,
     pub(crate) deadline: Option<Time>,
     pub(crate) admitted: Time,
+    /// From this moment on it joins any batch: it has waited for the age guard.
+    pub(crate) overdue_at: Time,
 }
 
 impl Queued {
+    /// One order for work with and without a deadline: a request is due at its deadline, or when it
+    /// is overdue if that is earlier. So what is admitted later than the age guard allows never
+    /// goes first, and neither kind of work can hold the other back without end.
     fn rank(&self) -> Rank {
-        Rank { deadline: self.deadline.unwrap_or(UNDATED), ticket: self.ticket }
+        let due = self.deadline.map_or(self.overdue_at, |at| at.min(self.overdue_at));
+        Rank { due, ticket: self.ticket }
+    }
+
+    fn overdue(&self, now: Time) -> bool {
+        now >= self.overdue_at
     }
 }
 
@@ -70,27 +76,18 @@ impl ClientQueue {
         }
     }
 
-    /// What this client would run next if lengths did not matter: its oldest request without a
-    /// deadline once that is `age_guard` old, otherwise the one with the earliest deadline.
-    pub(crate) fn head(&self, now: Time, age_guard: Time) -> Option<&Queued> {
-        let undated = Rank { deadline: UNDATED, ticket: Ticket(0) };
-        let (_, oldest_undated) = self.by_rank.range(undated..).next().unzip();
-        oldest_undated
-            .filter(|request| overdue(request, now, age_guard))
-            .or_else(|| self.by_rank.first_key_value().map(|(_, request)| request))
+    /// What this client would run next if lengths did not matter. Whatever is overdue was due
+    /// before all that is not.
+    pub(crate) fn head(&self) -> Option<&Queued> {
+        self.by_rank.first_key_value().map(|(_, request)| request)
     }
 
     /// What this client would run next in a batch that holds the lengths of `window` (`None`: an
     /// empty batch). `None` where no request of this client may join.
-    pub(crate) fn pick(
-        &self,
-        now: Time,
-        age_guard: Time,
-        window: Option<Window>,
-    ) -> Option<&Queued> {
-        let head = self.head(now, age_guard)?;
+    pub(crate) fn pick(&self, now: Time, window: Option<Window>) -> Option<&Queued> {
+        let head = self.head()?;
         match window {
-            Some(window) if !window.admits(head.class) && !overdue(head, now, age_guard) => {
+            Some(window) if !window.admits(head.class) && !head.overdue(now) => {
                 self.first_within(window)
             }
             _ => Some(head),
@@ -98,7 +95,7 @@ impl ClientQueue {
     }
 
     fn first_within(&self, window: Window) -> Option<&Queued> {
-        let lowest = Rank { deadline: Time::ZERO, ticket: Ticket(0) };
+        let lowest = Rank { due: Time::ZERO, ticket: Ticket(0) };
         let (mut class, last) = window.bounds();
         let mut first: Option<Rank> = None;
         // A window spans at most seven classes.
@@ -114,10 +111,6 @@ impl ClientQueue {
         }
         self.by_rank.get(&first?)
     }
-}
-
-fn overdue(request: &Queued, now: Time, age_guard: Time) -> bool {
-    now.saturating_sub(request.admitted) >= age_guard
 }
 
 #[cfg(test)]
@@ -138,12 +131,13 @@ mod tests {
             class: Lengths::new(2.0).class(length),
             deadline: deadline.map(seconds),
             admitted: seconds(ticket),
+            overdue_at: seconds(ticket) + GUARD,
         }
     }
 
     fn drain(queue: &mut ClientQueue, now: Time, window: Option<Window>) -> Vec<u64> {
         let mut order = Vec::new();
-        while let Some(&next) = queue.pick(now, GUARD, window) {
+        while let Some(&next) = queue.pick(now, window) {
             queue.remove(&next);
             order.push(next.ticket.0);
         }
@@ -161,13 +155,15 @@ mod tests {
         assert_eq!((queue.cost(), queue.len()), (0, 0));
     }
 
+    /// Without a deadline 1 is due at 11 and 3 at 13; the guard makes 2 due at 12, long before its
+    /// deadline, and leaves the deadline of 4 as it is.
     #[test]
-    fn work_without_a_deadline_goes_first_once_overdue() {
+    fn the_guard_bounds_work_with_and_without_a_deadline_alike() {
         let mut queue = ClientQueue::default();
-        for (ticket, deadline) in [(1, None), (2, Some(30)), (3, None)] {
+        for (ticket, deadline) in [(1, None), (2, Some(1000)), (3, None), (4, Some(12))] {
             queue.insert(request(ticket, 1, deadline));
         }
-        assert_eq!(drain(&mut queue, seconds(11), None), [1, 2, 3]);
+        assert_eq!(drain(&mut queue, seconds(5), None), [1, 2, 4, 3]);
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! The rules that several encodings share.
 
-use std::fmt::Display;
-
-use super::{CodecError, Extent, SoftLabels};
+use super::{CodecError, Extent, SoftLabels, refuse};
 use crate::{
     dtype::first_refused,
     tensor::TensorView,
@@ -14,15 +12,6 @@ use crate::{
 /// A softmax whose sum was rounded can exceed 1 by a little. 2^-13 is representable in every label
 /// type, so that rounding to one never carries a value across this bound.
 pub const LOG_PROBABILITY_SLACK: f32 = 1.0 / 8192.0;
-
-/// A [`CodecError::Field`].
-pub(super) fn refuse(
-    field: impl Into<String>,
-    value: impl Display,
-    accepted: impl Into<String>,
-) -> CodecError {
-    CodecError::Field { field: field.into(), value: value.to_string(), accepted: accepted.into() }
-}
 
 pub(super) fn classes(extent: Extent) -> Result<(), CodecError> {
     if extent.classes == 0 {
@@ -106,8 +95,8 @@ pub(crate) fn duplicate(row: &[u32], sorted: &mut Vec<u32>) -> Option<u32> {
     sorted.array_windows().find(|[left, right]| left == right).map(|[id, _]| *id)
 }
 
-/// A tensor of labels that must be there, with `rows` rows; element types that labels do not use
-/// are refused.
+/// A tensor of labels that must be there, of any shape; element types that labels do not use are
+/// refused.
 pub(super) fn tensor<'a>(
     field: &'static str,
     tensor: Option<&'a Tensor>,

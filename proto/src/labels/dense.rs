@@ -2,7 +2,8 @@
 
 use super::{
     CodecError, Extent, SoftLabels,
-    check::{self, LOG_PROBABILITY_SLACK, refuse},
+    check::{self, LOG_PROBABILITY_SLACK},
+    refuse,
 };
 use crate::v1::{DType, DenseKind, DenseLabels};
 

@@ -1,8 +1,11 @@
-//! Why labels cannot be encoded or decoded.
+//! Why labels cannot be encoded or decoded, and requests not packed or unpacked.
+
+use std::fmt::Display;
 
 use crate::{bits::BitsError, tensor::TensorError};
 
-/// Why labels cannot be encoded or decoded. Fields are named by their path from `Labels`.
+/// Why labels cannot be encoded or decoded, or ids and sequences of a request not packed or
+/// unpacked. Fields are named by their path from the message at hand.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum CodecError {
     /// A part that must be there is not.
@@ -47,4 +50,13 @@ pub enum CodecError {
         /// What is wrong with it.
         error: BitsError,
     },
+}
+
+/// A [`CodecError::Field`].
+pub(crate) fn refuse(
+    field: impl Into<String>,
+    value: impl Display,
+    accepted: impl Into<String>,
+) -> CodecError {
+    CodecError::Field { field: field.into(), value: value.to_string(), accepted: accepted.into() }
 }

@@ -1,16 +1,14 @@
 //! The hidden state before the output projection.
 
-use super::{
-    CodecError, Extent, SoftLabels,
-    check::{self, refuse},
-};
+use super::{CodecError, Extent, SoftLabels, check, refuse};
 use crate::v1::{DType, HiddenLabels};
 
 const STATES: &str = "hidden.states";
 
 pub(super) fn check(width: usize, states: &[f32], extent: Extent) -> Result<(), CodecError> {
-    if width == 0 {
-        return Err(refuse("hidden.width", width, "at least 1"));
+    // Without rows there are no bytes to back a width.
+    if width == 0 || u32::try_from(width).is_err() {
+        return Err(refuse("hidden.width", width, "1 to 2^32 - 1"));
     }
     check::length(STATES, states.len(), extent.rows, width)?;
     check::values(STATES, states, "finite", f32::is_finite)

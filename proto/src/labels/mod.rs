@@ -17,8 +17,8 @@ mod top_k;
 
 pub use check::LOG_PROBABILITY_SLACK;
 pub(crate) use check::duplicate;
-use check::refuse;
 pub use error::CodecError;
+pub(crate) use error::refuse;
 
 use crate::v1::{DType, DenseKind, Labels, labels::Payload};
 
@@ -78,7 +78,7 @@ pub enum SoftLabels {
     },
     /// The hidden state before the output projection.
     Hidden {
-        /// Width of the hidden state, d; at least 1.
+        /// Width of the hidden state, d; 1 to 2^32 - 1.
         width: usize,
         /// `[rows, d]`, finite.
         states: Vec<f32>,
@@ -117,19 +117,19 @@ pub fn encode(batch: &LabelBatch, dtype: DType) -> Result<Labels, CodecError> {
     batch.check(extent)?;
     let payload = match &batch.labels {
         SoftLabels::Dense { kind, values } => {
-            Payload::Dense(dense::encode(*kind, values, extent, dtype)?)
+            Payload::Dense(dense::encode(*kind, values, extent, dtype)?.into())
         }
-        SoftLabels::TopK { k, ids, log_probabilities, log_tail_mass } => {
-            Payload::TopK(top_k::encode(*k, ids, log_probabilities, log_tail_mass, extent, dtype)?)
-        }
+        SoftLabels::TopK { k, ids, log_probabilities, log_tail_mass } => Payload::TopK(
+            top_k::encode(*k, ids, log_probabilities, log_tail_mass, extent, dtype)?.into(),
+        ),
         SoftLabels::Ids { ids_per_row, log_probabilities, log_tail_mass } => Payload::Ids(
-            ids::encode(*ids_per_row, log_probabilities, log_tail_mass, extent, dtype)?,
+            ids::encode(*ids_per_row, log_probabilities, log_tail_mass, extent, dtype)?.into(),
         ),
         SoftLabels::Sampled { draws, distinct, ids, counts } => {
-            Payload::Sampled(sampled::encode(*draws, distinct, ids, counts, extent)?)
+            Payload::Sampled(sampled::encode(*draws, distinct, ids, counts, extent)?.into())
         }
         SoftLabels::Hidden { width, states } => {
-            Payload::Hidden(hidden::encode(*width, states, extent, dtype)?)
+            Payload::Hidden(hidden::encode(*width, states, extent, dtype)?.into())
         }
     };
     Ok(Labels { temperature: batch.temperature, rows, classes, payload: Some(payload) })

@@ -1,9 +1,6 @@
 //! Draws from p with replacement: the distinct ids of each row, and how often each was drawn.
 
-use super::{
-    CodecError, Extent, SoftLabels,
-    check::{self, refuse},
-};
+use super::{CodecError, Extent, SoftLabels, check, refuse};
 use crate::{bits, dtype, v1::SampledLabels};
 
 const DISTINCT: &str = "sampled.distinct";

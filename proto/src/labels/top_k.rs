@@ -2,7 +2,8 @@
 
 use super::{
     CodecError, Extent, SoftLabels,
-    check::{self, duplicate, refuse},
+    check::{self, duplicate},
+    refuse,
 };
 use crate::{
     bits,

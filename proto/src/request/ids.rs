@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use super::{RequestError, byte_length, refuse};
+use super::byte_length;
 use crate::{
     dtype::{first_refused, u32_from_bytes, u32_to_bytes},
-    labels::duplicate,
+    labels::{CodecError, duplicate, refuse},
     v1::IdsEncoding,
 };
 
@@ -21,7 +21,7 @@ impl IdsEncoding {
     ///
     /// If `ids_per_row` is not 1 to `classes`; if there are other than `rows * ids_per_row` ids; if
     /// one is not below `classes`, or is in a row twice.
-    pub fn unpack(&self, rows: usize, classes: u32) -> Result<Vec<u32>, RequestError> {
+    pub fn unpack(&self, rows: usize, classes: u32) -> Result<Vec<u32>, CodecError> {
         if self.ids_per_row == 0 || self.ids_per_row > classes {
             let accepted = format!("1 to the {classes} classes");
             return Err(refuse("ids_per_row", self.ids_per_row, accepted));
@@ -43,7 +43,7 @@ impl IdsEncoding {
     }
 }
 
-fn ids_below(field: &str, ids: &[u32], below: u32) -> Result<(), RequestError> {
+fn ids_below(field: &str, ids: &[u32], below: u32) -> Result<(), CodecError> {
     match first_refused(ids, |id| id < below) {
         None => Ok(()),
         Some(index) => {

@@ -2,16 +2,31 @@
 
 use std::{iter, ops::Range};
 
-use super::{RequestError, byte_length, refuse};
+use super::byte_length;
 use crate::{
     dtype::{first_refused, u32_from_bytes, u32_to_bytes},
+    labels::{CodecError, refuse},
     v1::Sequences,
 };
 
 impl Sequences {
     /// Packs rows of token ids. `labelled` has one entry for each position of the rows taken
     /// together; `None` labels all of them.
-    pub fn pack<R: AsRef<[u32]>>(rows: &[R], labelled: Option<&[bool]>) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// If `labelled` has another length.
+    pub fn pack<R: AsRef<[u32]>>(
+        rows: &[R],
+        labelled: Option<&[bool]>,
+    ) -> Result<Self, CodecError> {
+        let tokens: usize = rows.iter().map(|row| row.as_ref().len()).sum();
+        if let Some(labelled) = labelled
+            && labelled.len() != tokens
+        {
+            let accepted = format!("the {tokens} of the rows together");
+            return Err(refuse("number of positions in `labelled`", labelled.len(), accepted));
+        }
         let rows = rows.iter().map(AsRef::as_ref);
         let mut token_ids = Vec::new();
         rows.clone().for_each(|row| token_ids.extend(u32_to_bytes(row)));
@@ -21,12 +36,12 @@ impl Sequences {
             };
             positions.chunks(8).map(byte).collect()
         };
-        Self {
+        Ok(Self {
             // A row past 2^32 tokens does not fit in a message; the server sees it as a mismatch.
             lengths: rows.map(|row| u32::try_from(row.len()).unwrap_or(u32::MAX)).collect(),
             token_ids: token_ids.into(),
             label_mask: labelled.map(mask).unwrap_or_default().into(),
-        }
+        })
     }
 }
 
@@ -49,8 +64,8 @@ impl<'a> SequencesView<'a> {
     ///
     /// # Errors
     ///
-    /// [`RequestError`] for the first thing that is wrong.
-    pub fn new(sequences: &'a Sequences, vocabulary: u32) -> Result<Self, RequestError> {
+    /// [`CodecError`] for the first thing that is wrong.
+    pub fn new(sequences: &'a Sequences, vocabulary: u32) -> Result<Self, CodecError> {
         let lengths = &sequences.lengths;
         if lengths.is_empty() {
             return Err(refuse("lengths", "empty", "of at least 1 row"));
@@ -155,7 +170,8 @@ mod tests {
 
     fn refusal(alter: impl Fn(&mut Sequences)) -> String {
         let labelled = [true, false, false, true, false];
-        let mut sequences = Sequences::pack(&[vec![7, 8, 9], vec![1, 99]], Some(&labelled));
+        let mut sequences =
+            Sequences::pack(&[vec![7, 8, 9], vec![1, 99]], Some(&labelled)).unwrap();
         alter(&mut sequences);
         SequencesView::new(&sequences, VOCABULARY).unwrap_err().to_string()
     }
@@ -163,7 +179,7 @@ mod tests {
     #[test]
     fn a_view_finds_rows_and_labelled_positions() {
         let labelled = [true, false, false, true, false];
-        let sequences = Sequences::pack(&[vec![7, 8, 9], vec![1, 99]], Some(&labelled));
+        let sequences = Sequences::pack(&[vec![7, 8, 9], vec![1, 99]], Some(&labelled)).unwrap();
         assert_eq!(*sequences.label_mask, [0b0000_1001]);
         let view = SequencesView::new(&sequences, VOCABULARY).unwrap();
         assert_eq!((view.rows(), view.tokens(), view.labelled_positions()), (2, 5, 2));
@@ -177,9 +193,22 @@ mod tests {
         assert_eq!(marks, [true, false, false, true, false, false]);
     }
 
+    /// Padded to whole bytes, a mask that is too short would pass for one that leaves positions out.
+    #[test]
+    fn marks_that_are_not_one_for_each_position_are_refused() {
+        let rows = [vec![7, 8, 9], vec![1, 99]];
+        for marks in [0, 4, 6, 8] {
+            let error = Sequences::pack(&rows, Some(&vec![true; marks])).unwrap_err();
+            let expected = format!(
+                "number of positions in `labelled` is {marks}; must be the 5 of the rows together"
+            );
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
     #[test]
     fn no_mask_labels_every_position() {
-        let sequences = Sequences::pack(&[[1, 2, 3]], None);
+        let sequences = Sequences::pack(&[[1, 2, 3]], None).unwrap();
         let view = SequencesView::new(&sequences, VOCABULARY).unwrap();
         assert_eq!(view.labelled_positions(), 3);
         assert!(view.is_labelled(2) && !view.is_labelled(3));
@@ -237,7 +266,7 @@ mod tests {
             let tokens = rows.concat();
             let mut labelled = mask[..tokens.len()].to_vec();
             labelled[0] = true;
-            let sequences = Sequences::pack(&rows, Some(&labelled));
+            let sequences = Sequences::pack(&rows, Some(&labelled)).unwrap();
             let view = SequencesView::new(&sequences, VOCABULARY).unwrap();
             for (index, row) in rows.iter().enumerate() {
                 prop_assert_eq!(&view.token_ids()[view.row(index).unwrap()], &row[..]);

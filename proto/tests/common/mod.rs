@@ -34,6 +34,99 @@ pub(crate) fn batch() -> impl Strategy<Value = LabelBatch> {
     )
 }
 
+/// The rule of the contract that a batch breaks, if any. Written from the comments of `teacher.proto`
+/// and one value at a time, so that it shares no code and no mistake with the codec.
+pub(crate) fn broken_rule(batch: &LabelBatch) -> Option<String> {
+    let LabelBatch { temperature, rows, classes, labels } = batch;
+    let mut broken = Vec::new();
+    let mut rule = |holds: bool, text: &str| {
+        if !holds {
+            broken.push(text.to_owned());
+        }
+    };
+    // For rounding, as the contract allows it.
+    let above = 2_f32.powi(-13);
+    let log_p = |values: &[f32]| values.iter().all(|value| !value.is_nan() && *value <= above);
+    let tail = |values: &[f32], named: usize| {
+        let nothing_left = named == *classes;
+        let all_of_it = values.iter().all(|value| *value == f32::NEG_INFINITY);
+        values.len() == *rows && log_p(values) && (!nothing_left || all_of_it)
+    };
+    rule((1..1 << 32).contains(classes), "classes are 1 to 2^32 - 1");
+    rule(*rows < 1 << 32, "rows are below 2^32");
+    let mut timeless = false;
+    match labels {
+        SoftLabels::Dense { kind, values } => {
+            rule(values.len() == rows * classes, "dense: V values a row");
+            rule(*kind != DenseKind::Unspecified, "dense: the kind is set");
+            timeless = *kind == DenseKind::Logits;
+            let in_range = match kind {
+                DenseKind::Logits => values.iter().all(|value| value.abs() < f32::INFINITY),
+                DenseKind::Probabilities => {
+                    values.iter().all(|value| *value >= 0.0 && *value <= 1.0 + above)
+                }
+                _ => log_p(values),
+            };
+            rule(in_range, "dense: values in their range");
+        }
+        SoftLabels::TopK { k, ids, log_probabilities, log_tail_mass } => {
+            rule(*k >= 1 && k <= classes, "top_k: k is 1 to V");
+            rule(ids.len() == rows * k, "top_k: k ids a row");
+            rule(log_probabilities.len() == rows * k, "top_k: k log-probabilities a row");
+            rule(log_p(log_probabilities), "top_k: log-probabilities");
+            rule(tail(log_tail_mass, *k), "top_k: tail mass");
+            for row in 0..*rows {
+                let of_row = row * k..(row + 1) * k;
+                let ids = &ids[of_row.clone()];
+                rule(ids.iter().all(|id| (*id as usize) < *classes), "top_k: ids below V");
+                let distinct: BTreeSet<_> = ids.iter().collect();
+                rule(distinct.len() == ids.len(), "top_k: no id twice");
+                let ranked = log_probabilities[of_row].is_sorted_by(|left, right| left >= right);
+                rule(ranked, "top_k: most probable first");
+            }
+        }
+        SoftLabels::Ids { ids_per_row, log_probabilities, log_tail_mass } => {
+            rule(*ids_per_row >= 1 && ids_per_row <= classes, "ids: 1 to V a row");
+            let values = log_probabilities.len();
+            rule(values == rows * ids_per_row, "ids: a log-probability for each");
+            rule(log_p(log_probabilities), "ids: log-probabilities");
+            rule(tail(log_tail_mass, *ids_per_row), "ids: tail mass");
+        }
+        SoftLabels::Sampled { draws, distinct, ids, counts } => {
+            rule((1..=65_535).contains(draws), "sampled: 1 to 65535 draws");
+            rule(distinct.len() == *rows, "sampled: a number of distinct ids for each row");
+            let sum: usize = distinct.iter().map(|distinct| usize::from(*distinct)).sum();
+            rule(ids.len() == sum && counts.len() == sum, "sampled: ids and counts for each");
+            let mut start = 0;
+            for distinct in distinct.iter().map(|distinct| usize::from(*distinct)) {
+                let of_row = start..start + distinct;
+                start += distinct;
+                let most = (*draws as usize).min(*classes);
+                rule((1..=most).contains(&distinct), "sampled: 1 to min(N, V) distinct ids");
+                let (ids, counts) = (&ids[of_row.clone()], &counts[of_row]);
+                rule(ids.iter().all(|id| (*id as usize) < *classes), "sampled: ids below V");
+                rule(ids.is_sorted_by(|left, right| left < right), "sampled: ids ascending");
+                rule(counts.iter().all(|count| *count >= 1), "sampled: counts of 1 or more");
+                let drawn: u64 = counts.iter().map(|count| u64::from(*count)).sum();
+                rule(drawn == u64::from(*draws), "sampled: N draws in all");
+            }
+        }
+        SoftLabels::Hidden { width, states } => {
+            timeless = true;
+            rule((1..1 << 32).contains(width), "hidden: a width of 1 to 2^32 - 1");
+            rule(states.len() == rows * width, "hidden: a state for each row");
+            rule(states.iter().all(|value| value.abs() < f32::INFINITY), "hidden: finite");
+        }
+    }
+    let in_range = if timeless {
+        *temperature == 0.0
+    } else {
+        *temperature > 0.0 && *temperature < f32::INFINITY
+    };
+    rule(in_range, "temperature");
+    broken.into_iter().next()
+}
+
 /// Any element type that labels may travel as.
 pub(crate) fn dtype() -> impl Strategy<Value = v1::DType> {
     prop_oneof![Just(v1::DType::F32), Just(v1::DType::F16), Just(v1::DType::Bf16)]
@@ -143,9 +236,10 @@ impl Numbers {
         self.below(1 << 24) as f32 / ((1 << 24) - 1) as f32
     }
 
-    /// Mostly -20 to 0; at times 0 itself, -infinity, or a magnitude that narrow types denormalise.
+    /// Mostly -20 to 0; at times 0 itself, of either sign, -infinity, or a magnitude that narrow types denormalise.
     fn log_probability(&mut self) -> f32 {
         match self.below(10) {
+            0 if self.below(2) == 0 => -0.0,
             0 => 0.0,
             1 => f32::NEG_INFINITY,
             2 => -1e-6 * self.fraction(),
@@ -155,6 +249,9 @@ impl Numbers {
 
     /// Of either sign, from the smallest magnitudes to nearly the largest that all types hold.
     fn logit(&mut self) -> f32 {
+        if self.below(16) == 0 {
+            return if self.below(2) == 0 { 0.0 } else { -0.0 };
+        }
         let magnitude = 10_f32.powi(self.below(13) as i32 - 8) * self.fraction();
         if self.below(2) == 0 { magnitude } else { -magnitude }
     }

@@ -11,6 +11,7 @@ use crate::{Request, Ticket, Time};
 pub(super) struct Pending {
     pub(super) client: Arc<str>,
     pub(super) cost: u64,
+    pub(super) length: u32,
     pub(super) deadline: Option<Time>,
     pub(super) admitted: Time,
 }
@@ -20,9 +21,21 @@ impl Pending {
         Self {
             client: request.client.clone(),
             cost: request.cost,
+            length: request.length,
             deadline: request.deadline,
             admitted: now,
         }
+    }
+
+    /// When it is overdue.
+    pub(super) fn overdue_at(&self, age_guard: Time) -> Time {
+        self.admitted.saturating_add(age_guard)
+    }
+
+    /// What its client's requests are launched in order of.
+    pub(super) fn due(&self, age_guard: Time) -> Time {
+        let overdue_at = self.overdue_at(age_guard);
+        self.deadline.map_or(overdue_at, |deadline| deadline.min(overdue_at))
     }
 }
 

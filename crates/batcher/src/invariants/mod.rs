@@ -3,16 +3,19 @@
 //! [`Checked`] is a [`Batcher`] that is watched: it takes the same calls and returns a
 //! [`Violation`] as soon as an answer breaks one of these:
 //!
-//! 1. Every admitted request gets exactly one outcome: launched, expired or cancelled.
+//! 1. Every admitted request gets exactly one outcome: launched, expired or cancelled; and it is
+//!    launched as it was admitted.
 //! 2. A batch is not empty, and its cost is the sum of its requests' and within the budget.
 //! 3. Expired work never runs: no launched request's deadline is `now` or earlier. Nothing expires
 //!    early.
 //! 4. While a request is queued, no other client gets more than its fair share plus the bound of
-//!    the [crate]'s page (without length grouping).
-//! 5. Nothing starves: once a request without a deadline is overdue, only older such requests of
-//!    its client go before it, and other clients get no more than their share plus a bound, under
-//!    length grouping too.
-//! 6. A client's deadlines are met in order (without length grouping).
+//!    the [crate]'s page; and while one that its client's head start pays for is queued, all others
+//!    together get less than a batch (without length grouping).
+//! 5. Nothing starves: once a request is overdue, with a deadline or without, only requests of its
+//!    client that were queued then and due before it go first, and other clients get no more than
+//!    their share plus a bound, under length grouping too.
+//! 6. A client's requests are launched in the order that they are due in: at the deadline, or when
+//!    overdue if that is earlier (without length grouping).
 //! 7. Lengths in a batch are within the ratio, but for overdue requests.
 //! 8. The device does not idle: once the oldest request has waited `max_wait`, a batch is launched.
 //! 9. The accounts (cost, requests, clients) are those of what was admitted and has no outcome yet.
@@ -91,7 +94,8 @@ impl<T> Checked<T> {
         let answer = self.batcher.admit(now, request);
         match &answer {
             Ok(ticket) => {
-                self.fairness.admitted(*ticket, &pending);
+                let head_start = self.batcher.head_start(&pending.client);
+                self.fairness.admitted(*ticket, &pending, head_start);
                 self.ledger.admitted(*ticket, pending)?;
             }
             Err((refusal, _)) => self.check_retry_after(refusal)?,
@@ -137,18 +141,23 @@ impl<T> Checked<T> {
         self.settle_expired(now, &formed.expired)?;
         match &formed.decision {
             Forming::Launch(batch) => {
-                batches::check(&self.config, now, batch)?;
                 self.fairness.note_overdue(now, &self.ledger);
+                let mut members = Vec::new();
                 for item in &batch.items {
                     let pending = self.ledger.settle(item.ticket)?;
-                    self.fairness.launched(now, item.ticket, &pending)?;
+                    batches::check_item(now, item, &pending)?;
+                    self.fairness.launched(item.ticket, &pending)?;
+                    members.push((item.ticket, pending));
                 }
+                batches::check(&self.config, now, batch.cost, &members)?;
                 if self.config.max_length_ratio.is_infinite() {
-                    batches::check_deadline_order(batch, &self.ledger)?;
+                    batches::check_order(&self.config, &members, &self.ledger)?;
                 }
             }
             Forming::Wait(until) => {
-                let latest = self.ledger.oldest().map(|time| time + self.config.max_wait);
+                let latest = self.ledger.oldest();
+                // A wait of Time::MAX is a valid one.
+                let latest = latest.map(|time| time.saturating_add(self.config.max_wait));
                 if latest.is_none_or(|latest| latest <= now || *until > latest) {
                     return Err(Violation::Idled { now, until: Some(*until) });
                 }

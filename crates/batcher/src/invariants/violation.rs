@@ -17,6 +17,11 @@ pub enum Violation {
     /// Invariant 1.
     #[error("{requests} requests got no outcome")]
     NoOutcome { requests: usize },
+    /// Invariant 1.
+    #[error(
+        "{ticket:?} was launched as (client, cost, length, deadline, waited) {claimed}; was admitted as {admitted}"
+    )]
+    Altered { ticket: Ticket, claimed: String, admitted: String },
     /// Invariant 2.
     #[error("a batch of {items} requests costs {sum}, says {claimed}; the budget is {budget}")]
     BatchCost { items: usize, sum: u64, claimed: u64, budget: u64 },
@@ -26,6 +31,11 @@ pub enum Violation {
     /// Invariant 3.
     #[error("{ticket:?} was dropped at {now:?}, before its deadline")]
     ExpiredEarly { ticket: Ticket, now: Time },
+    /// Invariant 4.
+    #[error(
+        "while {ticket:?} of newcomer {client} waited, others launched {launched}, bound {bound}"
+    )]
+    NewcomerHeldUp { ticket: Ticket, client: Arc<str>, launched: u64, bound: u64 },
     /// Invariants 4 and 5.
     #[error(
         "while {ticket:?} of {client} waited {what}, {other} launched {launched}, bound {bound}"
@@ -42,8 +52,8 @@ pub enum Violation {
     #[error("{ticket:?} was overdue, and its own client launched {launched} first, bound {bound}")]
     Starved { ticket: Ticket, launched: u64, bound: u64 },
     /// Invariant 6.
-    #[error("{client} has a deadline at {left:?} queued, and launched one at {launched:?}")]
-    DeadlineOrder { client: Arc<str>, left: Time, launched: Time },
+    #[error("{client} has work due at {left:?} queued, and launched some due at {launched:?}")]
+    Order { client: Arc<str>, left: Time, launched: Time },
     /// Invariant 7.
     #[error("a batch holds lengths {shortest} and {longest}")]
     LengthsApart { shortest: u32, longest: u32 },

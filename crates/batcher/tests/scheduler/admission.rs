@@ -74,11 +74,10 @@ fn shares_grow_when_another_client_is_through() {
 
 #[test]
 fn the_last_eighth_of_the_queue_is_for_clients_with_nothing_queued() {
-    let mut batcher = batcher(Config { max_client_cost: 64, ..small() });
-    for _ in 0..3 {
-        assert_eq!(admit(&mut batcher, "flood", 16), None);
+    let mut batcher = batcher(Config { max_batch_cost: 8, max_client_cost: 64, ..small() });
+    for _ in 0..7 {
+        assert_eq!(admit(&mut batcher, "flood", 8), None);
     }
-    assert_eq!(admit(&mut batcher, "flood", 8), None);
     assert_eq!(
         admit(&mut batcher, "flood", 1),
         Some(Refusal::QueueFull { cost: 1, queued: 56, limit: 56, retry_after: None })
@@ -88,6 +87,31 @@ fn the_last_eighth_of_the_queue_is_for_clients_with_nothing_queued() {
         admit(&mut batcher, "smaller", 1),
         Some(Refusal::QueueFull { cost: 1, queued: 64, limit: 64, retry_after: None })
     );
+}
+
+/// A client floods the queue again after each batch; another wants a whole batch, and tries after it
+/// did. The reserve has room for that where the queue has room for two batches.
+#[test]
+fn a_newcomers_full_batch_is_not_locked_out_by_a_flood() {
+    for queue in [32, 33, 40, 64, 1000] {
+        let config = Config { max_queue_cost: queue, max_client_cost: queue, ..small() };
+        let mut batcher = batcher(config);
+        for cost in [16, 7, 1] {
+            while admit(&mut batcher, "flood", cost).is_none() {}
+        }
+        assert_eq!(admit(&mut batcher, "large", 16), None, "of a queue of {queue}");
+    }
+}
+
+/// In a queue of one batch nobody can be kept room for; it still takes a request of any cost when it
+/// is empty.
+#[test]
+fn a_queue_of_one_batch_takes_a_full_one_when_empty() {
+    let mut batcher = batcher(Config { max_queue_cost: 16, ..small() });
+    assert_eq!(admit(&mut batcher, "a", 16), None);
+    assert!(admit(&mut batcher, "b", 1).is_some());
+    let Forming::Launch(_) = batcher.form(Time::ZERO).decision else { panic!("work is queued") };
+    assert_eq!(admit(&mut batcher, "b", 16), None);
 }
 
 /// An attacker that makes up names runs into the bound on clients; names with nothing queued are

@@ -5,10 +5,10 @@ use std::panic::Location;
 use proptest::prelude::*;
 use stillhouse_batcher::{Batcher, Config, Forming, Refusal, Request, Time};
 
-use crate::schedule::{call, config, play};
+use crate::schedule::{call, cases, config, play};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(cases(400))]
 
     /// All invariants of `stillhouse_batcher::invariants` hold over random schedules: outcomes,
     /// budgets, deadlines, fairness, starvation, lengths, work conservation, accounts.

@@ -25,6 +25,13 @@ pub(crate) enum Call {
     },
 }
 
+/// So many random cases, or as many as `PROPTEST_CASES` asks for.
+pub(crate) fn cases(cases: u32) -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let asked = std::env::var_os("PROPTEST_CASES").is_some();
+    ProptestConfig { cases: if asked { default.cases } else { cases }, ..default }
+}
+
 pub(crate) fn config() -> impl Strategy<Value = Config> {
     let ratio = prop_oneof![
         3 => Just(f64::INFINITY),

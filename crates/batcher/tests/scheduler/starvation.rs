@@ -4,6 +4,8 @@ use proptest::prelude::*;
 use stillhouse_batcher::invariants::Checked;
 use stillhouse_batcher::{Config, Forming, Request, Time};
 
+use crate::schedule::cases;
+
 const GUARD: Time = Time::from_millis(100);
 /// What a batch takes.
 const STEP: Time = Time::from_millis(10);
@@ -84,30 +86,82 @@ fn the_same_clients_lengths_hold_a_request_back_no_longer_than_the_age_guard() {
     assert!(STEP * waited as u32 <= GUARD + STEP, "{waited}");
 }
 
-#[test]
-fn urgent_work_of_the_same_client_goes_first_no_longer_than_the_age_guard() {
+/// Batches until the request is launched while its client's nearer deadlines fill every batch.
+fn batches_behind_urgent_work(request: Request<u32>) -> usize {
     let mut batcher = grouped();
-    batcher.admit(Time::ZERO, request("one", 10, 1)).unwrap().unwrap();
-    let waited = batches_until_launched(&mut batcher, |batcher, now| {
+    batcher.admit(Time::ZERO, request).unwrap().unwrap();
+    batches_until_launched(&mut batcher, |batcher, now| {
         while batcher.batcher().queued_cost() < 256 {
             let deadline = Some(now + Time::from_millis(35));
-            batcher.admit(now, Request { deadline, ..request("one", 10, 0) }).unwrap().unwrap();
+            batcher
+                .admit(now, Request { deadline, ..self::request("one", 10, 0) })
+                .unwrap()
+                .unwrap();
+        }
+    })
+}
+
+#[test]
+fn urgent_work_of_the_same_client_goes_first_no_longer_than_the_age_guard() {
+    let undated = batches_behind_urgent_work(request("one", 10, 1));
+    assert!((6..=10).contains(&undated), "some went first, and none past the guard: {undated}");
+    // The guard bounds a deadline that lies beyond it too.
+    let deadline = Some(Time::from_secs(3600));
+    let far = batches_behind_urgent_work(Request { deadline, ..request("one", 10, 1) });
+    assert_eq!(far, undated);
+}
+
+/// A client floods with work without a deadline, more than the device can do: what it queues after a
+/// dated request does not go first, however long that request's deadline is.
+#[test]
+fn a_flood_without_deadlines_does_not_keep_out_a_far_deadline_of_the_same_client() {
+    let mut batcher = grouped();
+    for _ in 0..32 {
+        batcher.admit(Time::ZERO, request("one", 10, 0)).unwrap().unwrap();
+    }
+    let deadline = Some(Time::from_secs(3600));
+    batcher.admit(Time::ZERO, Request { deadline, ..request("one", 10, 1) }).unwrap().unwrap();
+    let waited = batches_until_launched(&mut batcher, |batcher, now| {
+        while batcher.batcher().queued_cost() < 1024 {
+            batcher.admit(now, request("one", 10, 0)).unwrap().unwrap();
         }
     });
-    assert_eq!(STEP * waited as u32, GUARD);
+    // The 32 that were there before it, 8 to a batch.
+    assert_eq!(waited, 4);
+}
+
+/// A deadline that is nearer than the moment at which older work is overdue goes before it, and
+/// that work then waits longer than the guard.
+#[test]
+fn a_near_deadline_is_met_even_where_older_work_waits_longer_than_the_guard() {
+    let mut batcher = grouped();
+    let before = Time::from_millis(99);
+    for _ in 0..64 {
+        batcher.admit(Time::ZERO, request("one", 10, 0)).unwrap().unwrap();
+    }
+    let deadline = Some(before + Time::from_micros(500));
+    batcher.admit(before, Request { deadline, ..request("one", 10, 1) }).unwrap().unwrap();
+    let Forming::Launch(batch) = batcher.form(before).unwrap().decision else {
+        panic!("work is queued")
+    };
+    assert_eq!(batch.items[0].payload, 1);
+    let Forming::Launch(next) = batcher.form(before + STEP).unwrap().decision else {
+        panic!("work is queued")
+    };
+    assert!(next.items.iter().all(|item| item.waited > GUARD));
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(cases(60))]
 
-    /// Three clients keep the queue full with lengths of an adversary's choice. A request without a
-    /// deadline is launched within the age guard, then the batches that its client's older
+    /// Three clients keep the queue full with lengths of an adversary's choice. A request, with a
+    /// deadline or without, is launched within the age guard, then the batches that its client's older
     /// requests, the other clients' shares meanwhile and the credit these may have saved take:
     /// `Checked` holds each to that, in cost; here it is held to it in time.
     #[test]
     fn adversarial_lengths_starve_nothing(
         ratio in 1.0f64..4.0,
-        lengths in prop::collection::vec((0usize..3, 1u32..2000), 30..300),
+        requests in prop::collection::vec((0usize..3, 1u32..2000, any::<bool>()), 30..300),
     ) {
         let config = Config {
             max_batch_cost: 64,
@@ -120,11 +174,14 @@ proptest! {
         // others.
         let work = 128 + 2 * (128 + 8 + 64 + 3);
         let mut batcher = Checked::new(config).unwrap();
-        let mut next = lengths.iter();
+        let mut next = requests.iter();
         let mut now = Time::ZERO;
         loop {
-            for &(client, length) in next.by_ref().take(8) {
-                let request = request(["a", "b", "c"][client], length, 0);
+            for &(client, length, dated) in next.by_ref().take(8) {
+                // So far away that the guard is what counts.
+                let deadline = dated.then_some(now + Time::from_secs(3600));
+                let request =
+                    Request { deadline, ..request(["a", "b", "c"][client], length, 0) };
                 if batcher.admit(now, request).unwrap().is_err() {
                     break;
                 }

@@ -1,5 +1,6 @@
 //! When a batch is launched, and why.
 
+use stillhouse_batcher::invariants::Checked;
 use stillhouse_batcher::{Batcher, Config, Forming, LaunchReason, Request, Time};
 
 const WAIT: Time = Time::from_millis(10);
@@ -54,6 +55,19 @@ fn a_deadline_that_the_wait_would_outlive_launches_at_once() {
     let deadline = Some(WAIT + Time::from_millis(1));
     batcher.admit(Time::ZERO, Request { deadline, ..Request::new("a", 8, ()) }).unwrap();
     assert_eq!(reason(&mut batcher, Time::ZERO), None, "there is time for company");
+}
+
+/// The longest wait there is does not run past the end of time.
+#[test]
+fn a_wait_without_end_is_a_valid_one() {
+    let config = Config { max_batch_cost: 64, max_wait: Time::MAX, ..Config::default() };
+    let mut batcher = Checked::new(config).unwrap();
+    let now = Time::from_secs(1);
+    batcher.admit(now, Request::new("a", 8, ())).unwrap().unwrap();
+    let formed = batcher.form(now).unwrap();
+    assert!(matches!(formed.decision, Forming::Wait(Time::MAX)));
+    batcher.drain();
+    assert!(matches!(batcher.form(now).unwrap().decision, Forming::Launch(_)));
 }
 
 #[test]
