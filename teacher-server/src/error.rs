@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stillhouse_batcher::Refusal;
-use stillhouse_proto::v1::LabelError;
+use stillhouse_proto::{limits::MAX_ERROR_BYTES, v1::LabelError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -25,9 +25,6 @@ pub(crate) enum ServeError {
     #[error("the forward pass failed: {0}")]
     Forward(String),
 }
-
-/// Longest text of an error, in bytes.
-const MAX_TEXT: usize = 1024;
 
 /// How long a refused client should wait where nothing has been measured yet.
 const RETRY_UNKNOWN: Duration = Duration::from_millis(100);
@@ -83,10 +80,11 @@ impl ServeError {
 
     /// For a person, and short enough for a header: a request may hold anything.
     fn text(&self) -> String {
+        const CUT: &str = "...";
         let mut text = self.to_string();
-        if text.len() > MAX_TEXT {
-            text.truncate(text.floor_char_boundary(MAX_TEXT));
-            text += "...";
+        if text.len() > MAX_ERROR_BYTES {
+            text.truncate(text.floor_char_boundary(MAX_ERROR_BYTES - CUT.len()));
+            text += CUT;
         }
         text
     }

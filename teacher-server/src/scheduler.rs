@@ -17,6 +17,10 @@ use tokio::sync::oneshot;
 
 use crate::{encode::Forward, error::ServeError, metrics as names, settings::Batching};
 
+/// How long a client's dated work may go before its work without a deadline: longer than a full
+/// queue takes on a device that keeps up with its clients at all.
+const AGE_GUARD: Duration = Duration::from_secs(30);
+
 /// The rows of one request, waiting for the device.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -66,6 +70,7 @@ impl Scheduler {
             max_client_cost: batching.max_client_rows.into(),
             max_clients: batching.max_clients as usize,
             max_wait: Duration::from_micros(batching.max_wait_us.into()),
+            age_guard: AGE_GUARD,
             ..Config::default()
         })?;
         Ok(Self {

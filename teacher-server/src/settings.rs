@@ -14,7 +14,7 @@ pub const MAX_TEMPERATURES: u32 = 8;
 pub struct Settings {
     /// Folder with `config.json` and `model.safetensors`.
     pub model: PathBuf,
-    /// Name that `Describe` answers with; empty: the model folder's name.
+    /// Name that `Describe` answers with, at most 256 bytes; empty: the model folder's name.
     pub name: String,
     /// Address of the gRPC service. Port 0 picks a free one.
     pub listen: SocketAddr,
@@ -70,7 +70,8 @@ pub struct Batching {
     /// Rows in one forward pass, 1 or more.
     pub max_batch_rows: u32,
     /// Rows that may wait over all clients; past it requests get RESOURCE_EXHAUSTED. At least
-    /// `max_batch_rows`.
+    /// `max_batch_rows`; twice that or more keeps room for the largest request of a client that has
+    /// nothing waiting.
     pub max_queue_rows: u32,
     /// Rows that may wait for one client. At least `max_batch_rows`.
     pub max_client_rows: u32,
@@ -169,6 +170,10 @@ impl Settings {
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.model.as_os_str().is_empty() {
             return Err(out_of_range("model", "none", "a folder (--model DIR)"));
+        }
+        if self.name.len() > 256 {
+            let found = format_args!("{} bytes long", self.name.len());
+            return Err(out_of_range("name", found, "at most 256 bytes"));
         }
         let Limits {
             max_rows,

@@ -13,7 +13,7 @@ use crate::{encode::Encoding, error::ServeError, settings::Limits};
 const MAX_CLIENT_BYTES: usize = 128;
 
 /// Draws in one request, over all rows and temperatures: about a second of one core.
-const MAX_DRAWS: usize = 1 << 24;
+pub(crate) const MAX_DRAWS: usize = 1 << 24;
 
 /// Bytes of a row's error in an answer, at most.
 const ROW_ERROR: usize = 64;

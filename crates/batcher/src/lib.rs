@@ -63,8 +63,9 @@
 //! max_batch_cost  -  S_i
 //! ```
 //!
-//! so that it rides in the next batch, if *i* withdraws nothing meanwhile. Proof: those with a head start go first in every batch, and
-//! what they were given in a round comes to a batch at most, so all of them fit in the next. A
+//! so that it rides in the next batch, if *i* withdraws nothing meanwhile. Proof: those with a head
+//! start go first in every batch, and what they were given in a round comes to a batch at most, so
+//! all of them fit in the next. A
 //! client that had a grant in the round, leaves and comes back within it has no second one, so
 //! coming and going gains nothing. Once a round's head starts are given out, newcomers have their
 //! turn in the next round: ever new names cannot keep a round from its end. (Both bounds are those

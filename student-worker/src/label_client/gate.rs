@@ -22,6 +22,8 @@ use super::{
     status::{Verdict, judge, with_causes, words},
 };
 
+/// Rows in the probe that every teacher answers, at most.
+pub const PROBE_ROWS: u32 = 8;
 /// Time for a connection to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that does not answer a ping for this long is gone.
@@ -119,7 +121,7 @@ impl Gate {
             self.call(name, "Describe", client.describe(self.request(DescribeRequest {}))).await?;
         let teacher = Teacher::suited(name, description, &self.wanted).map_err(Closed::ForGood)?;
         let mut client = client
-            .max_decoding_message_size(teacher.max_message_bytes)
+            .max_decoding_message_size(teacher.max_answer_bytes)
             .max_encoding_message_size(teacher.max_message_bytes);
         self.same_fingerprint(name, &teacher.fingerprint).map_err(Closed::ForGood)?;
         let probe = if teacher.offers_dense {

@@ -42,7 +42,7 @@ use tokio::{
 use tries::Tries;
 
 pub use error::ClientError;
-pub use gate::Probe;
+pub use gate::{PROBE_ROWS, Probe};
 pub use target::{TargetError, soft_target};
 pub use teacher::Teacher;
 pub use tries::Patience;

@@ -6,7 +6,7 @@ use stillhouse_proto::v1::{
 
 use super::{ClientError, Wanted};
 
-/// Longest message that is accepted from a teacher, whatever it says of itself.
+/// Longest message that is sent to a teacher, whatever it says of itself.
 const MAX_MESSAGE_BYTES: u64 = 1 << 30;
 /// A fingerprint's length, in bytes.
 const FINGERPRINT_BYTES: usize = 32;
@@ -24,8 +24,10 @@ pub struct Teacher {
     pub takes_bytes: bool,
     /// Whether it answers with dense labels, so that it can be probed.
     pub(super) offers_dense: bool,
-    /// Longest message either way.
+    /// Longest message that it takes.
     pub(super) max_message_bytes: usize,
+    /// Longest answer that an honest teacher gives.
+    pub(super) max_answer_bytes: usize,
     /// Requests in flight on one stream.
     pub(super) max_in_flight: usize,
 }
@@ -100,6 +102,7 @@ impl Teacher {
             takes_bytes,
             offers_dense: encodings.contains(&EncodingKind::Dense),
             max_message_bytes: message_bytes(&limits),
+            max_answer_bytes: answer_bytes(wanted, description.hidden_size),
             max_in_flight: (limits.max_stream_in_flight as usize).clamp(1, 1 << 16),
         })
     }
@@ -112,9 +115,15 @@ fn request_bytes(wanted: &Wanted, element: usize) -> u64 {
     rows.saturating_add(BESIDE) as u64
 }
 
-/// Bytes of one message: what the teacher says, within bounds that suit this process.
+/// Bytes of one request: what the teacher says, within bounds that suit this process.
 fn message_bytes(limits: &ServerLimits) -> usize {
     limits.max_message_bytes.clamp(1 << 16, MAX_MESSAGE_BYTES) as usize
+}
+
+/// Bytes of one answer: what was asked for, by the sizes that the teacher says it has, within
+/// bounds that suit this process.
+fn answer_bytes(wanted: &Wanted, hidden_size: u32) -> usize {
+    wanted.answer_bytes(hidden_size).min(MAX_MESSAGE_BYTES) as usize
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use stillhouse_nn::Divergence;
 use stillhouse_proto::{
-    LabelBatch, SoftLabels,
+    LabelBatch, SoftLabels, limits,
     v1::{
         DType, DenseEncoding, DenseKind, Encoding, EncodingKind, HiddenEncoding, LabelRequest,
         LabelStreamRequest, SampledEncoding, Tensor, TopKEncoding, encoding::Kind,
@@ -12,10 +12,14 @@ use stillhouse_proto::{
     },
 };
 
+use super::gate::PROBE_ROWS;
 use crate::recipe::{
     Recipe,
     teacher::{EncodingName, LabelType, TeacherSection},
 };
+
+/// Bytes of a message with a piece of a head, at most.
+const HEAD_PIECE: u64 = 2 << 20;
 
 /// The rows of one request, and which request of the run it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +78,18 @@ impl Wanted {
             Kind::Sampled(_) => EncodingKind::Sampled,
             Kind::Hidden(_) => EncodingKind::Hidden,
         }
+    }
+
+    /// Bytes of the longest answer to expect of a teacher: labels, a probe's, or a piece of its head.
+    pub(super) fn answer_bytes(&self, hidden_size: u32) -> u64 {
+        let labels = self.request_as(0, Tensor::default(), self.encoding.clone());
+        let probe = self.dense_request(Tensor::default());
+        [(labels, self.request_rows as u64), (probe, PROBE_ROWS.into())]
+            .iter()
+            .filter_map(|(request, rows)| {
+                limits::response_bytes(request, *rows, self.classes as u32, hidden_size)
+            })
+            .fold(HEAD_PIECE, u64::max)
     }
 
     /// Checks that labels are those of a request for `rows` rows; otherwise names the first thing

@@ -242,7 +242,7 @@ impl Teacher {
         };
         let requests = recipe.train.batch_size.div_ceil(wanted.request_rows);
         let patience = Patience::new(section, requests);
-        let probe = plan.probe(recipe.student.rescale_factor());
+        let probe = plan.probe(recipe.student.rescale_factor(), wanted.request_rows);
         let client = LabelClient::connect(&endpoints, wanted.clone(), probe, patience).await?;
         let head = match wanted.encoding_kind() {
             EncodingKind::Hidden => Some(client.fetch_head().await?.pack()?),

@@ -18,13 +18,10 @@ use crate::{
         mnist::{Files, Split},
         subset,
     },
-    label_client::{Job, Probe},
+    label_client::{Job, PROBE_ROWS, Probe},
     random,
     recipe::{DataSection, Recipe},
 };
-
-/// Rows in the probe that every teacher answers.
-const PROBE_ROWS: u32 = 8;
 
 /// Data and its order.
 #[derive(Clone, Debug)]
@@ -56,9 +53,9 @@ impl Plan {
         })
     }
 
-    /// The rows that every teacher is probed with: the first ones.
-    pub(super) fn probe(&self, rescale_factor: f64) -> Probe {
-        let rows: Vec<u32> = (0..PROBE_ROWS).take(self.train.len()).collect();
+    /// The rows that every teacher is probed with: the first ones, no more than a request may have.
+    pub(super) fn probe(&self, rescale_factor: f64, request_rows: usize) -> Probe {
+        let rows: Vec<u32> = (0..PROBE_ROWS).take(self.train.len().min(request_rows)).collect();
         Probe {
             bytes: features(&self.train, &rows, None),
             floats: features(&self.train, &rows, Some(rescale_factor)),

@@ -7,7 +7,7 @@ use stillhouse_proto::v1::{
 };
 
 use super::Core;
-use crate::validate::FEATURE_DTYPES;
+use crate::validate::{FEATURE_DTYPES, MAX_DRAWS};
 
 pub(super) fn describe(core: &Core) -> DescribeResponse {
     let contract = &core.contract;
@@ -26,6 +26,7 @@ pub(super) fn describe(core: &Core) -> DescribeResponse {
             max_message_bytes: contract.limits.max_message_bytes.into(),
             max_temperatures: contract.limits.max_temperatures,
             max_stream_in_flight: contract.limits.max_stream_in_flight,
+            max_draws: MAX_DRAWS as u64,
         }),
         encodings: vec![
             EncodingKind::Dense.into(),
