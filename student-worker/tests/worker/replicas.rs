@@ -66,7 +66,19 @@ async fn a_replica_that_becomes_another_teacher_is_left_and_the_run_goes_on() {
     let changed = Arc::new(Fake::with(vec![Fault::Fingerprint]));
     let second = serve_fake(Arc::clone(&changed)).await;
     let both = endpoints(&[first, second], "");
-    assert!(run(bench.recipe("left", &both), Existing::Refuse).await.unwrap().finished);
+    // Long enough for the second to be asked.
+    let (_running, stop) = watch::channel(false);
+    let asked = Arc::clone(&changed);
+    let outcome = run_watched(bench.recipe("left", &both), Existing::Refuse, stop, move |_| {
+        for _ in 0..20 {
+            if asked.requests.load(Ordering::Relaxed) == 0 {
+                slow_step();
+            }
+        }
+    });
+    assert!(outcome.await.unwrap().finished);
+    // Its answers came with the first of the requests that were under way to it.
+    assert!((1..=4).contains(&changed.requests.load(Ordering::Relaxed)));
     assert_eq!(bench.weights("left"), bench.weights("whole"));
     assert_eq!(changed.streams.load(Ordering::Relaxed), 1, "it was asked again");
 }
