@@ -118,24 +118,7 @@ impl teacher_service_server::TeacherService for Shared {
         &self,
         _request: Request<DescribeRequest>,
     ) -> Result<Response<DescribeResponse>, Status> {
-        let features =
-            FeatureSignature { width: (SIDE * SIDE).into(), dtypes: vec![DType::U8.into()] };
-        Ok(Response::new(DescribeResponse {
-            name: "fake".into(),
-            fingerprint: FINGERPRINT.to_vec().into(),
-            task: Task::Classification.into(),
-            input: Some(InputSignature { kind: Some(input_signature::Kind::Features(features)) }),
-            classes: CLASSES,
-            limits: Some(ServerLimits {
-                max_rows: 100,
-                max_message_bytes: 1 << 20,
-                max_temperatures: 1,
-                max_stream_in_flight: 8,
-                ..ServerLimits::default()
-            }),
-            encodings: vec![EncodingKind::Dense.into()],
-            ..DescribeResponse::default()
-        }))
+        Ok(Response::new(describe(EncodingKind::Dense)))
     }
 
     async fn label(
@@ -218,4 +201,26 @@ impl teacher_service_server::TeacherService for Shared {
 
 fn message(id: u64, answer: Answer) -> LabelStreamResponse {
     LabelStreamResponse { id, result: Some(answer) }
+}
+
+/// A teacher of the tests' task that offers one encoding.
+pub(crate) fn describe(encoding: EncodingKind) -> DescribeResponse {
+    let features = FeatureSignature { width: (SIDE * SIDE).into(), dtypes: vec![DType::U8.into()] };
+    DescribeResponse {
+        name: "fake".into(),
+        fingerprint: FINGERPRINT.to_vec().into(),
+        task: Task::Classification.into(),
+        input: Some(InputSignature { kind: Some(input_signature::Kind::Features(features)) }),
+        classes: CLASSES,
+        hidden_size: 12,
+        limits: Some(ServerLimits {
+            max_rows: 100,
+            max_message_bytes: 1 << 20,
+            max_temperatures: 1,
+            max_stream_in_flight: 8,
+            ..ServerLimits::default()
+        }),
+        encodings: vec![encoding.into()],
+        ..DescribeResponse::default()
+    }
 }

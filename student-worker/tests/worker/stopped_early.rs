@@ -7,9 +7,8 @@ use std::{
 };
 
 use stillhouse_proto::v1::{
-    DType, DescribeRequest, DescribeResponse, EncodingKind, FeatureSignature, FetchHeadRequest,
-    FetchHeadResponse, InputSignature, LabelRequest, LabelResponse, LabelStreamRequest,
-    LabelStreamResponse, ServerLimits, Task, input_signature::Kind, teacher_service_server,
+    DescribeRequest, DescribeResponse, EncodingKind, FetchHeadRequest, FetchHeadResponse,
+    LabelRequest, LabelResponse, LabelStreamRequest, LabelStreamResponse, teacher_service_server,
 };
 use student_worker::{run_folder::Existing, train::Outcome};
 use tokio::{
@@ -19,7 +18,10 @@ use tokio::{
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::support::{Bench, CLASSES, SIDE, endpoints, run_watched, serve};
+use crate::{
+    fake_teacher::describe,
+    support::{Bench, endpoints, run_watched, serve},
+};
 
 const HIDDEN: &str = "encoding = { kind = \"hidden\" }\ntimeout_ms = 60000";
 
@@ -37,24 +39,7 @@ impl teacher_service_server::TeacherService for Stuck {
         &self,
         _request: Request<DescribeRequest>,
     ) -> Result<Response<DescribeResponse>, Status> {
-        let features =
-            FeatureSignature { width: (SIDE * SIDE).into(), dtypes: vec![DType::U8.into()] };
-        Ok(Response::new(DescribeResponse {
-            fingerprint: vec![9; 32].into(),
-            task: Task::Classification.into(),
-            input: Some(InputSignature { kind: Some(Kind::Features(features)) }),
-            classes: CLASSES,
-            hidden_size: 12,
-            limits: Some(ServerLimits {
-                max_rows: 100,
-                max_message_bytes: 1 << 20,
-                max_temperatures: 1,
-                max_stream_in_flight: 8,
-                ..ServerLimits::default()
-            }),
-            encodings: vec![EncodingKind::Hidden.into()],
-            ..DescribeResponse::default()
-        }))
+        Ok(Response::new(describe(EncodingKind::Hidden)))
     }
 
     async fn label(

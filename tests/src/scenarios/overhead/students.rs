@@ -22,7 +22,7 @@ use crate::{
 /// The part that a child process of this binary runs.
 pub(super) const IN_PROCESS: &str = "in_process";
 /// Rounds over all sources, interleaved.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const TEACHER: [usize; 2] = [1200, 1200];
 const STUDENT: [usize; 2] = [800, 800];
 const BATCH: usize = 128;
