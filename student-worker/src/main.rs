@@ -14,7 +14,7 @@ const NAME: &str = "student-worker";
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    tuning::keep_freed_pages();
+    tuning::keep_freed_pages(None);
     tuning::quiet_candle_threads();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

@@ -1,6 +1,6 @@
 //! The `teacher-server` binary.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use stillhouse_runtime::{
@@ -14,6 +14,9 @@ use stillhouse_runtime::{
 use teacher_server::{Server, Settings, StartError, metrics};
 use toml::Table;
 use tracing::info;
+
+/// Long enough to serve the next batch from the pages of the last.
+const FREED_PAGES_KEPT: Duration = Duration::from_secs(1);
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -105,7 +108,7 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
-    tuning::keep_freed_pages();
+    tuning::keep_freed_pages(Some(FREED_PAGES_KEPT));
     tuning::quiet_candle_threads();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

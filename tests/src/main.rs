@@ -25,7 +25,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    tuning::keep_freed_pages();
+    tuning::keep_freed_pages(None);
     tuning::quiet_candle_threads();
     let arguments = Arguments::parse();
     if arguments.name == "list" {

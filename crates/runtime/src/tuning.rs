@@ -1,6 +1,6 @@
 //! What a `main` sets first, for speed.
 
-use std::env;
+use std::{env, time::Duration};
 
 /// `mi_option_purge_delay` of mimalloc.h, the same in mimalloc 2 and 3; the bindings do not name it.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
@@ -8,15 +8,18 @@ const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 /// Threads of candle's own pool.
 const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
 
-/// Lets mimalloc keep the pages that were freed, where it is the global allocator.
+/// Lets mimalloc keep the pages that were freed for a time, or for good, where it is the global
+/// allocator.
 ///
 /// A training step allocates and frees the same large buffers again and again. An allocator that
-/// gives freed pages back to the kernel pays for them with page faults, about a third of the step.
+/// gives freed pages back to the kernel at once pays for them with page faults, about a third of the
+/// step. A server gives them back once its load has changed.
 #[allow(unsafe_code)]
-pub fn keep_freed_pages() {
+pub fn keep_freed_pages(time: Option<Duration>) {
+    let milliseconds = time.map_or(-1, |time| i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
     // SAFETY: `mi_option_set` stores a number in mimalloc's table of options, which is there from
     // the start of the process; the option's index is within that table.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, milliseconds as _) };
 }
 
 /// Gives candle's own thread pool a single thread, unless the environment says otherwise.
