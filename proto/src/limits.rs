@@ -8,12 +8,11 @@
 //! [`REQUEST_MEMORY_PER_BYTE`] and [`RESPONSE_MEMORY_PER_BYTE`] are the worst a peer can do, held by
 //! `tests/memory.rs` to messages that do it. So:
 //!
-//! * a **server** that takes messages of up to `b` bytes and decodes `n` at once sets aside
-//!   [`request_memory(b)`](request_memory) for each of them, or picks `b` by
-//!   [`request_bytes_within`] the memory that it has;
-//! * a **client** takes no more than an honest answer needs: [`response_bytes`] of its largest
-//!   request, which is far below the server's limit, and at most [`response_bytes_within`] the
-//!   memory that it can spare.
+//! * whoever runs a **server** that takes messages of up to `b` bytes sets aside
+//!   [`request_memory(b)`](request_memory) for each that it may decode at once, or picks `b` by
+//!   [`request_bytes_within`] the memory that there is;
+//! * a **client** takes no more than an honest answer needs, [`response_bytes`] of its largest
+//!   request, and trusts its teacher with [`response_memory`] of that.
 
 use crate::{
     bits::id_bits,

@@ -55,9 +55,11 @@ impl Ledger {
         }
         let mut held = self.lock();
         let own = held.clients.get(client).copied().unwrap_or(0);
+        // The last eighth is for clients that hold nothing, so that a few cannot lock others out.
+        let reserve = if own > 0 { self.most / 8 } else { 0 };
         for (reason, whose, found, most) in [
             ("client_held", "this client's", own, self.most_per_client),
-            ("held", "all clients'", held.all, self.most),
+            ("held", "all clients'", held.all, self.most - reserve),
         ] {
             if bytes > most.saturating_sub(found) {
                 let what = format!(
@@ -109,14 +111,16 @@ mod tests {
 
     #[test]
     fn a_client_and_all_of_them_are_bounded_and_what_is_dropped_is_free() {
-        let ledger = Ledger::new(100, 60);
-        let (a, b): (Arc<str>, Arc<str>) = (Arc::from("a"), Arc::from("b"));
+        let ledger = Ledger::new(104, 60);
+        let [a, b, c]: [Arc<str>; 3] = ["a", "b", "c"].map(Arc::from);
         let first = ledger.take(&a, 40).unwrap();
         assert_eq!(reason(ledger.take(&a, 21)), "client_held");
         let second = ledger.take(&a, 20).unwrap();
-        assert_eq!(reason(ledger.take(&b, 41)), "held");
-        let third = ledger.take(&b, 40).unwrap();
-        assert_eq!(reason(ledger.take(&b, 1)), "held");
+        assert_eq!(reason(ledger.take(&b, 45)), "held");
+        let third = ledger.take(&b, 31).unwrap();
+        assert_eq!(reason(ledger.take(&b, 1)), "held", "13 are kept for those that hold nothing");
+        assert_eq!(reason(ledger.take(&c, 14)), "held");
+        drop(ledger.take(&c, 13).unwrap());
         drop(first);
         assert_eq!(reason(ledger.take(&a, 41)), "client_held");
         let fourth = ledger.take(&a, 40).unwrap();

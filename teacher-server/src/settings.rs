@@ -48,7 +48,8 @@ pub enum Device {
 pub struct Limits {
     /// Rows in one request, 1 to `batching.max_batch_rows`.
     pub max_rows: u32,
-    /// Bytes of one message, either way, 65536 to 2^31 - 1.
+    /// Bytes of one message, either way, 65536 to 2^31 - 1. Decoding one that is made to cost much
+    /// takes up to 24 times as much memory for a moment, beside `held_bytes`.
     pub max_message_bytes: u32,
     /// Temperatures in one request, 1 to 8.
     pub max_temperatures: u32,
@@ -57,7 +58,8 @@ pub struct Limits {
     /// Calls and streams open on one connection, 1 to 65536.
     pub max_connection_streams: u32,
     /// Bytes that all requests may hold, from admission until the connection has taken the answer;
-    /// past it requests get RESOURCE_EXHAUSTED. 2^20 to 2^50.
+    /// past it requests get RESOURCE_EXHAUSTED. The last eighth is for clients that hold nothing.
+    /// 2^20 to 2^50.
     pub held_bytes: u64,
     /// As `held_bytes`, for one client. 2^20 to `held_bytes`.
     pub client_held_bytes: u64,
@@ -119,7 +121,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_rows: 1024,
-            max_message_bytes: 64 << 20,
+            max_message_bytes: 16 << 20,
             max_temperatures: MAX_TEMPERATURES,
             max_stream_in_flight: 64,
             max_connection_streams: 1024,

@@ -75,7 +75,6 @@ impl Account {
     }
 
     /// Credit that it will be given ahead of everyone's turn.
-    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn head_start(&self) -> Option<u64> {
         (self.place.1 == Lane::Newcomers && !self.granted).then_some(self.head_start)
     }
@@ -143,6 +142,11 @@ impl Ring {
         }
         if account.last_turn == self.round {
             self.left.insert(name.clone());
+        }
+        if let Some(unused) = account.head_start().filter(|_| account.place.0 == self.head_starts.0)
+        {
+            // Not spent: it is there for the next newcomer.
+            self.head_starts.1 -= unused;
         }
         if self.turns.is_empty() {
             // Nobody is left to be overtaken.
@@ -248,6 +252,19 @@ mod tests {
     }
 
     /// Made-up names cannot keep the round from its end.
+    #[test]
+    fn a_head_start_that_was_not_used_is_there_for_the_next() {
+        let mut ring = Ring::default();
+        join(&mut ring, 1, "steady", 1);
+        ring.begin_round();
+        for id in 2..1000 {
+            let name = id.to_string();
+            let account = join(&mut ring, id, &name, 1);
+            assert_eq!(account.head_start(), Some(QUANTUM), "{name}");
+            ring.leave(&name.as_str().into(), &account);
+        }
+    }
+
     #[test]
     fn the_head_starts_of_a_round_come_to_one_batch() {
         let (mut ring, ..) = within_a_round();

@@ -94,7 +94,7 @@ impl LabelClient {
         let gate = Gate::new(wanted, probe);
         let mut tries = Tries::new(patience);
         let (first_address, first, teacher) = loop {
-            match tries.within(open_any(&gate, &addresses)).await {
+            match Box::pin(open_any(&gate, &addresses, tries.left())).await {
                 Ok(opened) => break opened,
                 Err(closed) => tries.pause(closed).await?,
             }
@@ -181,27 +181,33 @@ fn patient(timeout: Duration) -> Duration {
     timeout + (timeout / 4).max(Duration::from_secs(1))
 }
 
-/// Tries all addresses at once, and returns the first that passed the gate with its number. The
-/// others are waited for no longer than a connection may take.
-async fn open_any(gate: &Gate, addresses: &[Address]) -> Result<(usize, Client, Teacher), Closed> {
+/// Tries all addresses at once, for at most `limit`, and returns the first that passed the gate with
+/// its number. The others are waited for no longer than a connection may take.
+async fn open_any(
+    gate: &Gate,
+    addresses: &[Address],
+    limit: Duration,
+) -> Result<(usize, Client, Teacher), Closed> {
     let mut opening: FuturesUnordered<_> = addresses
         .iter()
         .enumerate()
         .map(|(number, address)| async move { (number, gate.open(address).await) })
         .collect();
     let mut found = None;
-    let mut last = Closed::for_now("no address was given".to_owned());
-    let grace = tokio::time::sleep(Duration::MAX);
-    tokio::pin!(grace);
+    let mut last = Closed::for_now(format!("no teacher has answered within {limit:?}"));
+    let begun = tokio::time::Instant::now();
+    let time = tokio::time::sleep(limit);
+    tokio::pin!(time);
     loop {
         let next = tokio::select! {
             next = opening.next() => next,
-            () = &mut grace => None,
+            () = &mut time => None,
         };
         match next {
             Some((number, Ok((client, teacher)))) if found.is_none() => {
                 found = Some((number, client, teacher));
-                grace.as_mut().reset(tokio::time::Instant::now() + OTHERS_GRACE);
+                let grace = begun.elapsed() + OTHERS_GRACE;
+                time.as_mut().reset(begun + grace.min(limit));
             }
             Some((_, Ok(_))) => {}
             Some((_, Err(Closed::ForNow { reason, after }))) => {

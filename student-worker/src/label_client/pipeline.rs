@@ -6,7 +6,7 @@
 //! answered on the same connection.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -144,8 +144,8 @@ impl<J, A> Pipeline<J, A> {
         }
     }
 
-    /// Endpoints that have a request whose time is over.
-    pub(super) fn overdue(&self, now: Instant) -> Vec<usize> {
+    /// Endpoints that have a request whose time is over, each once.
+    pub(super) fn overdue(&self, now: Instant) -> BTreeSet<usize> {
         let late = |slot: &Slot<J, A>| match slot.state {
             State::Sent { endpoint, deadline, .. } if deadline <= now => Some(endpoint),
             _ => None,
@@ -274,7 +274,7 @@ mod tests {
         pipeline.push(0, now);
         pipeline.send(3, now).unwrap();
         assert!(pipeline.overdue(now + TIMEOUT / 2).is_empty());
-        assert_eq!(pipeline.overdue(now + TIMEOUT), [3]);
+        assert_eq!(pipeline.overdue(now + TIMEOUT), BTreeSet::from([3]));
         assert_eq!(pipeline.next_wake(now), Some(now + TIMEOUT));
     }
 

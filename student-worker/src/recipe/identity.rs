@@ -48,7 +48,8 @@ impl Identity {
             add("teacher.encoding", json(&section.encoding));
             // Draws are seeded per request, so how rows are cut into requests decides them.
             if section.encoding.kind == EncodingName::Sampled {
-                let rows = section.request_rows.unwrap_or(recipe.train.batch_size);
+                let batch = recipe.train.batch_size;
+                let rows = section.request_rows.unwrap_or(batch).min(batch);
                 add("teacher.request_rows", rows.into());
             }
         }

@@ -8,6 +8,8 @@ use std::{
 
 use super::RunError;
 
+/// ENOLCK: what a network file system without its lock service answers.
+const NO_LOCKS: i32 = 37;
 const LOCK: &str = "run.lock";
 
 /// The lock on a folder: held until dropped, and let go by the system when the process ends,
@@ -36,7 +38,10 @@ impl Lock {
             Err(TryLockError::WouldBlock) => {
                 return Err(RunError::Busy { folder: folder.to_owned() });
             }
-            Err(TryLockError::Error(source)) if source.kind() == io::ErrorKind::Unsupported => {
+            Err(TryLockError::Error(source))
+                if source.kind() == io::ErrorKind::Unsupported
+                    || source.raw_os_error() == Some(NO_LOCKS) =>
+            {
                 tracing::warn!(file = %path.display(), "the file system has no locks");
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),

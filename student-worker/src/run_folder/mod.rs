@@ -132,7 +132,8 @@ impl RunError {
 pub enum Existing {
     /// Leave it alone, and do not start.
     Refuse,
-    /// Go on from its newest checkpoint, or start anew where it has none. Nothing of it is removed.
+    /// Go on from its newest checkpoint, or start anew where it has none. Records of steps that are
+    /// taken again are written again; nothing else of it is removed.
     Resume,
     /// Start anew.
     Replace,

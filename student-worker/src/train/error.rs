@@ -31,6 +31,9 @@ pub enum Error {
     /// The run's folder cannot be used.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// A value of the recipe does not go with the data's size.
+    #[error(transparent)]
+    Recipe(ModelError),
     /// The model that is to be tested cannot be read.
     #[error(transparent)]
     Load(ModelError),
@@ -82,6 +85,7 @@ impl Error {
             | Self::Run(RunError::Busy { .. }) => exit::TEMPORARY,
             Self::Broken(interrupted) => interrupted.source.exit_code(),
             Self::Data(_)
+            | Self::Recipe(_)
             | Self::Load(_)
             | Self::Labels(ClientError::Address { .. } | ClientError::Unsuitable { .. })
             | Self::Teacher(StartError::Settings(_) | StartError::Model { .. })

@@ -88,6 +88,16 @@ pub async fn run(
         Ok::<_, Error>((plan, sha256))
     })
     .await??;
+    let trainer = TrainerConfig {
+        model: recipe.student.clone(),
+        optimizer: recipe.optimizer,
+        schedule: recipe.schedule,
+        total_steps: plan.total_steps,
+        clip_norm: recipe.train.clip_norm,
+        seed: recipe.seed,
+    };
+    // Before anything is connected or written: what depends on the data's size, too.
+    trainer.validate().map_err(Error::Recipe)?;
 
     let identify = |teacher: Option<&[u8]>| Identity::new(&recipe, data_sha256, teacher);
     let claim = Claim::take(&output_folder(&recipe), existing, &identify(None))?;
@@ -120,14 +130,7 @@ pub async fn run(
     };
     let (run, checkpoint) = RunFolder::open(claim, &recipe, &identity)?;
 
-    let mut trainer = Trainer::new(TrainerConfig {
-        model: recipe.student.clone(),
-        optimizer: recipe.optimizer,
-        schedule: recipe.schedule,
-        total_steps: plan.total_steps,
-        clip_norm: recipe.train.clip_norm,
-        seed: recipe.seed,
-    })?;
+    let mut trainer = Trainer::new(trainer)?;
     if let Some(checkpoint) = &checkpoint {
         trainer.load_state(&checkpoint.folder)?;
     }

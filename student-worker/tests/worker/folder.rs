@@ -119,3 +119,14 @@ async fn a_quickstart_has_the_figures_that_scripts_read() {
         assert!(text.contains("dir = ") && text.contains(&format!("name = \"{name}\"")), "{text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recipe_that_does_not_go_with_its_data_touches_no_folder() {
+    let bench = Bench::new();
+    let mut recipe = bench.recipe("long-warm-up", "");
+    recipe.schedule.warmup_steps = 32;
+    let error = run(recipe, Existing::Refuse).await.unwrap_err();
+    assert_eq!(error.exit_code(), 64, "{error}");
+    assert!(error.to_string().contains("schedule.warmup_steps is 32; expected 0 to 31"), "{error}");
+    assert!(!bench.path().join("runs/long-warm-up").exists());
+}

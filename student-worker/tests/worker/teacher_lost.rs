@@ -22,7 +22,7 @@ async fn lose_teacher(
     let mut recipe = bench.recipe("lost", &endpoints(&[address], more));
     if let Some(section) = &mut recipe.teacher {
         section.prefetch = 2;
-        section.retry.max_elapsed_seconds = if more.contains("client") { 0.5 } else { 20.0 };
+        section.retry.max_elapsed_seconds = if more.contains("client") { 2.0 } else { 20.0 };
     }
     let (reached, mut steps) = mpsc::unbounded_channel();
     let (_running, stop) = watch::channel(false);

@@ -59,6 +59,7 @@ impl Heads {
 
 pub(super) async fn pieces(
     core: Arc<Core>,
+    client: &Arc<str>,
     request: &FetchHeadRequest,
 ) -> Result<Pieces, ServeError> {
     let dtype = label_dtype("dtype", request.dtype)?;
@@ -68,6 +69,9 @@ pub(super) async fn pieces(
     let encoded = encoded.await.map_err(|error| ServeError::Forward(error.to_string()))??;
     let whole = &encoded.whole;
     let piece = PIECE.min(core.contract.limits.max_message_bytes as usize - BESIDE);
+    // The head is shared; what a client that does not read leaves behind is a piece of its own.
+    let held = core.ledger.take(client, piece as u64)?;
+    let keep = Keep::new(held, &core.open);
     let first = FetchHeadResponse {
         fingerprint: core.fingerprint.clone(),
         weight_shape: encoded.weight_shape.to_vec(),
@@ -87,7 +91,8 @@ pub(super) async fn pieces(
     if let Some(last) = pieces.last_mut() {
         last.sha256 = encoded.sha256.clone();
     }
-    let pieces: Vec<Piece> = pieces.into_iter().map(|piece| (Ok(piece), None)).collect();
+    let pieces: Vec<Piece> =
+        pieces.into_iter().map(|piece| (Ok(piece), Some(keep.clone()))).collect();
     Ok(tokio_stream::iter(pieces))
 }
 

@@ -293,7 +293,8 @@ impl TeacherService for Teacher {
         request: Request<FetchHeadRequest>,
     ) -> Result<Response<Self::FetchHeadStream>, Status> {
         let open = Arc::clone(&self.0.open);
-        let pieces = head::pieces(Arc::clone(&self.0), &request.into_inner()).await?;
+        let peer = peer(&request);
+        let pieces = head::pieces(Arc::clone(&self.0), &peer, request.get_ref()).await?;
         Ok(Response::new(Taken::new(pieces, open)))
     }
 }

@@ -38,8 +38,9 @@ pub(super) fn open(
     inbound: Streaming<LabelStreamRequest>,
 ) -> ReceiverStream<Answer> {
     let (out, answers) = mpsc::channel(ANSWERS_WAITING);
+    let counted = OpenStream::new();
     tokio::spawn(async move {
-        let _counted = OpenStream::new();
+        let _counted = counted;
         if let Some(end) = serve(&core, &peer, deadline, inbound, &out).await {
             drop(out.send((Err(end), None)).await);
         }

@@ -30,7 +30,8 @@ impl Keep {
 }
 
 /// The answers of a stream, each kept until the next is asked for: [`Sliced`] asks when the
-/// connection has taken the one before. The stream itself keeps the server's drain up.
+/// connection has taken the one before, but for small answers, which tonic joins to 32 KiB. The
+/// stream itself keeps the server's drain up.
 pub(crate) struct Taken<S> {
     inner: S,
     last: Option<Keep>,

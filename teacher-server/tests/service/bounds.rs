@@ -177,7 +177,7 @@ async fn a_unary_answer_counts_until_it_is_read_too() {
 async fn a_drain_waits_for_a_client_that_reads_slowly() {
     let (model, permit) = Gated::new(false);
     drop(permit);
-    let (_client, running) = serve_with(model, many_rows).await;
+    let (_client, running) = serve_with(Arc::clone(&model), many_rows).await;
     let mut lazy = Client::new(channel(running.address()).await);
     let (send, requests) = tokio::sync::mpsc::channel(8);
     let mut answers = lazy.label_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();
@@ -186,6 +186,9 @@ async fn a_drain_waits_for_a_client_that_reads_slowly() {
     }
     let first = answers.message().await.unwrap().unwrap();
     assert!(matches!(first.result, Some(Answer::Response(_))));
+    while model.rows_run.load(Ordering::SeqCst) < 30_000 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let drained = tokio::spawn(running.shutdown());
     // Longer than connections get to deliver what they buffer.
     tokio::time::sleep(Duration::from_millis(2500)).await;
