@@ -241,8 +241,9 @@ fn stop_on_signal() -> Result<watch::Receiver<bool>, Failure> {
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(async move {
         let signal = signals.next().await;
-        tracing::warn!(signal, "stopping after this step");
+        tracing::warn!(signal, "stopping after this step; another signal ends it at once");
         stop.send_replace(true);
+        signals.end_at_next();
         // The receivers live as long as the run; keep the sender for them.
         stop.closed().await;
     });

@@ -149,7 +149,8 @@ async fn run(arguments: &Arguments) -> Result<(), Failure> {
     server
         .serve(async move {
             let signal = signals.next().await;
-            info!(signal, "stopping");
+            info!(signal, "stopping; another signal ends it at once");
+            signals.end_at_next();
         })
         .await?;
     Ok(())

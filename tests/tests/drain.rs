@@ -3,7 +3,10 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use stillhouse_proto::v1::{LabelRequest, label_stream_response::Result as Answer};
 use stillhouse_tests::{client, models, process::Teacher};
@@ -88,16 +91,15 @@ async fn health_turns_and_an_idle_health_watch_does_not_hold_the_exit_up() {
     }
 }
 
-#[tokio::test]
-async fn the_limit_holds_even_with_work_left() {
-    let folder = tempfile::tempdir().unwrap();
-    models::write_mlp(folder.path(), WIDTH, &[2048, 2048], 10, 1);
-    let mut teacher = Teacher::start(folder.path(), &["--set", "drain.limit_seconds=0.2"]);
+/// A teacher with seconds of work on any machine in its queue: 64 * 1024 rows of 4 million weights
+/// each. The stream must be held for as long as the work shall stay.
+async fn with_work(folder: &Path, limit: &str) -> (Teacher, impl Sized) {
+    models::write_mlp(folder, WIDTH, &[2048, 2048], 10, 1);
+    let teacher = Teacher::start(folder, &["--set", limit]);
     let mut client = client::connect(teacher.address()).await;
     let (work, requests) = mpsc::channel(64);
     let mut answers =
         client.label_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();
-    // Seconds of work on any machine: 64 * 1024 rows of 4 million weights each.
     let rows = vec![0.25; 1024 * WIDTH];
     for id in 0..64 {
         let request = client::request(id, &rows, WIDTH);
@@ -105,6 +107,13 @@ async fn the_limit_holds_even_with_work_left() {
         work.send(client::on_stream(request)).await.unwrap();
     }
     answers.message().await.unwrap().unwrap();
+    (teacher, (work, answers))
+}
+
+#[tokio::test]
+async fn the_limit_holds_even_with_work_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut teacher, _work) = with_work(folder.path(), "drain.limit_seconds=0.2").await;
     teacher.terminate();
     let told = Instant::now();
     let status = tokio::task::spawn_blocking(move || {
@@ -115,5 +124,17 @@ async fn the_limit_holds_even_with_work_left() {
     assert_eq!(status.await.unwrap().code(), Some(0));
     // The limit, and what a loaded machine takes to end a process.
     assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
-    drop(work);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut teacher, _work) = with_work(folder.path(), "drain.limit_seconds=600").await;
+    teacher.terminate();
+    while !teacher.log().contains("draining") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    teacher.terminate();
+    let status = tokio::task::spawn_blocking(move || teacher.wait()).await.unwrap();
+    assert_eq!(status.code(), Some(130));
 }

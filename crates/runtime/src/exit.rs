@@ -11,6 +11,8 @@ pub const FAILED: u8 = 1;
 pub const CONFIGURATION: u8 = 64;
 /// Something needed is not there at the moment, and another try may succeed (`EX_TEMPFAIL`).
 pub const TEMPORARY: u8 = 75;
+/// Ended at once by a second signal; what was not saved is lost (128 + 2).
+pub const INTERRUPTED: u8 = 130;
 /// Ended by SIGTERM or SIGINT with the work so far saved (128 + 15).
 pub const TERMINATED: u8 = 143;
 

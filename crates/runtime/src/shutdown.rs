@@ -4,6 +4,8 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::exit;
+
 /// SIGTERM (the orchestrator's) and SIGINT (a person's), caught from construction on.
 #[derive(Debug)]
 pub struct Signals {
@@ -29,5 +31,15 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+
+    /// From now on one more ends the process at once, for a person who does not want to wait. Must
+    /// be called within a tokio runtime.
+    pub fn end_at_next(mut self) {
+        tokio::spawn(async move {
+            let signal = self.next().await;
+            tracing::warn!(signal, "ending at once");
+            std::process::exit(exit::INTERRUPTED.into());
+        });
     }
 }
