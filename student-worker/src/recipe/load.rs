@@ -89,14 +89,21 @@ fn resolve_paths(recipe: &mut Recipe, folder: &Path) -> Result<(), RecipeError> 
     for (key, slot) in paths {
         if let Some(path) = slot {
             let joined = folder.join(&*path);
-            *path = absolute(&joined).map_err(|source| RecipeError::Path {
-                key,
-                path: joined,
-                source,
-            })?;
+            let failed = |source| RecipeError::Path { key, path: joined.clone(), source };
+            *path = short(&absolute(&joined).map_err(failed)?);
         }
     }
     Ok(())
+}
+
+/// The path without `..` and links in the part of it that exists, as a person would write it.
+fn short(path: &Path) -> PathBuf {
+    let real = path.ancestors().find_map(|part| Some((part, part.canonicalize().ok()?)));
+    let Some((part, real)) = real else { return path.to_owned() };
+    match path.strip_prefix(part) {
+        Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
+        _ => real,
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +137,21 @@ mod tests {
 
     fn refused(overrides: &[&str]) -> String {
         load_text(RECIPE, overrides).unwrap_err()
+    }
+
+    #[test]
+    fn paths_are_written_as_a_person_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        fs::create_dir(root.join("examples")).unwrap();
+        let to = |path: &str| short(&root.join(path));
+        assert_eq!(to("examples/../runs/a"), root.join("runs/a"));
+        assert_eq!(
+            to("examples").as_os_str(),
+            root.join("examples").as_os_str(),
+            "no / at the end"
+        );
+        assert_eq!(to("none/../x"), root.join("none/../x"), "what is not there is left alone");
     }
 
     #[test]
