@@ -25,8 +25,8 @@ use crate::{
 /// Train a student on soft labels pulled from a teacher.
 ///
 /// Exit codes: 0 done; 64 wrong configuration or input; 75 no teacher answered for too long or
-/// another run is at work in the folder, try again with --resume; 143 told to stop, with a checkpoint
-/// of what was done; 1 anything else.
+/// another run is at work in the folder, try again with --resume; 130 ended at once by a second
+/// signal; 143 told to stop, with a checkpoint of what was done; 1 anything else.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Arguments {
@@ -58,7 +58,8 @@ enum Command {
 struct TrainArguments {
     /// The recipe.
     recipe: PathBuf,
-    /// Change a value of the recipe: --set train.epochs=3. Can be repeated.
+    /// Change a value of the recipe: --set train.epochs=3. Can be repeated. Paths are relative to
+    /// the recipe's folder, as in the recipe.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Go on from the newest checkpoint, or start where there is none; of a run that is done, print

@@ -1,7 +1,11 @@
 //! How a process ends: what the exit codes mean (a Kubernetes Job's failure policy reads them), and
 //! the last words before one of them.
 
-use std::{error::Error, process::ExitCode};
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 /// Everything that was asked for is done.
 pub const DONE: u8 = 0;
@@ -25,9 +29,9 @@ pub fn usage(error: &clap::Error) -> ExitCode {
 
 /// Ends on an error: one line with the program's name, the error and its causes. Logging may not
 /// have been started; standard error is there always.
-#[expect(clippy::print_stderr, reason = "the last words of the process")]
 pub fn fail(program: &str, error: &dyn Error, code: u8) -> ExitCode {
-    eprintln!("{program}: {}", with_causes(error));
+    // Standard error may be closed, too: then the code says it all.
+    let _ = writeln!(io::stderr(), "{program}: {}", with_causes(error));
     ExitCode::from(code)
 }
 

@@ -53,7 +53,11 @@ pub fn start_logs(level: &str, format: LogFormat) -> Result<(), TelemetryError> 
         value: level.to_owned(),
         reason: error.to_string(),
     })?;
-    let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // Where they cannot be written, saying so there would panic.
+        .log_internal_errors(false);
     let started = match format {
         LogFormat::Text => {
             use std::io::IsTerminal as _;

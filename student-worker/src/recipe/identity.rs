@@ -10,6 +10,8 @@ use serde_json::Value;
 
 use super::{Recipe, teacher::EncodingName};
 
+/// The key of the hash over the training rows.
+const ROWS: &str = "data (SHA-256 of the training rows)";
 /// The key of the teacher's fingerprint.
 const TEACHER: &str = "teacher (fingerprint)";
 
@@ -43,7 +45,7 @@ impl Identity {
         add("train.epochs", recipe.train.epochs.into());
         add("train.batch_size", recipe.train.batch_size.into());
         add("train.clip_norm", json(&recipe.train.clip_norm));
-        add("data (SHA-256 of the training rows)", hex(&data_sha256).into());
+        add(ROWS, hex(&data_sha256).into());
         if let Some(section) = &recipe.teacher {
             add("teacher.encoding", json(&section.encoding));
             // Draws are seeded per request, so how rows are cut into requests decides them.
@@ -81,7 +83,10 @@ impl Identity {
     }
 
     fn compare(&self, run: &Self, counts: impl Fn(&str) -> bool) -> Result<(), Difference> {
-        let keys = self.0.keys().chain(run.0.keys()).filter(|key| counts(key));
+        // Which rows a part of the data holds follows from other keys: these say more.
+        let keys = || self.0.keys().chain(run.0.keys());
+        let rows = keys().filter(|key| *key == ROWS);
+        let keys = keys().filter(|key| *key != ROWS).chain(rows).filter(|key| counts(key));
         let show = |value: Option<&Value>| value.map_or("not set".to_owned(), Value::to_string);
         for key in keys {
             let (now, then) = (self.0.get(key), run.0.get(key));
@@ -151,6 +156,11 @@ mod tests {
         assert_eq!(error, "train.clip_norm is 1.0, but the run was started with not set");
         let error = Identity::new(&recipe(), [8; 32], None).same_as(&then).unwrap_err();
         assert!(error.key.starts_with("data "), "{error}");
+        // The seed chooses the rows of a part of the data: it is what to name.
+        let mut other = recipe();
+        other.seed += 1;
+        let error = Identity::new(&other, [8; 32], None).same_as(&then).unwrap_err();
+        assert_eq!(error.key, "seed");
         let taught = Identity::new(&recipe(), [7; 32], Some(&[1]));
         assert_eq!((taught.teacher(), then.teacher()), (Some("01"), None));
         assert!(taught.same_but_for_teacher(&then).is_ok());

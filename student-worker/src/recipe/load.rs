@@ -88,6 +88,9 @@ fn resolve_paths(recipe: &mut Recipe, folder: &Path) -> Result<(), RecipeError> 
     }
     for (key, slot) in paths {
         if let Some(path) = slot {
+            if path.as_os_str().is_empty() {
+                return Err(RecipeError::Section(format!("{key} is empty; expected a path")));
+            }
             let joined = folder.join(&*path);
             let failed = |source| RecipeError::Path { key, path: joined.clone(), source };
             *path = short(&absolute(&joined).map_err(failed)?);
@@ -260,6 +263,7 @@ mod tests {
             ("train.keep_checkpoints=0", "train.keep_checkpoints: 0"),
             ("train.clip_norm=-1", "train.clip_norm: -1"),
             ("data.train_rows=0", "data.train_rows: 0"),
+            ("output.dir=", "output.dir is empty; expected a path"),
             ("student.input_size=0", "student.input_size is 0"),
             ("student.num_labels=300", "student.num_labels: 300"),
             ("loss.alpha=1.5", "loss.alpha is 1.5; expected 0 to 1"),

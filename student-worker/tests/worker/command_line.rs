@@ -51,6 +51,29 @@ fn wrong_input_is_64_and_says_what_is_wrong() {
 }
 
 #[test]
+fn nobody_listening_changes_no_exit_code() {
+    let bench = Bench::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let closed = || Stdio::from(writer.try_clone().unwrap());
+    let status = Command::new(BINARY)
+        .args(["train", "none.toml", "--log", "debug"])
+        .stdout(closed())
+        .stderr(closed())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(64));
+    let recipe = bench.write_recipe("unheard", "");
+    let status = Command::new(BINARY)
+        .args(["train", text(&recipe), "--log", "debug"])
+        .stdout(Stdio::null())
+        .stderr(closed())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
 fn a_teacher_that_is_not_there_is_75() {
     let bench = Bench::new();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
