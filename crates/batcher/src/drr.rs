@@ -251,7 +251,6 @@ mod tests {
         assert_eq!(join(&mut ring, 5, "a", 1).place.0, other.place.0);
     }
 
-    /// Made-up names cannot keep the round from its end.
     #[test]
     fn a_head_start_that_was_not_used_is_there_for_the_next() {
         let mut ring = Ring::default();
@@ -265,6 +264,7 @@ mod tests {
         }
     }
 
+    /// Made-up names cannot keep the round from its end.
     #[test]
     fn the_head_starts_of_a_round_come_to_one_batch() {
         let (mut ring, ..) = within_a_round();

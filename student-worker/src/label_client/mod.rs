@@ -115,15 +115,16 @@ impl LabelClient {
     pub async fn fetch_head(&self) -> Result<Head, ClientError> {
         let mut tries = Tries::new(self.patience);
         let mut opened = Some((self.first.clone(), self.teacher.clone()));
-        let from_first = self.addresses.iter().cycle().skip(self.first_address);
-        for address in from_first {
+        let mut number = self.first_address;
+        loop {
+            let address = &self.addresses[number];
             let fetched = self.fetch_head_from(address, opened.take(), tries.left());
             match tries.within(fetched).await {
                 Ok(head) => return Ok(head),
                 Err(closed) => tries.pause(closed).await?,
             }
+            number = (number + 1) % self.addresses.len();
         }
-        Err(ClientError::Ended)
     }
 
     /// One try at one endpoint, over the connection that is open or one of its own.

@@ -88,7 +88,7 @@ pub async fn run(
         Ok::<_, Error>((plan, sha256))
     })
     .await??;
-    let trainer = TrainerConfig {
+    let config = TrainerConfig {
         model: recipe.student.clone(),
         optimizer: recipe.optimizer,
         schedule: recipe.schedule,
@@ -97,7 +97,7 @@ pub async fn run(
         seed: recipe.seed,
     };
     // Before anything is connected or written: what depends on the data's size, too.
-    trainer.validate().map_err(Error::Recipe)?;
+    config.validate().map_err(Error::Recipe)?;
 
     let identify = |teacher: Option<&[u8]>| Identity::new(&recipe, data_sha256, teacher);
     let claim = Claim::take(&output_folder(&recipe), existing, &identify(None))?;
@@ -130,7 +130,7 @@ pub async fn run(
     };
     let (run, checkpoint) = RunFolder::open(claim, &recipe, &identity)?;
 
-    let mut trainer = Trainer::new(trainer)?;
+    let mut trainer = Trainer::new(config)?;
     if let Some(checkpoint) = &checkpoint {
         trainer.load_state(&checkpoint.folder)?;
     }

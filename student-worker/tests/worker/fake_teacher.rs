@@ -20,7 +20,10 @@ use stillhouse_proto::{
         label_stream_response::Result as Answer, teacher_service_server,
     },
 };
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc},
+};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -50,11 +53,15 @@ pub(crate) enum Fault {
 }
 
 /// A teacher whose labels depend on the first pixel of each row, and that meets the requests of
-/// its streams with faults, in order; then with none.
+/// its streams with faults, in order; then with none. Its output projection never comes.
 pub(crate) struct Fake {
     pub(crate) faults: Mutex<VecDeque<Fault>>,
     /// Added to the first logit: another model under the same fingerprint.
     pub(crate) bias: f32,
+    /// The one that it offers.
+    pub(crate) encoding: EncodingKind,
+    /// Told when its output projection is asked for.
+    pub(crate) head_asked: Notify,
     pub(crate) requests: AtomicU32,
     pub(crate) streams: AtomicU32,
 }
@@ -68,6 +75,8 @@ impl Fake {
         Self {
             faults: Mutex::new(faults.into()),
             bias: 0.0,
+            encoding: EncodingKind::Dense,
+            head_asked: Notify::new(),
             requests: AtomicU32::new(0),
             streams: AtomicU32::new(0),
         }
@@ -118,7 +127,25 @@ impl teacher_service_server::TeacherService for Shared {
         &self,
         _request: Request<DescribeRequest>,
     ) -> Result<Response<DescribeResponse>, Status> {
-        Ok(Response::new(describe(EncodingKind::Dense)))
+        let features =
+            FeatureSignature { width: (SIDE * SIDE).into(), dtypes: vec![DType::U8.into()] };
+        Ok(Response::new(DescribeResponse {
+            name: "fake".into(),
+            fingerprint: FINGERPRINT.to_vec().into(),
+            task: Task::Classification.into(),
+            input: Some(InputSignature { kind: Some(input_signature::Kind::Features(features)) }),
+            classes: CLASSES,
+            hidden_size: 12,
+            limits: Some(ServerLimits {
+                max_rows: 100,
+                max_message_bytes: 1 << 20,
+                max_temperatures: 1,
+                max_stream_in_flight: 8,
+                ..ServerLimits::default()
+            }),
+            encodings: vec![self.0.encoding.into()],
+            ..DescribeResponse::default()
+        }))
     }
 
     async fn label(
@@ -195,32 +222,11 @@ impl teacher_service_server::TeacherService for Shared {
         &self,
         _request: Request<FetchHeadRequest>,
     ) -> Result<Response<Self::FetchHeadStream>, Status> {
-        Err(Status::unimplemented("no head"))
+        self.0.head_asked.notify_one();
+        std::future::pending().await
     }
 }
 
 fn message(id: u64, answer: Answer) -> LabelStreamResponse {
     LabelStreamResponse { id, result: Some(answer) }
-}
-
-/// A teacher of the tests' task that offers one encoding.
-pub(crate) fn describe(encoding: EncodingKind) -> DescribeResponse {
-    let features = FeatureSignature { width: (SIDE * SIDE).into(), dtypes: vec![DType::U8.into()] };
-    DescribeResponse {
-        name: "fake".into(),
-        fingerprint: FINGERPRINT.to_vec().into(),
-        task: Task::Classification.into(),
-        input: Some(InputSignature { kind: Some(input_signature::Kind::Features(features)) }),
-        classes: CLASSES,
-        hidden_size: 12,
-        limits: Some(ServerLimits {
-            max_rows: 100,
-            max_message_bytes: 1 << 20,
-            max_temperatures: 1,
-            max_stream_in_flight: 8,
-            ..ServerLimits::default()
-        }),
-        encodings: vec![encoding.into()],
-        ..DescribeResponse::default()
-    }
 }
