@@ -15,6 +15,9 @@ use tonic::Code;
 
 use crate::gated::{Client, Gated, label, request, serve};
 
+/// Far longer than any deadline here.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Sends a request and waits until the device has taken it, so that the next one has to queue.
 async fn queued_behind(
     model: &Gated,
@@ -41,14 +44,16 @@ async fn work_past_its_deadline_is_told_so_and_never_run() {
     let mut call = tonic::Request::new(request(3, &[3.0, 3.0]));
     call.set_timeout(Duration::from_millis(50));
     let (mut one, mut other) = (client.clone(), client.clone());
-    let (owned, called) = tokio::join!(one.label(own.clone()), other.label(call));
+    let both = async { tokio::join!(one.label(own.clone()), other.label(call)) };
+    let (owned, called) = tokio::time::timeout(PATIENCE, both).await.unwrap();
     assert_eq!(owned.unwrap_err().code(), Code::DeadlineExceeded);
     // The client's own timer runs as well, and may be first to speak on a slow machine.
     let called = called.unwrap_err();
     assert!(matches!(called.code(), Code::DeadlineExceeded | Code::Cancelled), "{called:?}");
     let items = tokio_stream::iter([label(own)]);
     let mut answers = client.label_stream(items).await.unwrap().into_inner();
-    let answer = answers.message().await.unwrap().unwrap();
+    let answer = tokio::time::timeout(PATIENCE, answers.message()).await.unwrap();
+    let answer = answer.unwrap().unwrap();
     let Some(Answer::Error(error)) = answer.result else { panic!("{answer:?}") };
     assert_eq!(error.code, Code::DeadlineExceeded as i32, "{error:?}");
 
