@@ -224,6 +224,14 @@ impl ModelConfig {
         }
     }
 
+    /// Channels, height and width of one row, whose features are whole planes, channel by channel;
+    /// none for a model that takes any features.
+    pub fn image_shape(&self) -> Option<[usize; 3]> {
+        match self {
+            Self::Mlp(_) => None,
+        }
+    }
+
     /// Classes V.
     pub fn classes(&self) -> usize {
         match self {
