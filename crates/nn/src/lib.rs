@@ -39,7 +39,10 @@ pub mod trainer;
 
 pub use error::{LossError, ModelError, StateError, TrainError};
 pub use loss::{Divergence, LossConfig, SoftTarget, TopKForm};
-pub use model::{Activation, Classifier, Head, Inference, MlpConfig, ModelConfig, PackedHead};
+pub use model::{
+    Activation, Classifier, Head, Inference, LeNetConfig, MlpConfig, ModelConfig, PackedHead,
+    ResNetConfig,
+};
 pub use optim::{OptimizerConfig, ScheduleConfig, ScheduleKind};
 pub use rng::Philox;
 pub use trainer::{Batch, Evaluation, StepReport, Trainer, TrainerConfig, evaluate_logits};

@@ -4,6 +4,7 @@
 //! stock path computes gradients nobody asked for and starts every one from zeros.
 
 mod dropout;
+pub(crate) mod image;
 mod init;
 mod linear;
 mod parameter;

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::WEIGHTS_FILE;
 use super::config::ModelConfig;
 use super::fingerprint::fingerprint;
-use super::frozen::{FrozenMlp, values};
+use super::frozen::{Frozen, values};
 use super::head::Head;
 use crate::error::ModelError;
 use crate::io::read_tensors;
@@ -16,7 +16,7 @@ pub struct Inference {
     /// [rows, classes].
     pub logits: Vec<f32>,
     /// [rows, hidden_size]: the last hidden state after its activation, which [`Head::logits`]
-    /// turns into the logits. The normalised input where there is no hidden layer.
+    /// turns into the logits. The normalised input of a perceptron without hidden layers.
     pub hidden: Vec<f32>,
 }
 
@@ -28,7 +28,7 @@ pub struct Inference {
 #[derive(Clone, Debug)]
 pub struct Classifier {
     config: ModelConfig,
-    network: FrozenMlp,
+    network: Frozen,
     head: Head,
     parameters: usize,
     fingerprint: [u8; 32],
@@ -44,19 +44,14 @@ impl Classifier {
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
         let config = ModelConfig::load(dir)?;
         let tensors = read_tensors(&dir.join(WEIGHTS_FILE), &config.tensors())?;
-        let ModelConfig::Mlp(mlp) = &config;
-        let last = mlp.hidden_sizes.len();
         let (classes, hidden_size) = (config.classes(), config.hidden_size());
-        let weight = format!("layers.{last}.weight");
-        let bias = values(&tensors, &format!("layers.{last}.bias"), &[classes])?;
-        let head = Head {
-            weight: values(&tensors, &weight, &[classes, hidden_size])?.to_vec(),
-            bias: Some(bias.to_vec()),
-            classes,
-            hidden_size,
-        };
+        let name = config.head();
+        let weight = values(&tensors, &format!("{name}.weight"), &[classes, hidden_size])?;
+        let bias = values(&tensors, &format!("{name}.bias"), &[classes])?;
+        let head =
+            Head { weight: weight.to_vec(), bias: Some(bias.to_vec()), classes, hidden_size };
         Ok(Self {
-            network: FrozenMlp::new(mlp, &tensors)?,
+            network: Frozen::new(&config, &tensors)?,
             head,
             parameters: tensors.values().map(|(_, values)| values.len()).sum(),
             fingerprint: fingerprint(&config, &tensors),
@@ -89,7 +84,7 @@ impl Classifier {
         self.config.rescale_factor()
     }
 
-    /// Number of weights.
+    /// Number of weights, running statistics of normalisations among them.
     pub fn parameters(&self) -> usize {
         self.parameters
     }

@@ -1,12 +1,9 @@
 //! The multilayer perceptron: its graph for training.
 
-use std::collections::BTreeMap;
-
 use candle_core::{Device, Tensor};
 
 use super::config::MlpConfig;
 use crate::error::ModelError;
-use crate::io::Tensors;
 use crate::layers::{Linear, Parameter, dropout};
 use crate::rng::Philox;
 
@@ -32,11 +29,9 @@ impl Mlp {
         Ok(Self { config: config.clone(), layers })
     }
 
-    /// Every parameter, in order of name.
+    /// Every parameter, layer by layer.
     pub fn parameters(&self) -> Vec<&Parameter> {
-        let all = self.layers.iter().flat_map(|layer| [layer.weight(), layer.bias()]);
-        let sorted: BTreeMap<&str, &Parameter> = all.map(|p| (p.name(), p)).collect();
-        sorted.into_values().collect()
+        self.layers.iter().flat_map(|layer| [layer.weight(), layer.bias()]).collect()
     }
 
     /// Logits [rows, classes] of `input` [rows, input_size] as a graph, with dropout from `rng`.
@@ -65,29 +60,5 @@ impl Mlp {
             x = layer.forward(&x, i < last)?;
         }
         Ok(x)
-    }
-
-    /// A copy of every weight.
-    ///
-    /// # Errors
-    ///
-    /// If a variable cannot be read.
-    pub fn tensors(&self) -> Result<Tensors, ModelError> {
-        let entry = |p: &Parameter| Ok((p.name().to_owned(), (p.shape().to_vec(), p.values()?)));
-        self.parameters().into_iter().map(entry).collect()
-    }
-
-    /// Overwrites every weight that `tensors` names.
-    ///
-    /// # Errors
-    ///
-    /// If a tensor has another number of elements than its parameter.
-    pub fn set_tensors(&self, tensors: &Tensors) -> Result<(), ModelError> {
-        for parameter in self.parameters() {
-            if let Some((_, values)) = tensors.get(parameter.name()) {
-                parameter.set(values)?;
-            }
-        }
-        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use super::Trainer;
 use crate::error::ModelError;
 use crate::loss::hard_cross_entropy;
-use crate::model::{FrozenMlp, ModelConfig};
+use crate::model::Frozen;
 
 /// Figures over a labelled set.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,7 +17,7 @@ pub struct Evaluation {
 }
 
 impl Trainer {
-    /// Runs `input` [rows, input_width] without dropout and compares with `hard` \[rows\]. A row's
+    /// Runs `input` [rows, input_width] without dropout, normalised by running statistics, and compares with `hard` \[rows\]. A row's
     /// logits do not depend on the others.
     ///
     /// # Errors
@@ -34,10 +34,9 @@ impl Trainer {
             let (found, expected) = (hard.len(), format!("{rows} rows, at least 1"));
             return Err(ModelError::Size { field: "hard labels", found, expected });
         }
-        let ModelConfig::Mlp(config) = &self.config.model;
-        let network = FrozenMlp::new(config, &self.model.tensors()?)?;
+        let network = Frozen::new(&self.config.model, &self.model.tensors()?)?;
         let logits = network.infer(input, rows)?.logits;
-        evaluate_logits(&logits, config.num_labels, hard)
+        evaluate_logits(&logits, self.config.model.classes(), hard)
     }
 }
 

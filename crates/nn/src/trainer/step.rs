@@ -2,8 +2,9 @@
 
 use crate::error::{ModelError, TrainError};
 use crate::layers::Parameter;
+use crate::layers::image::RunningUpdate;
 use crate::loss::{LossConfig, SoftTarget, loss};
-use crate::model::{Mlp, ModelConfig};
+use crate::model::{Forward, Network};
 use crate::optim::{Optimizer, Update, clip_scale, global_norm};
 use crate::rng::Philox;
 use crate::trainer::TrainerConfig;
@@ -44,7 +45,7 @@ pub struct StepReport {
 #[derive(Debug)]
 pub struct Trainer {
     pub(super) config: TrainerConfig,
-    pub(super) model: Mlp,
+    pub(super) model: Network,
     pub(super) optimizer: Optimizer,
     /// Dropout masks.
     pub(super) rng: Philox,
@@ -58,8 +59,7 @@ impl Trainer {
     /// [`ModelError::Config`], naming the field, its value and the accepted range.
     pub fn new(config: TrainerConfig) -> Result<Self, ModelError> {
         config.validate()?;
-        let ModelConfig::Mlp(mlp) = &config.model;
-        let model = Mlp::new(mlp, &mut Philox::new(config.seed, INIT_STREAM))?;
+        let model = Network::new(&config.model, &mut Philox::new(config.seed, INIT_STREAM))?;
         let optimizer = Optimizer::new(config.optimizer, &model.parameters());
         let rng = Philox::new(config.seed, DROPOUT_STREAM);
         Ok(Self { config, model, optimizer, rng })
@@ -96,7 +96,7 @@ impl Trainer {
         }
         let step = self.steps_done();
         let mut rng = self.rng.clone();
-        let logits = self.model.forward(batch.input, batch.rows, &mut rng)?;
+        let Forward { logits, running } = self.model.forward(batch.input, batch.rows, &mut rng)?;
         let (scalar, parts) = loss(&logits, batch.hard, batch.soft, config)?;
         if !parts.total.is_finite() {
             return Err(TrainError::NonFiniteLoss { step, value: parts.total });
@@ -111,6 +111,7 @@ impl Trainer {
         let scale = clip_scale(grad_norm, self.config.clip_norm);
         let update = self.optimizer.step(&parameters, learning_rate, scale)?;
         self.rng = rng;
+        running.into_iter().for_each(RunningUpdate::commit);
         if let Update::NonFinite { parameter } = update {
             return Err(TrainError::NonFiniteUpdate { step, parameter });
         }

@@ -2,9 +2,35 @@
 
 use stillhouse_nn::loss::loss;
 use stillhouse_nn::model::Mlp;
-use stillhouse_nn::{LossConfig, MlpConfig, Philox};
+use stillhouse_nn::{
+    Batch, LeNetConfig, LossConfig, MlpConfig, ModelConfig, OptimizerConfig, Philox, ResNetConfig,
+    Trainer, TrainerConfig,
+};
 
-use crate::support::normals32;
+use crate::support::{normals32, read_model};
+
+/// A step without one is an error of the trainer; here each must also move its variable.
+#[test]
+fn image_models() {
+    for model in [
+        ModelConfig::LeNet(LeNetConfig::new(10)),
+        ModelConfig::ResNet(ResNetConfig::new(vec![1, 1, 1], 10)),
+    ] {
+        let (rows, width) = (9, model.input_width());
+        let optimizer = OptimizerConfig::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+        let config = TrainerConfig { optimizer, ..TrainerConfig::new(model, 1) };
+        let mut trainer = Trainer::new(config).unwrap();
+        let before = read_model(&trainer);
+        let input = normals32(&mut Philox::new(43, 0), rows * width);
+        let hard: Vec<u32> = (0..rows as u32).collect();
+        let batch = Batch { input: &input, rows, hard: Some(&hard), soft: None };
+        trainer.step(&batch, &LossConfig { alpha: 0.0, ..LossConfig::default() }).unwrap();
+        let after = read_model(&trainer);
+        for (name, values) in &before {
+            assert_ne!(values, &after[name], "{name}");
+        }
+    }
+}
 
 #[test]
 fn mlp() {
@@ -18,7 +44,6 @@ fn mlp() {
         let logits = model.forward(&input, 32, &mut rng).unwrap();
         let (scalar, _) = loss(&logits, Some(&hard), None, &config).unwrap();
         let parameters = model.parameters();
-        assert!(parameters.is_sorted_by_key(|p| p.name()));
         parameters.iter().for_each(|p| p.clear_gradient());
         let mut store = scalar.backward().unwrap();
         for parameter in parameters {

@@ -14,6 +14,7 @@ mod loss_sampled_is_unbiased;
 mod loss_temperature;
 mod loss_tiny_temperatures;
 mod model_directory;
+mod pretrained_resnets;
 mod thread_count;
 mod training_is_deterministic;
 mod training_learns;

@@ -1,10 +1,12 @@
 //! What several files need.
 
 use candle_core::{Device, Var};
+use stillhouse_nn::io::{Tensors, read_tensors};
 use stillhouse_nn::loss::{LossParts, loss};
+use stillhouse_nn::model::WEIGHTS_FILE;
 use stillhouse_nn::{
     Divergence, LossConfig, LossError, MlpConfig, ModelConfig, Philox, ScheduleConfig, SoftTarget,
-    TrainerConfig,
+    Trainer, TrainerConfig,
 };
 
 /// Loss of f64 logits and its gradient by each.
@@ -136,4 +138,12 @@ pub(crate) fn small_batch(step: u64, rows: usize) -> (Vec<f32>, Vec<u32>, SoftTa
     let hard = (0..rows).map(|_| rng.below(5)).collect();
     let soft = SoftTarget::Logits(normals32(&mut rng, rows * 5));
     (input, hard, soft)
+}
+
+/// Every tensor of a trainer's model.
+pub(crate) fn read_model(trainer: &Trainer) -> Tensors {
+    let dir = tempfile::tempdir().unwrap();
+    trainer.save_model(dir.path()).unwrap();
+    let config = ModelConfig::load(dir.path()).unwrap();
+    read_tensors(&dir.path().join(WEIGHTS_FILE), &config.tensors()).unwrap()
 }

@@ -108,7 +108,7 @@ fn a_state_of_another_configuration_is_refused_by_name() {
     let error = refusal(sgd);
     assert!(error.contains("optimizer.beta1 = 0.9"), "{error}");
     let mut other = adamw;
-    let stillhouse_nn::ModelConfig::Mlp(model) = &mut other.model;
+    let stillhouse_nn::ModelConfig::Mlp(model) = &mut other.model else { unreachable!() };
     model.hidden_sizes[1] = 17;
     assert!(refusal(other).contains("model.hidden_sizes = [24,16]"));
 }

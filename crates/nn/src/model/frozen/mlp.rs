@@ -1,7 +1,8 @@
 //! A perceptron that does not change any more: its forward pass in a fixed order.
 
-use super::classifier::Inference;
-use super::config::MlpConfig;
+use super::super::classifier::Inference;
+use super::super::config::MlpConfig;
+use super::{check_size, values};
 use crate::error::ModelError;
 use crate::io::Tensors;
 use crate::kernel::packed::PackedLinear;
@@ -35,11 +36,7 @@ impl FrozenMlp {
     /// row that overflows in a hidden layer: each element of a layer's output has all of its input
     /// as terms, and what is not finite passes the ReLU.
     pub(crate) fn infer(&self, input: &[f32], rows: usize) -> Result<Inference, ModelError> {
-        let width = self.config.input_size;
-        if rows.checked_mul(width) != Some(input.len()) {
-            let expected = format!("{rows} rows of {width}");
-            return Err(ModelError::Size { field: "input", found: input.len(), expected });
-        }
+        check_size(input, rows, self.config.input_size)?;
         let mut hidden = self.config.normalize(input);
         let mut logits = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
@@ -60,30 +57,15 @@ impl FrozenMlp {
     }
 }
 
-/// The elements of a tensor of that name and shape.
-pub(super) fn values<'a>(
-    tensors: &'a Tensors,
-    name: &str,
-    expected: &[usize],
-) -> Result<&'a [f32], ModelError> {
-    match tensors.get(name) {
-        Some((shape, values))
-            if shape == expected && values.len() == expected.iter().product::<usize>() =>
-        {
-            Ok(values)
-        }
-        _ => Err(ModelError::Layer { tensor: name.to_owned(), expected: expected.to_vec() }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::super::config::ModelConfig;
     use super::*;
 
     #[test]
     fn a_layer_that_lacks_a_tensor_is_an_error() {
         let config = MlpConfig::new(3, vec![4], 2);
-        let whole: Tensors = config
+        let whole: Tensors = ModelConfig::Mlp(config.clone())
             .tensors()
             .into_iter()
             .map(|(name, shape)| {

@@ -1,167 +1,65 @@
 //! `config.json`: what a model is, without its weights.
 
+mod check;
+mod lenet;
+mod mlp;
+mod resnet;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use lenet::LeNetConfig;
+pub use mlp::{Activation, MlpConfig};
+pub(crate) use resnet::BlockShape;
+pub use resnet::ResNetConfig;
+
 use super::CONFIG_FILE;
 use crate::error::ModelError;
 use crate::io::write_atomic;
 
-/// Largest width of a layer, and most layers: bounds what a configuration file can make the
-/// process allocate to about what a machine can hold.
-const MAX_WIDTH: usize = 1 << 24;
-const MAX_PARAMETERS: usize = 1 << 33;
-
-/// Nonlinearity between layers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Activation {
-    /// max(0, x).
-    #[default]
-    Relu,
-}
-
-/// A multilayer perceptron: `num_labels` logits from `input_size` features.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MlpConfig {
+/// What an architecture says of itself.
+trait Architecture {
     /// Features of one row.
-    pub input_size: usize,
-    /// Width of each hidden layer, first to last; none: a linear classifier.
-    #[serde(default)]
-    pub hidden_sizes: Vec<usize>,
-    /// Classes.
-    pub num_labels: usize,
-    /// After each hidden layer.
-    #[serde(default)]
-    pub hidden_act: Activation,
-    /// Probability that a hidden unit is dropped in training, in [0, 1).
-    #[serde(default)]
-    pub dropout: f32,
-    /// Probability that a feature is dropped in training, in [0, 1).
-    #[serde(default)]
-    pub input_dropout: f32,
-    /// What u8 input is multiplied by before it reaches the model; the caller does so.
-    #[serde(default = "default_rescale_factor")]
-    pub rescale_factor: f64,
-    /// Subtracted from every (rescaled) feature by the model itself.
-    #[serde(default)]
-    pub image_mean: f32,
-    /// What the model then divides by.
-    #[serde(default = "default_image_std")]
-    pub image_std: f32,
+    fn input_width(&self) -> usize;
+    /// Channels, height and width, where a row is an image.
+    fn image_shape(&self) -> Option<[usize; 3]>;
+    /// Classes V.
+    fn classes(&self) -> usize;
+    /// Width d of what the output projection sees.
+    fn hidden_size(&self) -> usize;
+    /// What u8 input is multiplied by.
+    fn rescale_factor(&self) -> f64;
+    /// Name and shape of every tensor.
+    fn tensors(&self) -> BTreeMap<String, Vec<usize>>;
+    /// Name of the output projection: `{head}.weight` and `{head}.bias`.
+    fn head(&self) -> String;
+    /// Checks every field.
+    fn validate(&self) -> Result<(), ModelError>;
 }
 
 fn default_rescale_factor() -> f64 {
     1.0 / 255.0
 }
 
-fn default_image_std() -> f32 {
-    1.0
-}
-
-impl MlpConfig {
-    /// A perceptron of these widths with every other field at its default.
-    pub fn new(input_size: usize, hidden_sizes: Vec<usize>, num_labels: usize) -> Self {
-        Self {
-            input_size,
-            hidden_sizes,
-            num_labels,
-            hidden_act: Activation::Relu,
-            dropout: 0.0,
-            input_dropout: 0.0,
-            rescale_factor: default_rescale_factor(),
-            image_mean: 0.0,
-            image_std: default_image_std(),
-        }
-    }
-
-    /// (inputs, outputs) of each linear layer, first to last.
-    pub(crate) fn layer_sizes(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let inputs = std::iter::once(self.input_size).chain(self.hidden_sizes.iter().copied());
-        inputs.zip(self.hidden_sizes.iter().copied().chain([self.num_labels]))
-    }
-
-    /// Name and shape of every tensor.
-    pub(crate) fn tensors(&self) -> BTreeMap<String, Vec<usize>> {
-        self.layer_sizes()
-            .enumerate()
-            .flat_map(|(i, (inputs, outputs))| {
-                [
-                    (format!("layers.{i}.weight"), vec![outputs, inputs]),
-                    (format!("layers.{i}.bias"), vec![outputs]),
-                ]
-            })
-            .collect()
-    }
-
-    /// (x - mean) / std of every feature.
-    pub(crate) fn normalize(&self, input: &[f32]) -> Vec<f32> {
-        if (self.image_mean, self.image_std) == (0.0, 1.0) {
-            return input.to_vec();
-        }
-        input.iter().map(|x| (x - self.image_mean) / self.image_std).collect()
-    }
-
-    fn validate(&self) -> Result<(), ModelError> {
-        let refuse = |field: &str, value: &dyn std::fmt::Display, expected: &str| {
-            Err(ModelError::Config {
-                field: field.to_owned(),
-                value: value.to_string(),
-                expected: expected.to_owned(),
-            })
-        };
-        let width = format!("1 to {MAX_WIDTH}");
-        if !(1..=MAX_WIDTH).contains(&self.input_size) {
-            return refuse("input_size", &self.input_size, &width);
-        }
-        for (i, size) in self.hidden_sizes.iter().enumerate() {
-            if !(1..=MAX_WIDTH).contains(size) {
-                return refuse(&format!("hidden_sizes[{i}]"), size, &width);
-            }
-        }
-        if !(2..=MAX_WIDTH).contains(&self.num_labels) {
-            return refuse("num_labels", &self.num_labels, &format!("2 to {MAX_WIDTH}"));
-        }
-        let parameters = self.layer_sizes().fold(0usize, |sum, (inputs, outputs)| {
-            sum.saturating_add(outputs.saturating_mul(inputs.saturating_add(1)))
-        });
-        if parameters > MAX_PARAMETERS {
-            return refuse(
-                "number of parameters",
-                &parameters,
-                &format!("at most {MAX_PARAMETERS}"),
-            );
-        }
-        for (field, p) in [("dropout", self.dropout), ("input_dropout", self.input_dropout)] {
-            if !(0.0..1.0).contains(&p) {
-                return refuse(field, &p, "0 or more and below 1");
-            }
-        }
-        if !(self.rescale_factor.is_finite() && self.rescale_factor > 0.0) {
-            return refuse("rescale_factor", &self.rescale_factor, "a finite number above 0");
-        }
-        if !self.image_mean.is_finite() {
-            return refuse("image_mean", &self.image_mean, "a finite number");
-        }
-        if !(self.image_std.is_finite() && self.image_std > 0.0) {
-            return refuse("image_std", &self.image_std, "a finite number above 0");
-        }
-        Ok(())
-    }
-}
-
 /// Any model that this crate knows, told apart by `model_type`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "model_type", rename_all = "lowercase")]
+#[serde(tag = "model_type")]
 pub enum ModelConfig {
     /// `"mlp"`.
+    #[serde(rename = "mlp")]
     Mlp(MlpConfig),
+    /// `"lenet"`.
+    #[serde(rename = "lenet")]
+    LeNet(LeNetConfig),
+    /// `"cifar_resnet"`.
+    #[serde(rename = "cifar_resnet")]
+    ResNet(ResNetConfig),
 }
 
 /// Every `model_type`, for error messages.
-const MODEL_TYPES: &[&str] = &["mlp"];
+const MODEL_TYPES: &[&str] = &["mlp", "lenet", "cifar_resnet"];
 
 impl ModelConfig {
     /// Reads and validates `config.json` in `dir`. Keys that this crate does not use are ignored:
@@ -212,52 +110,52 @@ impl ModelConfig {
     ///
     /// [`ModelError::Config`], naming the field, its value and the accepted range.
     pub fn validate(&self) -> Result<(), ModelError> {
+        self.architecture().validate()
+    }
+
+    fn architecture(&self) -> &dyn Architecture {
         match self {
-            Self::Mlp(config) => config.validate(),
+            Self::Mlp(config) => config,
+            Self::LeNet(config) => config,
+            Self::ResNet(config) => config,
         }
     }
 
     /// Features of one row.
     pub fn input_width(&self) -> usize {
-        match self {
-            Self::Mlp(config) => config.input_size,
-        }
+        self.architecture().input_width()
     }
 
     /// Channels, height and width of one row, whose features are whole planes, channel by channel;
     /// none for a model that takes any features.
     pub fn image_shape(&self) -> Option<[usize; 3]> {
-        match self {
-            Self::Mlp(_) => None,
-        }
+        self.architecture().image_shape()
     }
 
     /// Classes V.
     pub fn classes(&self) -> usize {
-        match self {
-            Self::Mlp(config) => config.num_labels,
-        }
+        self.architecture().classes()
     }
 
     /// Width d of what the output projection sees.
     pub fn hidden_size(&self) -> usize {
-        match self {
-            Self::Mlp(config) => config.hidden_sizes.last().copied().unwrap_or(config.input_size),
-        }
+        self.architecture().hidden_size()
     }
 
     /// What u8 input is multiplied by.
     pub fn rescale_factor(&self) -> f64 {
-        match self {
-            Self::Mlp(config) => config.rescale_factor,
-        }
+        self.architecture().rescale_factor()
     }
 
     /// Name and shape of every tensor in `model.safetensors`.
     pub fn tensors(&self) -> BTreeMap<String, Vec<usize>> {
-        match self {
-            Self::Mlp(config) => config.tensors(),
-        }
+        self.architecture().tensors()
+    }
+
+    /// Name of the output projection: tensors `{head}.weight` [classes, hidden_size] and
+    /// `{head}.bias` \[classes\].
+    pub(crate) fn head(&self) -> String {
+        self.architecture().head()
     }
 }
 

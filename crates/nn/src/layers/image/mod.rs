@@ -1,0 +1,17 @@
+//! Layers of image models, with forward and backward on plain buffers.
+//!
+//! They are not operations of candle's graph: a whole body of convolutions becomes one node of it
+//! ([`node`]), whose backward fills the parameters' gradient buffers. Between them nothing is
+//! copied, started from zeros or kept longer than needed.
+
+mod batch;
+mod conv;
+mod conv_norm;
+mod node;
+mod pool;
+
+pub(crate) use batch::{Images, Pool};
+pub(crate) use conv::ConvRelu;
+pub(crate) use conv_norm::{ConvNorm, Normalized, RunningUpdate};
+pub(crate) use node::node;
+pub(crate) use pool::{average_pool, average_pool_gradient, max_pool, max_pool_gradient};

@@ -1,0 +1,106 @@
+//! What the image models share: a convolution that is arranged for inference, and rows one by one.
+
+use rayon::prelude::*;
+
+use super::super::classifier::Inference;
+use super::check_size;
+use crate::error::ModelError;
+use crate::kernel::conv::{Conv, Epilogue, Filters, LANES, Lanes, convolve, place};
+use crate::kernel::packed::PackedLinear;
+
+/// A convolution with a bias for each output channel.
+#[derive(Clone, Debug)]
+pub(super) struct FrozenConv {
+    pub(super) conv: Conv,
+    filters: Filters,
+    bias: Vec<Lanes>,
+}
+
+impl FrozenConv {
+    /// Output channel c gets `scale(c)` times its weights, plus `bias(c)`.
+    pub(super) fn new(
+        conv: Conv,
+        weight: &[f32],
+        scale: impl Fn(usize) -> f64,
+        bias: impl Fn(usize) -> f64,
+    ) -> Self {
+        let mut lanes = vec![[0.0; LANES]; conv.output().blocks()];
+        for (channel, lane) in lanes.as_flattened_mut().iter_mut().enumerate().take(conv.outputs) {
+            *lane = bias(channel) as f32;
+        }
+        Self { filters: Filters::new(&conv, weight, scale), conv, bias: lanes }
+    }
+
+    /// One image, then ReLU.
+    #[inline(always)]
+    pub(super) fn apply<S: pulp::Simd>(
+        &self,
+        simd: S,
+        image: &[Lanes],
+        residual: Option<&[Lanes]>,
+        canvas: &mut Vec<Lanes>,
+        out: &mut Vec<Lanes>,
+    ) {
+        let conv = &self.conv;
+        canvas.clear();
+        canvas.resize(conv.padded().len(), [0.0; LANES]);
+        place(image, conv.input, canvas, conv.padded(), conv.padding, 1);
+        out.resize(conv.output().len(), [0.0; LANES]);
+        let epilogue = Epilogue { residual, relu: true };
+        convolve(simd, conv, &self.filters, canvas, &self.bias, epilogue, out);
+    }
+}
+
+/// Runs each row of `input` through `body`, which turns `input_width` features into `features`
+/// others, and all of those through the linear layers. The next to last layer's output is the hidden
+/// state.
+pub(super) fn infer_rows<T: Default + Send>(
+    input: &[f32],
+    rows: usize,
+    (input_width, features): (usize, usize),
+    body: impl Fn(&mut T, &[f32], &mut [f32]) + Sync,
+    linear: &[PackedLinear],
+) -> Result<Inference, ModelError> {
+    check_size(input, rows, input_width)?;
+    let mut hidden = vec![0.0; rows * features];
+    hidden
+        .par_chunks_mut(features)
+        .zip(input.par_chunks(input_width))
+        .for_each_init(T::default, |scratch, (out, row)| body(scratch, row, out));
+    let mut logits = Vec::new();
+    for (i, layer) in linear.iter().enumerate() {
+        if i + 1 < linear.len() {
+            hidden = layer.apply(&hidden, true);
+        } else {
+            logits = layer.apply(&hidden, false);
+        }
+    }
+    let (classes, width) = (logits.len() / rows.max(1), hidden.len() / rows.max(1));
+    for (row, features) in input.chunks_exact(input_width).enumerate() {
+        let logits = &mut logits[row * classes..][..classes];
+        // Pooling may leave a feature out of account that is not finite.
+        let finite = |values: &[f32]| values.iter().all(|x| x.is_finite());
+        if !finite(features) || !finite(logits) {
+            logits.fill(f32::NAN);
+            hidden[row * width..][..width].fill(f32::NAN);
+        }
+    }
+    Ok(Inference { logits, hidden })
+}
+
+/// (x - mean) / std of one row, in blocks of channels.
+pub(super) fn normalize(
+    row: &[f32],
+    shape: crate::kernel::conv::Shape,
+    mean: &[f32],
+    std: &[f32],
+    image: &mut Vec<Lanes>,
+) {
+    image.clear();
+    image.resize(shape.len(), [0.0; LANES]);
+    crate::kernel::conv::pack(row, shape, image, |channel, x| {
+        let mean = mean.get(channel).copied().unwrap_or(0.0);
+        let std = std.get(channel).copied().unwrap_or(1.0);
+        (x - mean) / std
+    });
+}
