@@ -190,10 +190,12 @@ impl Backward<'_> {
 
 /// Zeroes `grad` where the ReLU whose output is `out` gave 0.
 #[inline(always)]
-pub(crate) fn through_relu(grad: &mut [Lanes], out: &[Lanes]) {
+pub(crate) fn through_relu<S: pulp::Simd>(simd: S, grad: &mut [Lanes], out: &[Lanes]) {
+    let zero = simd.splat_f32s(0.0);
     for (grad, out) in grad.iter_mut().zip(out) {
-        for l in 0..LANES {
-            grad[l] = if out[l] > 0.0 { grad[l] } else { 0.0 };
+        let (grad, out) = (S::as_mut_simd_f32s(grad).0, S::as_simd_f32s(out).0);
+        for (grad, &out) in grad.iter_mut().zip(out) {
+            *grad = simd.select_f32s(simd.less_than_f32s(zero, out), *grad, zero);
         }
     }
 }

@@ -9,56 +9,70 @@ pub(crate) fn halved(shape: Shape) -> Shape {
 
 /// The largest of each 2 x 2 pixels of one image; NaN where one of them is NaN.
 #[inline(always)]
-pub(crate) fn max_pool(image: &[Lanes], shape: Shape, out: &mut [Lanes]) {
-    for_each_pixel(shape, |at, to| {
-        let mut largest = image[at[0]];
-        for &at in &at[1..] {
-            for (largest, &x) in largest.iter_mut().zip(&image[at]) {
-                // The first of equal ones; a NaN is larger than all.
-                *largest = if x > *largest || x.is_nan() { x } else { *largest };
+pub(crate) fn max_pool<S: pulp::Simd>(simd: S, image: &[Lanes], shape: Shape, out: &mut [Lanes]) {
+    let to = halved(shape);
+    for row in 0..shape.blocks() * to.height {
+        let out = &mut out[row * to.width..][..to.width];
+        let [above, below] = rows(shape, row).map(|at| &image[at..][..2 * to.width]);
+        for ((above, below), out) in above.chunks_exact(2).zip(below.chunks_exact(2)).zip(out) {
+            let others = [&above[1], &below[0], &below[1]];
+            let out = S::as_mut_simd_f32s(out).0;
+            for (r, out) in out.iter_mut().enumerate() {
+                let mut largest = S::as_simd_f32s(&above[0]).0[r];
+                for other in others {
+                    let x = S::as_simd_f32s(other).0[r];
+                    // A NaN is not equal to itself, and larger than all.
+                    let smaller = simd.less_than_f32s(x, largest);
+                    let number = simd.equal_f32s(x, x);
+                    let known_nan = simd.not_m32s(simd.equal_f32s(largest, largest));
+                    let keep = simd.or_m32s(simd.and_m32s(smaller, number), known_nan);
+                    largest = simd.select_f32s(keep, largest, x);
+                }
+                *out = largest;
             }
         }
-        out[to] = largest;
-    });
+    }
 }
 
 /// The gradient of [`max_pool`]: to the first of the largest, as PyTorch has it. `to_input` is
 /// overwritten.
 #[inline(always)]
-pub(crate) fn max_pool_gradient(
+pub(crate) fn max_pool_gradient<S: pulp::Simd>(
+    simd: S,
     image: &[Lanes],
     shape: Shape,
     out: &[Lanes],
     grad: &[Lanes],
     to_input: &mut [Lanes],
 ) {
+    let (to, zero) = (halved(shape), simd.splat_f32s(0.0));
     to_input.fill([0.0; LANES]);
-    for_each_pixel(shape, |at, to| {
-        let (largest, grad) = (&out[to], &grad[to]);
-        let mut taken = [false; LANES];
-        for at in at {
-            for l in 0..LANES {
-                let chosen = !taken[l] && image[at][l] == largest[l];
-                taken[l] |= chosen;
-                to_input[at][l] = if chosen { grad[l] } else { 0.0 };
-            }
-        }
-    });
-}
-
-/// Calls `body` with the indices of each 2 x 2 pixels, row by row, and of the pixel they become.
-#[inline(always)]
-fn for_each_pixel(shape: Shape, mut body: impl FnMut([usize; 4], usize)) {
-    let Shape { height, width, .. } = halved(shape);
-    for block in 0..shape.blocks() {
-        for row in 0..height {
-            for column in 0..width {
-                let at = (block * shape.height + 2 * row) * shape.width + 2 * column;
-                let below = at + shape.width;
-                body([at, at + 1, below, below + 1], (block * height + row) * width + column);
+    for row in 0..shape.blocks() * to.height {
+        let [above, below] = rows(shape, row);
+        for column in 0..to.width {
+            let at = row * to.width + column;
+            let largest = S::as_simd_f32s(&out[at]).0;
+            let grad = S::as_simd_f32s(&grad[at]).0;
+            let (above, below) = (above + 2 * column, below + 2 * column);
+            for (r, &largest) in largest.iter().enumerate() {
+                let mut left = grad[r];
+                for from in [above, above + 1, below, below + 1] {
+                    let chosen = simd.equal_f32s(S::as_simd_f32s(&image[from]).0[r], largest);
+                    let share = simd.select_f32s(chosen, left, zero);
+                    left = simd.select_f32s(chosen, zero, left);
+                    S::as_mut_simd_f32s(&mut to_input[from]).0[r] = share;
+                }
             }
         }
     }
+}
+
+/// Where the two rows begin that become one: `row` is counted over all blocks.
+#[inline(always)]
+fn rows(shape: Shape, row: usize) -> [usize; 2] {
+    let (block, row) = (row / (shape.height / 2), row % (shape.height / 2));
+    let at = (block * shape.height + 2 * row) * shape.width;
+    [at, at + shape.width]
 }
 
 /// The mean of each channel of one image.
@@ -88,6 +102,20 @@ pub(crate) fn average_gradient(grad: &[f32], shape: Shape, to_input: &mut [Lanes
 mod tests {
     use super::*;
 
+    struct Both<'a>(&'a [Lanes], Shape, &'a mut [Lanes], Option<(&'a [Lanes], &'a mut [Lanes])>);
+
+    impl pulp::WithSimd for Both<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, simd: S) {
+            max_pool(simd, self.0, self.1, self.2);
+            if let Some((grad, to_input)) = self.3 {
+                max_pool_gradient(simd, self.0, self.1, self.2, grad, to_input);
+            }
+        }
+    }
+
     fn image(values: &[f32]) -> Vec<Lanes> {
         values
             .iter()
@@ -105,13 +133,13 @@ mod tests {
             9.0, 9.0, 9.0, 9.0, 9.0,
         ]);
         let mut out = vec![[0.0; LANES]; 2];
-        max_pool(&x, shape, &mut out);
+        let mut to_input = vec![[7.0; LANES]; 15];
+        let grad = [[3.0; LANES], [4.0; LANES]];
+        pulp::Arch::new().dispatch(Both(&x, shape, &mut out, Some((&grad, &mut to_input))));
         assert_eq!(
             (out[0][..2].to_vec(), out[1][..2].to_vec()),
             (vec![2.0, -0.5], vec![5.0, -4.0])
         );
-        let mut to_input = vec![[7.0; LANES]; 15];
-        max_pool_gradient(&x, shape, &out, &[[3.0; LANES], [4.0; LANES]], &mut to_input);
         let of = |lane: usize| -> Vec<(usize, f32)> {
             let values = to_input.iter().map(|lanes| lanes[lane]).enumerate();
             values.filter(|(_, g)| *g != 0.0).collect()
@@ -127,7 +155,7 @@ mod tests {
             let mut x = image(&[1.0, 2.0, 3.0, 4.0]);
             x[at][0] = f32::NAN;
             let mut out = vec![[0.0; LANES]; 1];
-            max_pool(&x, Shape::new(1, 2, 2), &mut out);
+            pulp::Arch::new().dispatch(Both(&x, Shape::new(1, 2, 2), &mut out, None));
             assert!(out[0][0].is_nan(), "{at}");
         }
     }

@@ -5,6 +5,7 @@ mod support;
 
 mod batch_invariance;
 mod every_variable_has_a_gradient;
+mod image_models;
 mod loss_bad_labels;
 mod loss_equals_pytorch;
 mod loss_extremes;

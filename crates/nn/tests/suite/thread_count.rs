@@ -8,7 +8,8 @@ use stillhouse_nn::{
     TrainerConfig,
 };
 
-use crate::support::normals32;
+use crate::image_models;
+use crate::support::{normals32, read_model};
 
 /// Set in the processes that the test starts.
 const CHILD: &str = "STILLHOUSE_THREAD_COUNT_CHILD";
@@ -33,6 +34,13 @@ fn digest() -> String {
     let mut hash = Sha256::new();
     for file in ["model.safetensors", "optimizer.safetensors"] {
         hash.update(std::fs::read(dir.path().join(file)).unwrap());
+    }
+    for model in image_models::models() {
+        let mut trainer = Trainer::new(TrainerConfig::new(model, 2)).unwrap();
+        (0..2).for_each(|_| image_models::step(&mut trainer));
+        for (_, values) in read_model(&trainer).values() {
+            values.iter().for_each(|w| hash.update(w.to_le_bytes()));
+        }
     }
     let input = normals32(&mut rng, 50 * 300);
     let logits = Classifier::load(dir.path()).unwrap().infer(&input, 50).unwrap().logits;

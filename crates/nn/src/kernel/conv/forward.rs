@@ -78,6 +78,7 @@ impl Job<'_> {
     }
 
     #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
     fn rows<S: pulp::Simd, const R: usize, const STRIDE: usize, const TILE: usize>(self, simd: S) {
         let Self { conv, filters, padded, bias, epilogue, out } = self;
         let shape = conv.output();
@@ -89,13 +90,17 @@ impl Job<'_> {
                 while next < shape.width {
                     // The last tile begins early rather than late: some pixels are computed twice.
                     let column = next.min(shape.width - TILE);
-                    let sums =
+                    let mut sums =
                         tile::<S, R, STRIDE, TILE>(simd, conv, filters, padded, bias, row, column);
                     let at = start + column;
-                    let out = &mut out[at..][..TILE];
-                    match epilogue.residual {
-                        Some(residual) => store(out, &sums, &residual[at..][..TILE], epilogue.relu),
-                        None => store(out, &sums, &[[0.0; LANES]; TILE], epilogue.relu),
+                    if let Some(residual) = epilogue.residual {
+                        add::<S, R, TILE>(simd, &mut sums, &residual[at..][..TILE]);
+                    }
+                    if epilogue.relu {
+                        relu::<S, R, TILE>(simd, &mut sums);
+                    }
+                    for (out, sums) in out[at..][..TILE].iter_mut().zip(&sums) {
+                        S::as_mut_simd_f32s(out).0[..R].copy_from_slice(sums);
                     }
                     next = column + TILE;
                 }
@@ -105,13 +110,31 @@ impl Job<'_> {
 }
 
 #[inline(always)]
-fn store(out: &mut [Lanes], sums: &[Lanes], residual: &[Lanes], relu: bool) {
-    for ((out, sums), residual) in out.iter_mut().zip(sums).zip(residual) {
-        for ((out, sum), residual) in out.iter_mut().zip(sums).zip(residual) {
-            let sum = sum + residual;
-            let clear = relu && sum < 0.0 && sum > f32::NEG_INFINITY;
-            *out = if clear { 0.0 } else { sum };
+fn add<S: pulp::Simd, const R: usize, const TILE: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; R]; TILE],
+    residual: &[Lanes],
+) {
+    for (sums, residual) in sums.iter_mut().zip(residual) {
+        let residual = S::as_simd_f32s(residual).0;
+        for r in 0..R {
+            sums[r] = simd.add_f32s(sums[r], residual[r]);
         }
+    }
+}
+
+/// Not a maximum: NaN must stay NaN. An overflow to minus infinity stays too, or the layers after it
+/// would answer as if it were a 0.
+#[inline(always)]
+fn relu<S: pulp::Simd, const R: usize, const TILE: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; R]; TILE],
+) {
+    let (zero, least) = (simd.splat_f32s(0.0), simd.splat_f32s(f32::NEG_INFINITY));
+    for sum in sums.as_flattened_mut() {
+        let negative = simd.less_than_f32s(*sum, zero);
+        let clear = simd.and_m32s(negative, simd.less_than_f32s(least, *sum));
+        *sum = simd.select_f32s(clear, zero, *sum);
     }
 }
 
@@ -126,7 +149,7 @@ fn tile<S: pulp::Simd, const R: usize, const STRIDE: usize, const TILE: usize>(
     bias: &Lanes,
     row: usize,
     column: usize,
-) -> [Lanes; TILE] {
+) -> [[S::f32s; R]; TILE] {
     let start: [S::f32s; R] = std::array::from_fn(|r| S::as_simd_f32s(bias).0[r]);
     let mut sums = [start; TILE];
     let within = conv.padded();
@@ -143,6 +166,7 @@ fn tile<S: pulp::Simd, const R: usize, const STRIDE: usize, const TILE: usize>(
                     // Says that it is below LANES.
                     let channel = channel % LANES;
                     let weights = S::as_simd_f32s(weights).0;
+                    // By index: a reference to the sums would keep them out of registers.
                     for t in 0..TILE {
                         let x = simd.splat_f32s(pixels[t * STRIDE][channel]);
                         for r in 0..R {
@@ -153,14 +177,7 @@ fn tile<S: pulp::Simd, const R: usize, const STRIDE: usize, const TILE: usize>(
             }
         }
     }
-    // By index, here and above: a reference to the sums would keep them out of registers.
-    let mut out = [[0.0; LANES]; TILE];
-    for t in 0..TILE {
-        for r in 0..R {
-            S::as_mut_simd_f32s(&mut out[t]).0[r] = sums[t][r];
-        }
-    }
-    out
+    sums
 }
 
 #[cfg(test)]

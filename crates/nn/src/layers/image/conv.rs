@@ -205,11 +205,13 @@ impl pulp::WithSimd for BackwardRelu<'_, '_> {
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) {
         let Backward { share, input, out, grad, to_input } = self.job;
-        through_relu(grad, out);
+        through_relu(simd, grad, out);
         for (sum, grad) in self.bias.iter_mut().zip(grad.chunks_exact(share.conv.output().pixels()))
         {
             for lanes in grad {
-                sum.iter_mut().zip(lanes).for_each(|(sum, g)| *sum += g);
+                let sums = S::as_mut_simd_f32s(sum).0.iter_mut();
+                let grads = S::as_simd_f32s(lanes).0;
+                sums.zip(grads).for_each(|(sum, &g)| *sum = simd.add_f32s(*sum, g));
             }
         }
         share.image(simd, input, grad, None, to_input);

@@ -361,7 +361,7 @@ impl pulp::WithSimd for BackwardNorm<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) {
-        through_relu(self.grad, self.out);
+        through_relu(simd, self.grad, self.out);
         self.norm.apply(self.grad, self.raw, self.to_raw);
         self.share.image(simd, self.input, self.to_raw, self.added, self.to_input);
     }

@@ -26,8 +26,8 @@ impl pulp::WithSimd for Max<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
-        pool::max_pool(self.image, self.shape, self.out);
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        pool::max_pool(simd, self.image, self.shape, self.out);
     }
 }
 
@@ -63,9 +63,9 @@ impl pulp::WithSimd for MaxGradient<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
         let Self { image, shape, out, grad, to_input } = self;
-        pool::max_pool_gradient(image, shape, out, grad, to_input);
+        pool::max_pool_gradient(simd, image, shape, out, grad, to_input);
     }
 }
 

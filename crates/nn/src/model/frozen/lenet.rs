@@ -73,7 +73,7 @@ impl pulp::WithSimd for Row<'_> {
             layer.apply(simd, image, None, canvas, out);
             let shape = layer.conv.output();
             image.resize(halved(shape).len(), [0.0; LANES]);
-            max_pool(out, shape, image);
+            max_pool(simd, out, shape, image);
         }
         unpack(image, self.model.config.pooled(), self.out);
     }
