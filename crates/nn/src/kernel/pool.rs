@@ -9,7 +9,7 @@ pub(crate) fn halved(shape: Shape) -> Shape {
 
 /// The largest of each 2 x 2 pixels of one image; NaN where one of them is NaN.
 #[inline(always)]
-pub(crate) fn max_pool<S: pulp::Simd>(simd: S, image: &[Lanes], shape: Shape, out: &mut [Lanes]) {
+fn max_pool<S: pulp::Simd>(simd: S, image: &[Lanes], shape: Shape, out: &mut [Lanes]) {
     let to = halved(shape);
     for row in 0..shape.blocks() * to.height {
         let out = &mut out[row * to.width..][..to.width];
@@ -31,6 +31,22 @@ pub(crate) fn max_pool<S: pulp::Simd>(simd: S, image: &[Lanes], shape: Shape, ou
                 *out = largest;
             }
         }
+    }
+}
+
+/// [`max_pool`] as a job of its own.
+pub(crate) struct MaxPool<'a> {
+    pub(crate) image: &'a [Lanes],
+    pub(crate) shape: Shape,
+    pub(crate) out: &'a mut [Lanes],
+}
+
+impl pulp::WithSimd for MaxPool<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        max_pool(simd, self.image, self.shape, self.out);
     }
 }
 

@@ -1,6 +1,53 @@
 //! Weights in the order that the kernels read them in.
 
+use super::winograd::{self, Transformed};
 use super::{Conv, LANES, Lanes};
+
+/// Weights as [`super::convolve`] takes them.
+#[derive(Clone, Debug)]
+pub(crate) enum Prepared {
+    Direct(Filters),
+    Winograd(Transformed),
+}
+
+impl Prepared {
+    /// Of a weight [outputs, inputs, kernel, kernel], each output channel times its `scale`.
+    pub(crate) fn new(conv: &Conv, weight: &[f32], scale: impl Fn(usize) -> f64) -> Self {
+        let (k, inputs) = (conv.kernel, conv.input.channels);
+        Self::of(conv, |output, input, row, column| {
+            f64::from(weight[((output * inputs + input) * k + row) * k + column]) * scale(output)
+        })
+    }
+
+    /// Of [`Conv::transposed`]: input and output channels change places, and the kernel is turned
+    /// by half a circle.
+    pub(crate) fn transposed(conv: &Conv, weight: &[f32]) -> Self {
+        let (k, inputs) = (conv.kernel, conv.input.channels);
+        Self::of(&conv.transposed(), |input, output, row, column| {
+            let (row, column) = (k - 1 - row, k - 1 - column);
+            f64::from(weight[((output * inputs + input) * k + row) * k + column])
+        })
+    }
+
+    fn of(conv: &Conv, weight: impl Fn(usize, usize, usize, usize) -> f64) -> Self {
+        if winograd::fits(conv) {
+            return Self::Winograd(Transformed::new(conv, weight));
+        }
+        let mut filters = Filters::zeros(conv);
+        for output in 0..conv.outputs {
+            for input in 0..conv.input.channels {
+                for row in 0..conv.kernel {
+                    for column in 0..conv.kernel {
+                        let at = panel(conv, output, input, row, column);
+                        let w = weight(output, input, row, column);
+                        filters.panels[at][output % LANES] = w as f32;
+                    }
+                }
+            }
+        }
+        Self::Direct(filters)
+    }
+}
 
 /// Weights of a convolution, for each block of output channels and each of input channels
 /// [kernel, kernel, input channel, output channel], both last ones 16 long and filled up with zeros.
@@ -10,31 +57,6 @@ pub(crate) struct Filters {
 }
 
 impl Filters {
-    /// Of a weight [outputs, inputs, kernel, kernel], each output channel times its `scale`.
-    pub(crate) fn new(conv: &Conv, weight: &[f32], scale: impl Fn(usize) -> f64) -> Self {
-        let mut panels = vec![[0.0; LANES]; Self::len(conv)];
-        for (index, &w) in weight.iter().enumerate() {
-            let Place { output, input, row, column } = Place::of(conv, index);
-            let at = panel(conv, output, input, row, column);
-            let w = (f64::from(w) * scale(output)) as f32;
-            panels[at][output % LANES] = w;
-        }
-        Self { panels }
-    }
-
-    /// Of [`Conv::transposed`]: input and output channels change places, and the kernel is turned
-    /// by half a circle.
-    pub(crate) fn transposed(conv: &Conv, weight: &[f32]) -> Self {
-        let (turned, last) = (conv.transposed(), conv.kernel - 1);
-        let mut panels = vec![[0.0; LANES]; Self::len(&turned)];
-        for (index, &w) in weight.iter().enumerate() {
-            let Place { output, input, row, column } = Place::of(conv, index);
-            let at = panel(&turned, input, output, last - row, last - column);
-            panels[at][input % LANES] = w;
-        }
-        Self { panels }
-    }
-
     /// A sum to start from, for [`super::add_weight_gradient`].
     pub(crate) fn zeros(conv: &Conv) -> Self {
         Self { panels: vec![[0.0; LANES]; Self::len(conv)] }
@@ -100,15 +122,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_come_back_and_can_be_scaled() {
+    fn weights_come_back_scaled_and_added() {
         let conv =
-            Conv { input: Shape::new(19, 5, 5), outputs: 33, kernel: 3, stride: 1, padding: 1 };
-        let weight: Vec<f32> = (0..19 * 33 * 9).map(|i| i as f32).collect();
-        assert_eq!(Filters::new(&conv, &weight, |_| 1.0).weight(&conv), weight);
-        let scaled = Filters::new(&conv, &weight, |output| output as f64).weight(&conv);
-        assert_eq!(scaled[19 * 9 * 32 + 5], weight[19 * 9 * 32 + 5] * 32.0);
-        let mut sum = Filters::new(&conv, &weight, |_| 1.0);
-        sum.add(&Filters::new(&conv, &weight, |_| 2.0));
+            Conv { input: Shape::new(19, 5, 5), outputs: 33, kernel: 2, stride: 1, padding: 1 };
+        let weight: Vec<f32> = (0..19 * 33 * 4).map(|i| i as f32).collect();
+        let of = |scale: fn(usize) -> f64| match Prepared::new(&conv, &weight, scale) {
+            Prepared::Direct(filters) => filters,
+            Prepared::Winograd(_) => unreachable!("a kernel of 2 x 2"),
+        };
+        assert_eq!(of(|_| 1.0).weight(&conv), weight);
+        let scaled = of(|output| output as f64).weight(&conv);
+        assert_eq!(scaled[19 * 4 * 32 + 3], weight[19 * 4 * 32 + 3] * 32.0);
+        let mut sum = of(|_| 1.0);
+        sum.add(&of(|_| 2.0));
         assert_eq!(sum.weight(&conv)[7], 21.0);
     }
 }

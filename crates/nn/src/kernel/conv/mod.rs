@@ -5,9 +5,10 @@
 //! tile of pixels is summed in registers, each step one broadcast element of the input against one
 //! vector of weights. oneDNN calls the layout nChw16c.
 //!
-//! Every output element is its bias followed by one fused multiply-add per weight in the order
-//! (block of input channels, row, column, channel): the number of images, the threads and the width
-//! of the vector registers cannot change a bit.
+//! Kernels of 3 x 3 at stride 1 go by Winograd's algorithm ([`winograd`]); in all others every output
+//! element is its bias followed by one fused multiply-add per weight in the order (block of input
+//! channels, row, column, channel). Either way the number of images, the threads and the width of the
+//! vector registers cannot change a bit.
 
 mod filters;
 mod forward;
@@ -15,8 +16,9 @@ mod layout;
 #[cfg(test)]
 pub(crate) mod reference;
 mod weight;
+mod winograd;
 
-pub(crate) use filters::Filters;
+pub(crate) use filters::{Filters, Prepared};
 pub(crate) use forward::{Epilogue, convolve};
 pub(crate) use layout::{pack, place, unpack};
 pub(crate) use weight::add_weight_gradient;
@@ -79,9 +81,14 @@ impl Conv {
         Shape::new(self.outputs, size(self.input.height), size(self.input.width))
     }
 
-    /// What [`convolve`] reads: the input with its border of zeros.
+    /// What [`convolve`] reads: the input with its border of zeros, and at the end of an odd number
+    /// of rows or columns another one where whole tiles are read.
     pub(crate) fn padded(&self) -> Shape {
         let Shape { channels, height, width } = self.input;
+        if winograd::fits(self) {
+            let (height, width) = winograd::covered(self.output());
+            return Shape::new(channels, height, width);
+        }
         Shape::new(channels, height + 2 * self.padding, width + 2 * self.padding)
     }
 

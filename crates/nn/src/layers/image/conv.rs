@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::batch::{Images, Pool};
 use crate::kernel::batch_norm::through_relu;
 use crate::kernel::conv::{
-    Conv, Epilogue, Filters, LANES, Lanes, add_weight_gradient, convolve, place,
+    Conv, Epilogue, Filters, LANES, Lanes, Prepared, add_weight_gradient, convolve, place,
 };
 use crate::layers::{Parameter, lock, uniform_fan_in};
 use crate::rng::Philox;
@@ -50,7 +50,7 @@ impl ConvRelu {
     /// The layer's output.
     pub(crate) fn forward(&self, pool: &Pool, input: &Images) -> Result<Images> {
         let (conv, shape) = (self.conv, self.conv.output());
-        let filters = Filters::new(&conv, &self.weight.values()?, |_| 1.0);
+        let filters = Prepared::new(&conv, &self.weight.values()?, |_| 1.0);
         let mut bias = vec![[0.0; LANES]; shape.blocks()];
         bias.as_flattened_mut()[..conv.outputs].copy_from_slice(&self.bias.values()?);
         let mut out = pool.take(input.count(), shape);
@@ -76,7 +76,7 @@ impl ConvRelu {
         wanted: bool,
     ) -> Result<Option<Images>> {
         let (conv, shape) = (self.conv, self.conv.output());
-        let turned = Filters::transposed(&conv, &self.weight.values()?);
+        let turned = Prepared::transposed(&conv, &self.weight.values()?);
         let mut to_input = wanted.then(|| pool.take(input.count(), conv.input));
         let mut pieces: Vec<&mut [Lanes]> = match &mut to_input {
             Some(images) => images.data.chunks_mut(conv.input.len()).collect(),
@@ -118,7 +118,7 @@ impl ConvRelu {
 /// One image forward.
 struct Forward<'a> {
     conv: &'a Conv,
-    filters: &'a Filters,
+    filters: &'a Prepared,
     bias: &'a [Lanes],
     image: &'a [Lanes],
     padded: &'a mut [Lanes],
@@ -141,7 +141,7 @@ impl pulp::WithSimd for Forward<'_> {
 pub(super) struct Share<'a> {
     conv: Conv,
     transposed: Conv,
-    turned: &'a Filters,
+    turned: &'a Prepared,
     no_bias: Vec<Lanes>,
     /// Canvases whose borders stay zero.
     padded: Vec<Lanes>,
@@ -150,7 +150,7 @@ pub(super) struct Share<'a> {
 }
 
 impl<'a> Share<'a> {
-    pub(super) fn new(conv: Conv, turned: &'a Filters) -> Self {
+    pub(super) fn new(conv: Conv, turned: &'a Prepared) -> Self {
         let transposed = conv.transposed();
         Self {
             conv,

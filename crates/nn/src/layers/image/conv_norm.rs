@@ -10,7 +10,9 @@ use super::conv::{SHARE, Share};
 use crate::kernel::batch_norm::{
     Backward, Moments, Statistics, gradient_sums, lanes, scale_shift_relu, through_relu,
 };
-use crate::kernel::conv::{Conv, Epilogue, Filters, LANES, Lanes, Shape, convolve, place};
+use crate::kernel::conv::{
+    Conv, Epilogue, Filters, LANES, Lanes, Prepared, Shape, convolve, place,
+};
 use crate::layers::{Parameter, lock};
 use crate::rng::Philox;
 
@@ -133,7 +135,7 @@ impl ConvNorm {
         residual: Option<&Images>,
     ) -> Result<Normalized> {
         let (conv, shape, count) = (self.conv, self.conv.output(), input.count());
-        let filters = Filters::new(&conv, &self.weight.values()?, |_| 1.0);
+        let filters = Prepared::new(&conv, &self.weight.values()?, |_| 1.0);
         let mut raw = pool.take(count, shape);
         let mut moments = vec![Moments::ZERO; count * shape.blocks()];
         let no_bias = vec![[0.0; LANES]; shape.blocks()];
@@ -231,7 +233,7 @@ impl ConvNorm {
             mean_grad: &lanes(of(0).map(|sum| sum / elements), blocks),
             mean_product: &lanes(of(1).map(|sum| sum / elements), blocks),
         };
-        let turned = Filters::transposed(&conv, &self.weight.values()?);
+        let turned = Prepared::transposed(&conv, &self.weight.values()?);
         let mut to_input = wanted.then(|| pool.take(count, conv.input));
         let mut pieces: Vec<&mut [Lanes]> = match &mut to_input {
             Some(images) => images.data.chunks_mut(conv.input.len()).collect(),
@@ -281,7 +283,7 @@ fn products(gamma: &[f32], inverse_std: &[f64]) -> Vec<f64> {
 /// One image's convolution and moments.
 struct Convolve<'a> {
     conv: &'a Conv,
-    filters: &'a Filters,
+    filters: &'a Prepared,
     bias: &'a [Lanes],
     image: &'a [Lanes],
     padded: &'a mut [Lanes],

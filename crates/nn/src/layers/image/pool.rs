@@ -11,24 +11,9 @@ pub(crate) fn max_pool(pool: &Pool, input: &Images) -> Images {
     let (from, to) = (input.shape, pool::halved(input.shape));
     let mut out = pool.take(input.count(), to);
     out.data.par_chunks_mut(to.len()).zip(input.par_images()).for_each(|(out, image)| {
-        pulp::Arch::new().dispatch(Max { image, shape: from, out });
+        pulp::Arch::new().dispatch(pool::MaxPool { image, shape: from, out });
     });
     out
-}
-
-struct Max<'a> {
-    image: &'a [Lanes],
-    shape: Shape,
-    out: &'a mut [Lanes],
-}
-
-impl pulp::WithSimd for Max<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        pool::max_pool(simd, self.image, self.shape, self.out);
-    }
 }
 
 /// The gradient of [`max_pool`] by its input, from the input, the output and the output's gradient.

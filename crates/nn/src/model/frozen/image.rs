@@ -5,14 +5,14 @@ use rayon::prelude::*;
 use super::super::classifier::Inference;
 use super::check_size;
 use crate::error::ModelError;
-use crate::kernel::conv::{Conv, Epilogue, Filters, LANES, Lanes, convolve, place};
+use crate::kernel::conv::{Conv, Epilogue, LANES, Lanes, Prepared, convolve, place};
 use crate::kernel::packed::PackedLinear;
 
 /// A convolution with a bias for each output channel.
 #[derive(Clone, Debug)]
 pub(super) struct FrozenConv {
     pub(super) conv: Conv,
-    filters: Filters,
+    filters: Prepared,
     bias: Vec<Lanes>,
 }
 
@@ -28,26 +28,42 @@ impl FrozenConv {
         for (channel, lane) in lanes.as_flattened_mut().iter_mut().enumerate().take(conv.outputs) {
             *lane = bias(channel) as f32;
         }
-        Self { filters: Filters::new(&conv, weight, scale), conv, bias: lanes }
+        Self { filters: Prepared::new(&conv, weight, scale), conv, bias: lanes }
     }
 
-    /// One image, then ReLU.
-    #[inline(always)]
-    pub(super) fn apply<S: pulp::Simd>(
+    /// One image, then ReLU. `canvas` is overwritten.
+    pub(super) fn apply(
         &self,
-        simd: S,
         image: &[Lanes],
         residual: Option<&[Lanes]>,
         canvas: &mut Vec<Lanes>,
         out: &mut Vec<Lanes>,
     ) {
-        let conv = &self.conv;
+        out.resize(self.conv.output().len(), [0.0; LANES]);
         canvas.clear();
-        canvas.resize(conv.padded().len(), [0.0; LANES]);
+        canvas.resize(self.conv.padded().len(), [0.0; LANES]);
+        pulp::Arch::new().dispatch(Apply { layer: self, image, residual, canvas, out });
+    }
+}
+
+struct Apply<'a> {
+    layer: &'a FrozenConv,
+    image: &'a [Lanes],
+    residual: Option<&'a [Lanes]>,
+    canvas: &'a mut [Lanes],
+    out: &'a mut [Lanes],
+}
+
+impl pulp::WithSimd for Apply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Self { layer, image, residual, canvas, out } = self;
+        let FrozenConv { conv, filters, bias } = layer;
         place(image, conv.input, canvas, conv.padded(), conv.padding, 1);
-        out.resize(conv.output().len(), [0.0; LANES]);
         let epilogue = Epilogue { residual, relu: true };
-        convolve(simd, conv, &self.filters, canvas, &self.bias, epilogue, out);
+        convolve(simd, conv, filters, canvas, bias, epilogue, out);
     }
 }
 

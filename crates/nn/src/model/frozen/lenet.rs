@@ -8,7 +8,7 @@ use crate::error::ModelError;
 use crate::io::Tensors;
 use crate::kernel::conv::{LANES, Lanes, unpack};
 use crate::kernel::packed::PackedLinear;
-use crate::kernel::pool::{halved, max_pool};
+use crate::kernel::pool::{MaxPool, halved};
 
 /// The weights of a [`LeNetConfig`].
 #[derive(Clone, Debug)]
@@ -47,34 +47,22 @@ impl FrozenLeNet {
     pub(super) fn infer(&self, input: &[f32], rows: usize) -> Result<Inference, ModelError> {
         let sizes = (self.config.input().features(), self.config.pooled().features());
         let body = |scratch: &mut Scratch, row: &[f32], out: &mut [f32]| {
-            pulp::Arch::new().dispatch(Row { model: self, scratch, row, out });
+            self.row(scratch, row, out);
         };
         infer_rows(input, rows, sizes, body, &self.linear)
     }
-}
 
-/// One row through the convolutions.
-struct Row<'a> {
-    model: &'a FrozenLeNet,
-    scratch: &'a mut Scratch,
-    row: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl pulp::WithSimd for Row<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        let LeNetConfig { image_mean, image_std, .. } = &self.model.config;
-        let Scratch { image, canvas, out } = self.scratch;
-        normalize(self.row, self.model.config.input(), image_mean, image_std, image);
-        for layer in &self.model.convolutions {
-            layer.apply(simd, image, None, canvas, out);
+    /// One row through the convolutions.
+    fn row(&self, scratch: &mut Scratch, row: &[f32], pooled: &mut [f32]) {
+        let LeNetConfig { image_mean, image_std, .. } = &self.config;
+        let Scratch { image, canvas, out } = scratch;
+        normalize(row, self.config.input(), image_mean, image_std, image);
+        for layer in &self.convolutions {
+            layer.apply(image, None, canvas, out);
             let shape = layer.conv.output();
             image.resize(halved(shape).len(), [0.0; LANES]);
-            max_pool(simd, out, shape, image);
+            pulp::Arch::new().dispatch(MaxPool { image: out, shape, out: image });
         }
-        unpack(image, self.model.config.pooled(), self.out);
+        unpack(image, self.config.pooled(), pooled);
     }
 }

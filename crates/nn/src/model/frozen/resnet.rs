@@ -50,9 +50,28 @@ impl FrozenResNet {
     pub(super) fn infer(&self, input: &[f32], rows: usize) -> Result<Inference, ModelError> {
         let sizes = (self.config.input().features(), self.config.last().channels);
         let body = |scratch: &mut Scratch, row: &[f32], out: &mut [f32]| {
-            pulp::Arch::new().dispatch(Row { model: self, scratch, row, out });
+            self.row(scratch, row, out);
         };
         infer_rows(input, rows, sizes, body, std::slice::from_ref(&self.linear))
+    }
+
+    /// One row through the convolutions and the pooling.
+    fn row(&self, scratch: &mut Scratch, row: &[f32], pooled: &mut [f32]) {
+        let Self { config, stem, blocks, .. } = self;
+        let Scratch { image, middle, residual, canvas, out } = scratch;
+        normalize(row, config.input(), &config.image_mean, &config.image_std, out);
+        stem.apply(out, None, canvas, image);
+        for (first, second, shortcut) in blocks {
+            first.apply(image, None, canvas, middle);
+            if !shortcut.is_identity() {
+                residual.resize(shortcut.output().len(), [0.0; LANES]);
+                shortcut.shrink(image, residual);
+                std::mem::swap(image, residual);
+            }
+            second.apply(middle, Some(image), canvas, out);
+            std::mem::swap(image, out);
+        }
+        average(image, config.last(), pooled);
     }
 }
 
@@ -74,35 +93,4 @@ fn fold(
         |c: usize| f64::from(gamma[c]) / (f64::from(variance[c]) + config.batch_norm_eps).sqrt();
     let bias = |c: usize| f64::from(beta[c]) - f64::from(mean[c]) * scale(c);
     Ok(FrozenConv::new(conv, weight, scale, bias))
-}
-
-/// One row through the convolutions and the pooling.
-struct Row<'a> {
-    model: &'a FrozenResNet,
-    scratch: &'a mut Scratch,
-    row: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl pulp::WithSimd for Row<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        let FrozenResNet { config, stem, blocks, .. } = self.model;
-        let Scratch { image, middle, residual, canvas, out } = self.scratch;
-        normalize(self.row, config.input(), &config.image_mean, &config.image_std, out);
-        stem.apply(simd, out, None, canvas, image);
-        for (first, second, shortcut) in blocks {
-            first.apply(simd, image, None, canvas, middle);
-            if !shortcut.is_identity() {
-                residual.resize(shortcut.output().len(), [0.0; LANES]);
-                shortcut.shrink(image, residual);
-                std::mem::swap(image, residual);
-            }
-            second.apply(simd, middle, Some(image), canvas, out);
-            std::mem::swap(image, out);
-        }
-        average(image, config.last(), self.out);
-    }
 }
