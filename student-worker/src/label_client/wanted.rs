@@ -146,6 +146,7 @@ impl Wanted {
             temperatures: vec![self.temperature],
             encoding: Some(Encoding { kind: Some(kind) }),
             timeout_ms: u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX),
+            ensemble_rule: 0,
         }
     }
 }

@@ -3,17 +3,21 @@
 /// log p_T of a row: `z / T - log(sum(exp(z / T)))`, in f64, shifted by the largest logit so that
 /// no exponential overflows.
 ///
-/// `logits` are finite; `temperature` is finite and above 0.
-pub(super) fn log_softmax(logits: &[f32], temperature: f32, out: &mut Vec<f64>) {
+/// `logits` are finite and within the range of f32; `temperature` is finite and above 0.
+pub(super) fn log_softmax(
+    logits: impl Iterator<Item = f64> + Clone,
+    temperature: f32,
+    out: &mut Vec<f64>,
+) {
     let inverse = f64::from(temperature).recip();
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let shifted = |z: f32| {
+    let largest = logits.clone().fold(f64::NEG_INFINITY, f64::max);
+    let shifted = |z: f64| {
         // T may be so small that 1 / T overflows; the largest logit stays at 0 all the same.
-        let gap = f64::from(z) - f64::from(largest);
+        let gap = z - largest;
         if gap == 0.0 { 0.0 } else { gap * inverse }
     };
     out.clear();
-    out.extend(logits.iter().map(|&z| shifted(z)));
+    out.extend(logits.map(shifted));
     let normalizer = out.iter().map(|x| x.exp()).sum::<f64>().ln();
     out.iter_mut().for_each(|x| *x -= normalizer);
 }
@@ -33,7 +37,7 @@ mod tests {
 
     fn softened(logits: &[f32], temperature: f32) -> Vec<f64> {
         let mut out = Vec::new();
-        log_softmax(logits, temperature, &mut out);
+        log_softmax(logits.iter().copied().map(f64::from), temperature, &mut out);
         out
     }
 
