@@ -1,7 +1,8 @@
 //! What a teacher says of itself, held against what the run needs.
 
 use stillhouse_proto::v1::{
-    DType, DescribeResponse, EncodingKind, EnsembleRule, ServerLimits, Task, input_signature::Kind,
+    DType, DescribeResponse, EncodingKind, EnsembleRule, RuleFingerprint, ServerLimits, Task,
+    input_signature::Kind,
 };
 
 use super::{ClientError, Wanted};
@@ -58,7 +59,7 @@ impl Teacher {
                 // A teacher that lists none ignores the rule that it is asked for.
                 let listed = description.rule_fingerprints.iter();
                 let Some(found) = listed.clone().find(|listed| listed.rule() == rule) else {
-                    let rules: Vec<EnsembleRule> = listed.map(|listed| listed.rule()).collect();
+                    let rules: Vec<EnsembleRule> = listed.map(RuleFingerprint::rule).collect();
                     let expected = format!("{rule:?} among the rules, as teacher.ensemble");
                     return Err(unsuitable("rule_fingerprints", format!("{rules:?}"), expected));
                 };
@@ -160,7 +161,7 @@ mod tests {
 
     use stillhouse_proto::v1::{
         DenseEncoding, DenseKind, EnsembleMember, FeatureSignature, HiddenEncoding, InputSignature,
-        RuleFingerprint, TopKEncoding, encoding,
+        TopKEncoding, encoding,
     };
 
     use super::*;

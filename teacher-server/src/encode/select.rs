@@ -7,7 +7,7 @@ use super::soften::log_sum_exp;
 /// Orders the classes of a row by their values (logits, or what orders them), largest first; equal
 /// values by id. The `k` first of the result are the top k in that order; the others follow in no
 /// particular order.
-pub(super) fn top_k<V>(values: &[V], compare: fn(&V, &V) -> Ordering, k: usize) -> Vec<u32> {
+pub(super) fn top_k<V>(values: &[V], compare: impl Fn(&V, &V) -> Ordering, k: usize) -> Vec<u32> {
     let mut ids: Vec<u32> = (0_u32..).take(values.len()).collect();
     let order = |a: &u32, b: &u32| {
         compare(&values[*b as usize], &values[*a as usize]).then_with(|| a.cmp(b))

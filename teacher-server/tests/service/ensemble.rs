@@ -14,7 +14,7 @@ use stillhouse_proto::{
     SoftLabels, decode,
     v1::{
         DenseEncoding, DenseKind, DescribeRequest, Encoding, EncodingKind, EnsembleRule,
-        FetchHeadRequest, HiddenEncoding, LabelRequest, encoding::Kind,
+        FetchHeadRequest, HiddenEncoding, LabelRequest, RuleFingerprint, encoding::Kind,
         label_stream_response::Result as Answer,
     },
 };
@@ -172,7 +172,7 @@ async fn an_ensemble_says_what_it_is_and_what_it_has_not() {
         about.members.iter().map(|m| (m.name.as_str(), m.fingerprint.to_vec())).collect();
     assert_eq!(members, [("a", vec![1; 32]), ("b", vec![3; 32])]);
     assert_eq!(about.default_rule(), EnsembleRule::Geometric);
-    let rules: Vec<_> = about.rule_fingerprints.iter().map(|of| of.rule()).collect();
+    let rules: Vec<_> = about.rule_fingerprints.iter().map(RuleFingerprint::rule).collect();
     assert_eq!(rules, [EnsembleRule::Arithmetic, EnsembleRule::Geometric]);
     assert_eq!(about.fingerprint, about.rule_fingerprints[1].fingerprint);
     assert_ne!(about.fingerprint, about.rule_fingerprints[0].fingerprint);
