@@ -78,21 +78,20 @@ impl Combiner {
     ) -> Softened<'a> {
         let (rule, temperature, count) = (self.rule, self.temperature, members.len());
         let out = &mut self.log_probabilities;
-        let widen = |logits: &'m [f32]| logits.iter().copied().map(f64::from);
         let ranking = match rule {
             Rule::Geometric if count > 1 => {
                 mean_logits(members, &mut self.values);
-                log_softmax(self.values.iter().copied(), temperature, out);
+                log_softmax(&self.values, f64::max, temperature, out);
                 Ranking::MeanLogits(&self.values)
             }
             _ => {
                 let first = members.next().unwrap_or_default();
-                log_softmax(widen(first), temperature, out);
+                log_softmax(first, f32::max, temperature, out);
                 if count > 1 {
                     self.sums.clear();
                     self.sums.resize(out.len(), 1.0);
                     for member in members {
-                        log_softmax(widen(member), temperature, &mut self.values);
+                        log_softmax(member, f32::max, temperature, &mut self.values);
                         add(&self.values, out, &mut self.sums);
                     }
                     // The sums are at most `count`: no logarithm is above 0.
@@ -199,7 +198,7 @@ mod tests {
         let model: &[f32] = &[1.1, -2.3, 0.7, 30.0, -1e4];
         for temperature in [1e-3, 0.7, 3.0, 1e9] {
             let mut own = Vec::new();
-            log_softmax(model.iter().copied().map(f64::from), temperature, &mut own);
+            log_softmax(model, f32::max, temperature, &mut own);
             for rule in BOTH {
                 for count in [1, 2, 3, 7, 64] {
                     let found = softened(rule, temperature, &vec![model; count]);
