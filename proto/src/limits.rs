@@ -5,14 +5,15 @@
 //! takes the size of its type; while the vector grows, the old half of it is held too. What is
 //! decoded from bytes fields is a view of the message and takes nothing more.
 //!
-//! [`REQUEST_MEMORY_PER_BYTE`] and [`RESPONSE_MEMORY_PER_BYTE`] are the worst a peer can do, held by
-//! `tests/memory.rs` to messages that do it. So:
+//! [`REQUEST_MEMORY_PER_BYTE`], [`RESPONSE_MEMORY_PER_BYTE`] and [`DESCRIBE_MEMORY_PER_BYTE`] are the
+//! worst a peer can do, held by `tests/memory.rs` to messages that do it. So:
 //!
 //! * whoever runs a **server** that takes messages of up to `b` bytes sets aside
 //!   [`request_memory(b)`](request_memory) for each that it may decode at once, or picks `b` by
 //!   [`request_bytes_within`] the memory that there is;
 //! * a **client** takes no more than an honest answer needs, [`response_bytes`] of its largest
-//!   request, and trusts its teacher with [`response_memory`] of that.
+//!   request, and trusts its teacher with [`response_memory`] of that. A description is at most
+//!   [`MAX_DESCRIBE_BYTES`] long.
 
 use crate::{
     bits::id_bits,
@@ -24,9 +25,22 @@ use crate::{
 /// as 1, and vectors hold up to 3 times their content while they grow.
 pub const REQUEST_MEMORY_PER_BYTE: u64 = 24;
 
-/// As [`REQUEST_MEMORY_PER_BYTE`], of a `LabelResponse`, a `LabelStreamResponse` or any smaller
-/// response: `Labels` with an empty payload is 4 bytes and becomes 264 of memory at most.
+/// As [`REQUEST_MEMORY_PER_BYTE`], of a `LabelResponse`, a `LabelStreamResponse` or a piece of a head:
+/// `Labels` with an empty payload is 4 bytes and becomes 264 of memory at most.
 pub const RESPONSE_MEMORY_PER_BYTE: u64 = 66;
+
+/// As [`REQUEST_MEMORY_PER_BYTE`], of a `DescribeResponse`: an empty `EnsembleMember` is 2 bytes and
+/// becomes 168 of memory at most.
+pub const DESCRIBE_MEMORY_PER_BYTE: u64 = 84;
+
+/// Most bytes of an honest `DescribeResponse`: 64 members of at most 296 bytes each, and the rest.
+pub const MAX_DESCRIBE_BYTES: u64 = 1 << 16;
+
+/// Most models that answer as one teacher.
+pub const MAX_MEMBERS: usize = 64;
+
+/// Most bytes of `DescribeResponse.name` and of `EnsembleMember.name`.
+pub const MAX_NAME_BYTES: usize = 256;
 
 /// And of a message as such, whatever its length: vectors start with room for a few elements.
 pub const MEMORY_PER_MESSAGE: u64 = 4096;
@@ -45,6 +59,11 @@ pub const fn request_memory(message_bytes: u64) -> u64 {
 /// Most memory that decoding a response of up to `message_bytes` holds, beside the message itself.
 pub const fn response_memory(message_bytes: u64) -> u64 {
     memory(message_bytes, RESPONSE_MEMORY_PER_BYTE)
+}
+
+/// As [`request_memory`], of a description.
+pub const fn describe_memory(message_bytes: u64) -> u64 {
+    memory(message_bytes, DESCRIBE_MEMORY_PER_BYTE)
 }
 
 /// Largest request whose decoding, with the message itself, is sure to hold no more than `memory`

@@ -12,7 +12,8 @@ use prost::Message;
 use stillhouse_proto::{
     LabelBatch, SoftLabels, encode,
     limits::{
-        MAX_ERROR_BYTES, MAX_ROW_ERROR_BYTES, REQUEST_MEMORY_PER_BYTE, RESPONSE_MEMORY_PER_BYTE,
+        DESCRIBE_MEMORY_PER_BYTE, MAX_DESCRIBE_BYTES, MAX_ERROR_BYTES, MAX_MEMBERS, MAX_NAME_BYTES,
+        MAX_ROW_ERROR_BYTES, REQUEST_MEMORY_PER_BYTE, RESPONSE_MEMORY_PER_BYTE, describe_memory,
         request_bytes_within, request_memory, response_bytes, response_bytes_within,
         response_memory,
     },
@@ -94,12 +95,57 @@ fn responses_stay_within_their_factor() {
 }
 
 #[test]
-fn other_responses_stay_within_the_factor() {
+fn descriptions_and_heads_stay_within_their_factors() {
     let features = |content: &[u8]| field(4, &field(1, content));
-    per_byte::<v1::DescribeResponse>(field(8, &[0; MANY]), response_memory);
-    per_byte::<v1::DescribeResponse>([0x40, 0].repeat(MANY), response_memory);
-    per_byte::<v1::DescribeResponse>(features(&field(2, &[0; MANY])), response_memory);
+    let messages = [
+        field(8, &[0; MANY]),
+        [0x40, 0].repeat(MANY),
+        features(&field(2, &[0; MANY])),
+        field(11, &[]).repeat(MANY),
+        field(13, &[]).repeat(MANY),
+    ];
+    let worst = messages
+        .into_iter()
+        .map(|message| per_byte::<v1::DescribeResponse>(message, describe_memory))
+        .fold(0.0, f64::max);
+    assert_tight(worst, DESCRIBE_MEMORY_PER_BYTE);
     per_byte::<v1::FetchHeadResponse>(field(2, &[0; MANY]), response_memory);
+}
+
+/// The largest description that keeps the contract, with every number at its longest.
+#[test]
+fn an_honest_description_fits() {
+    let name = "x".repeat(MAX_NAME_BYTES);
+    let fingerprint = Bytes::from(vec![1; 32]);
+    let member = v1::EnsembleMember { name: name.clone(), fingerprint: fingerprint.clone() };
+    let rule = v1::RuleFingerprint { rule: 2, fingerprint: fingerprint.clone() };
+    let (tokenizer_sha256, most) = (fingerprint.clone(), u32::MAX);
+    let sequences = v1::SequenceSignature { max_length: most, tokenizer_sha256 };
+    let description = v1::DescribeResponse {
+        name,
+        fingerprint,
+        task: 2,
+        input: Some(v1::InputSignature {
+            kind: Some(v1::input_signature::Kind::Sequences(sequences)),
+        }),
+        classes: most,
+        hidden_size: most,
+        limits: Some(v1::ServerLimits {
+            max_rows: most,
+            max_tokens: most,
+            max_message_bytes: u64::MAX,
+            max_temperatures: most,
+            max_stream_in_flight: most,
+            max_draws: u64::MAX,
+        }),
+        encodings: vec![1, 2, 3, 4, 5],
+        compute_dtype: 3,
+        server_version: "x".repeat(64),
+        members: vec![member; MAX_MEMBERS],
+        default_rule: 2,
+        rule_fingerprints: vec![rule; 2],
+    };
+    assert!(description.encoded_len() as u64 <= MAX_DESCRIBE_BYTES);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The device thread: takes a batch, runs the model, hands every request its rows.
+//! The device thread: takes a batch, runs every model on it, hands every request its rows.
 
 use std::{
     io,
@@ -14,9 +14,9 @@ use tracing::{error, warn};
 
 use crate::{
     encode::Forward,
+    ensemble::Ensemble,
     error::ServeError,
     metrics as names,
-    model::Model,
     scheduler::{Done, Job, Scheduler},
 };
 
@@ -26,7 +26,7 @@ const PANICS_UNTIL_LOST: u32 = 3;
 /// Starts the device thread. It ends when the scheduler is closed and empty, or when the device is
 /// lost, which it then tells through `lost`.
 pub(crate) fn spawn(
-    model: Arc<dyn Model>,
+    ensemble: Arc<Ensemble>,
     scheduler: Arc<Scheduler>,
     lost: watch::Sender<bool>,
 ) -> io::Result<JoinHandle<()>> {
@@ -34,9 +34,9 @@ pub(crate) fn spawn(
         let _mourner = Mourner { scheduler: Arc::clone(&scheduler), lost };
         let mut panics = 0;
         while let Some(batch) = scheduler.next_batch() {
-            // The model takes its input by reference and is not changed, and every request of the
+            // A model takes its input by reference and is not changed, and every request of the
             // batch is answered below: nothing half-done outlives a panic.
-            if catch_unwind(AssertUnwindSafe(|| run(&*model, &scheduler, batch))).is_ok() {
+            if catch_unwind(AssertUnwindSafe(|| run(&ensemble, &scheduler, batch))).is_ok() {
                 panics = 0;
                 continue;
             }
@@ -77,7 +77,7 @@ fn fail_the_rest(scheduler: &Scheduler) {
     }
 }
 
-fn run(model: &dyn Model, scheduler: &Scheduler, batch: Batch<Job>) {
+fn run(ensemble: &Ensemble, scheduler: &Scheduler, batch: Batch<Job>) {
     let reason = batch.reason.as_str();
     let (waits, mut jobs): (Vec<_>, Vec<_>) =
         batch.items.into_iter().map(|item| (item.waited, item.payload)).unzip();
@@ -89,30 +89,36 @@ fn run(model: &dyn Model, scheduler: &Scheduler, batch: Batch<Job>) {
     };
 
     let start = Instant::now();
-    let inference = model.infer(&input, rows);
+    let outputs = ensemble.infer(&input, rows);
     let compute = start.elapsed();
     scheduler.completed(rows, compute);
     metrics::counter!(names::BATCHES, "reason" => reason).increment(1);
     metrics::histogram!(names::BATCH_ROWS).record(rows as f64);
     metrics::histogram!(names::FORWARD).record(compute);
 
-    let inference = match inference {
-        Ok(inference) => inference,
+    let outputs = match outputs {
+        Ok(outputs) => outputs,
         Err(error) => {
             warn!(%error, rows, "a forward pass failed");
             for job in jobs {
-                job.answer(Err(ServeError::Forward(error.to_string())));
+                job.answer(Err(error.clone()));
             }
             return;
         }
     };
-    let (mut logits, mut hidden) = (&inference.logits[..], &inference.hidden[..]);
-    let (classes, width) = (model.classes(), model.hidden_size());
+    let mut logits: Vec<&[f32]> = outputs.logits.iter().map(Vec::as_slice).collect();
+    let mut hidden = &outputs.hidden[..];
+    let (members, classes, width) = (ensemble.len(), ensemble.classes(), ensemble.hidden_size());
     for (job, queue) in jobs.into_iter().zip(waits) {
         metrics::histogram!(names::QUEUE_WAIT).record(queue);
-        let own = (take(&mut logits, job.rows * classes), take(&mut hidden, job.rows * width));
-        let kept = if job.needs_hidden { own.1 } else { &[] };
-        let forward = Forward { rows: job.rows, logits: own.0.to_vec(), hidden: kept.to_vec() };
+        let rows = job.rows;
+        let mut own = Vec::with_capacity(members * rows * classes);
+        for member in &mut logits {
+            own.extend_from_slice(take(member, rows * classes));
+        }
+        let states = take(&mut hidden, rows * width);
+        let kept = if job.needs_hidden { states } else { &[] };
+        let forward = Forward { rows, members, logits: own, hidden: kept.to_vec() };
         job.answer(Ok(Done { forward, queue, compute }));
     }
 }

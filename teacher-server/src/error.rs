@@ -24,6 +24,10 @@ pub(crate) enum ServeError {
     DeviceLost(String),
     #[error("the forward pass failed: {0}")]
     Forward(String),
+    #[error(
+        "this teacher is an ensemble of {members} models, which have no output projection in common"
+    )]
+    NoHead { members: usize },
 }
 
 /// How long a refused client should wait where nothing has been measured yet.
@@ -52,13 +56,14 @@ impl ServeError {
             Self::Cancelled => Code::Cancelled,
             Self::Draining | Self::DeviceLost(_) => Code::Unavailable,
             Self::Forward(_) => Code::Internal,
+            Self::NoHead { .. } => Code::FailedPrecondition,
         }
     }
 
     /// The value of the metrics' label `outcome`.
     pub(crate) fn outcome(&self) -> &'static str {
         match self {
-            Self::Invalid { .. } => "invalid",
+            Self::Invalid { .. } | Self::NoHead { .. } => "invalid",
             Self::Exhausted { .. } => "refused",
             Self::Deadline => "deadline",
             Self::Cancelled => "cancelled",

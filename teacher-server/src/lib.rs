@@ -6,12 +6,13 @@
 //!
 //! * [`settings`]: what a server is told, with defaults and ranges.
 //! * [`server`]: binding, serving and draining; start here.
-//! * [`model`]: what can be served.
+//! * [`model`]: what can be served; [`ensemble`]: one model or several as one teacher.
 //! * [`metrics`]: the catalogue of what a server measures.
 //!
 //! Temperature and encoding never split a batch: the device computes logits and hidden states, and
 //! everything that depends on a request comes after.
 
+pub mod ensemble;
 pub mod metrics;
 pub mod model;
 pub mod server;

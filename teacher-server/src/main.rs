@@ -12,7 +12,7 @@ use stillhouse_runtime::{
     tuning,
 };
 use teacher_server::{Server, Settings, StartError, metrics};
-use toml::Table;
+use toml::{Table, Value};
 use tracing::info;
 
 /// Long enough to serve the next batch from the pages of the last.
@@ -28,9 +28,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// Folder with config.json and model.safetensors.
+    /// Folder with config.json and model.safetensors. Given several times, up to 64, the models
+    /// answer as one teacher; in the environment, a list such as ["A", "B"] does the same.
     #[arg(long, value_name = "DIR", env = "STILLHOUSE_MODEL")]
-    model: Option<PathBuf>,
+    model: Vec<PathBuf>,
+    /// How several models' distributions become one, for requests that do not say: arithmetic (the
+    /// mean of probabilities) or geometric (the mean of logits) [default: arithmetic].
+    #[arg(long, value_name = "RULE", env = "STILLHOUSE_ENSEMBLE")]
+    ensemble: Option<String>,
     /// Address of the gRPC service [default: 127.0.0.1:7070].
     #[arg(long, value_name = "ADDR", env = "STILLHOUSE_LISTEN")]
     listen: Option<SocketAddr>,
@@ -52,13 +57,28 @@ struct Arguments {
 }
 
 impl Arguments {
+    /// `model`: one folder, or a list of them.
+    fn models(&self) -> Option<Value> {
+        let mut folders: Vec<Value> =
+            self.model.iter().map(|folder| folder.display().to_string().into()).collect();
+        match folders.pop() {
+            Some(last) if !folders.is_empty() => {
+                folders.push(last);
+                Some(Value::Array(folders))
+            }
+            // A list is one value in the environment.
+            Some(Value::String(text)) if text.starts_with('[') => Some(list(text)),
+            only => only,
+        }
+    }
+
     fn settings(&self) -> Result<Settings, ConfigError> {
         let mut table = match &self.config {
             Some(file) => config::read_file(file)?,
             None => Table::new(),
         };
         let flags = [
-            ("model", self.model.as_ref().map(|path| path.display().to_string())),
+            ("ensemble", self.ensemble.clone()),
             ("listen", self.listen.map(|address| address.to_string())),
             ("metrics_listen", self.metrics_listen.map(|address| address.to_string())),
             ("device", self.device.clone()),
@@ -67,6 +87,9 @@ impl Arguments {
             if let Some(value) = value {
                 table.insert(key.to_owned(), value.into());
             }
+        }
+        if let Some(model) = self.models() {
+            table.insert("model".to_owned(), model);
         }
         if let Some(format) = &self.log_format {
             config::assign(&mut table, &format!("log.format={format}"))?;
@@ -77,6 +100,17 @@ impl Arguments {
         let settings: Settings = config::read(table)?;
         settings.validate()?;
         Ok(settings)
+    }
+}
+
+/// The TOML list that a text is, or else the text: the name of a folder may start with a bracket.
+fn list(text: String) -> Value {
+    let mut table = Table::new();
+    // A key without dots: what it is given is never refused.
+    drop(config::assign(&mut table, &format!("model={text}")));
+    match table.remove("model") {
+        Some(Value::Array(folders)) => Value::Array(folders),
+        _ => Value::String(text),
     }
 }
 
@@ -143,7 +177,9 @@ async fn run(arguments: &Arguments) -> Result<(), Failure> {
         info!(address = %server.address(), "metrics");
         tokio::spawn(server.serve(metrics));
     }
-    info!(model = %settings.model.display(), "loading");
+    for folder in &settings.model {
+        info!(model = %folder.display(), "loading");
+    }
     let server = Server::bind(settings).await?;
     info!(address = %server.address(), fingerprint = server.fingerprint(), "serving");
     server

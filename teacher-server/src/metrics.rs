@@ -24,6 +24,7 @@ macro_rules! names {
 
 names! {
     SERVING = "serving",
+    MEMBERS = "members",
     REQUESTS = "requests_total",
     ROWS_LABELLED = "rows_total",
     ROW_ERRORS = "row_errors_total",
@@ -90,6 +91,7 @@ pub const CATALOGUE: &[Metric] = &[
         Unit::Count,
         "1 while requests are accepted, 0 while loading or draining.",
     ),
+    metric(MEMBERS, Kind::Gauge, Unit::Count, "Models that answer as one teacher."),
     Metric {
         name: REQUESTS,
         kind: Kind::Counter,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use stillhouse_nn::{Classifier, Head, Inference, ModelError};
+use stillhouse_nn::{Classifier, Head, Inference, ModelConfig, ModelError};
 
 /// A loaded model: a pure function from rows of features to logits and hidden states.
 ///
@@ -14,6 +14,10 @@ pub trait Model: Send + Sync + 'static {
     fn classes(&self) -> usize;
     /// Width d of the hidden state before the output projection.
     fn hidden_size(&self) -> usize;
+    /// Channels, height and width of an input row; none for a model that takes any features.
+    fn image_shape(&self) -> Option<[usize; 3]> {
+        None
+    }
     /// What U8 features are multiplied by.
     fn rescale_factor(&self) -> f64;
     /// SHA-256 over weights, configuration and compute dtype.
@@ -40,6 +44,10 @@ impl Model for Classifier {
         Self::hidden_size(self)
     }
 
+    fn image_shape(&self) -> Option<[usize; 3]> {
+        self.config().image_shape()
+    }
+
     fn rescale_factor(&self) -> f64 {
         Self::rescale_factor(self)
     }
@@ -55,6 +63,14 @@ impl Model for Classifier {
     fn head(&self) -> Head {
         Self::head(self)
     }
+}
+
+/// Reads what the model of a folder is, without its weights.
+///
+/// # Errors
+/// If its configuration is missing or describes no model.
+pub fn read_config(folder: &Path) -> Result<ModelConfig, ModelError> {
+    ModelConfig::load(folder)
 }
 
 /// Loads the classifier of a folder.

@@ -1,8 +1,14 @@
 //! Binding, serving and draining.
 
-use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
 
-use bytes::Bytes;
 use stillhouse_nn::ModelError;
 use stillhouse_proto::v1::{FILE_DESCRIPTOR_SET, teacher_service_server::TeacherServiceServer};
 use stillhouse_runtime::config::ConfigError;
@@ -14,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::{
     device,
+    ensemble::{self, Ensemble, Signature},
     held::Ledger,
     metrics as names,
     model::{self, Model},
@@ -63,7 +70,7 @@ pub enum StartError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// A server that holds its port and its model, and does not serve yet.
+/// A server that holds its port and its models, and does not serve yet.
 pub struct Server {
     settings: Settings,
     listener: TcpListener,
@@ -76,38 +83,38 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the port, loads the model and starts the device thread.
+    /// Checks that the models go together, takes the port, loads them and starts the device thread.
     ///
     /// # Errors
-    /// If a setting is out of range, the port is taken, or the model cannot be loaded.
+    /// If a setting is out of range, models do not agree on what a row or a label is, the port is
+    /// taken, or a model cannot be loaded.
     pub async fn bind(settings: Settings) -> Result<Self, StartError> {
         settings.validate()?;
+        if settings.model.len() > 1 {
+            blocking(&settings.model, |folders| check_agreement(&folders)).await?;
+        }
         let listener = listen(settings.listen).await?;
-        let folder = settings.model.clone();
-        let loaded = task::spawn_blocking(move || model::load(&folder)).await;
-        let loaded = loaded.map_err(|error| StartError::Thread(error.into()))?;
-        let model = loaded.map_err(|source| StartError::Model {
-            folder: settings.model.display().to_string(),
-            source: Box::new(source),
-        })?;
-        Self::with_model(settings, listener, Arc::new(model))
+        let ensemble = blocking(&settings.model, load).await?;
+        Self::with_ensemble(settings, listener, ensemble)
     }
 
-    /// Serves a model that is loaded already, in place of the one in `settings.model`.
+    /// Serves models that are loaded already, in place of those in `settings.model`.
     ///
     /// # Errors
     /// As [`Server::bind`].
-    pub async fn bind_model(settings: Settings, model: Arc<dyn Model>) -> Result<Self, StartError> {
+    pub async fn bind_ensemble(settings: Settings, ensemble: Ensemble) -> Result<Self, StartError> {
         settings.validate()?;
         let listener = listen(settings.listen).await?;
-        Self::with_model(settings, listener, model)
+        Self::with_ensemble(settings, listener, ensemble)
     }
 
-    fn with_model(
+    fn with_ensemble(
         settings: Settings,
         listener: TcpListener,
-        model: Arc<dyn Model>,
+        ensemble: Ensemble,
     ) -> Result<Self, StartError> {
+        let ensemble = Arc::new(ensemble);
+        metrics::gauge!(names::MEMBERS).set(ensemble.len() as f64);
         let address = listener
             .local_addr()
             .map_err(|source| StartError::Bind { address: settings.listen, source })?;
@@ -116,19 +123,23 @@ impl Server {
         })?);
         let (drain, draining) = watch::channel(false);
         let (lost, device_lost) = watch::channel(false);
-        let device = device::spawn(Arc::clone(&model), Arc::clone(&scheduler), lost)
+        let device = device::spawn(Arc::clone(&ensemble), Arc::clone(&scheduler), lost)
             .map_err(StartError::Thread)?;
         let core = Arc::new(Core {
-            name: display_name(&settings),
-            fingerprint: Bytes::copy_from_slice(&model.fingerprint()),
+            name: match settings.name.as_str() {
+                "" => ensemble.name(),
+                name => name.to_owned(),
+            },
             contract: Contract {
-                input_width: model.input_width(),
-                classes: model.classes(),
-                hidden_size: model.hidden_size(),
-                rescale_factor: model.rescale_factor() as f32,
+                input_width: ensemble.input_width(),
+                classes: ensemble.classes(),
+                hidden_size: ensemble.hidden_size(),
+                members: ensemble.len(),
+                default_rule: settings.ensemble,
+                rescale_factor: ensemble.rescale_factor() as f32,
                 limits: settings.limits.clone(),
             },
-            model,
+            ensemble,
             scheduler: Arc::clone(&scheduler),
             ledger: Ledger::new(settings.limits.held_bytes, settings.limits.client_held_bytes),
             heads: service::Heads::default(),
@@ -143,9 +154,10 @@ impl Server {
         self.address
     }
 
-    /// The teacher's fingerprint, as hexadecimal digits.
+    /// The teacher's fingerprint for requests that set no rule, as hexadecimal digits.
     pub fn fingerprint(&self) -> String {
-        self.core.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect()
+        let fingerprint = self.core.fingerprint(self.settings.ensemble);
+        fingerprint.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Serves until `stop` is ready, then drains: health turns NOT_SERVING, what was admitted is
@@ -276,12 +288,37 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
     metrics::gauge!(names::SERVING).set(serving);
 }
 
-fn display_name(settings: &Settings) -> String {
-    if !settings.name.is_empty() {
-        return settings.name.clone();
-    }
-    let folder = settings.model.file_name().unwrap_or(settings.model.as_os_str());
-    folder.to_string_lossy().into_owned()
+/// Does what may take long with the models' folders on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    folders: &[PathBuf],
+    work: impl FnOnce(Vec<PathBuf>) -> Result<T, StartError> + Send + 'static,
+) -> Result<T, StartError> {
+    let folders = folders.to_vec();
+    let done = task::spawn_blocking(move || work(folders)).await;
+    done.map_err(|error| StartError::Thread(error.into()))?
+}
+
+/// Refuses models that do not go together by their configurations alone, before anything large is
+/// read.
+fn check_agreement(folders: &[PathBuf]) -> Result<(), StartError> {
+    let read =
+        |folder: &PathBuf| model::read_config(folder).map_err(|source| not_served(folder, source));
+    let configs = folders.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let signatures = configs.iter().map(Signature::from);
+    Ok(ensemble::agree(folders.iter().map(PathBuf::as_path).zip(signatures))?)
+}
+
+fn load(folders: Vec<PathBuf>) -> Result<Ensemble, StartError> {
+    let load = |folder: PathBuf| match model::load(&folder) {
+        Ok(model) => Ok((folder, Arc::new(model) as Arc<dyn Model>)),
+        Err(source) => Err(not_served(&folder, source)),
+    };
+    let models = folders.into_iter().map(load).collect::<Result<Vec<_>, _>>()?;
+    Ok(Ensemble::new(models)?)
+}
+
+fn not_served(folder: &Path, source: ModelError) -> StartError {
+    StartError::Model { folder: folder.display().to_string(), source: Box::new(source) }
 }
 
 fn flatten(

@@ -1,9 +1,14 @@
 //! What a server is told: defaults < file < environment < flags.
 
+mod folders;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use stillhouse_proto::limits::MAX_MEMBERS;
 use stillhouse_runtime::{config::ConfigError, telemetry::LogFormat};
+
+use crate::ensemble::Rule;
 
 /// The contract's limit on temperatures in one request.
 pub const MAX_TEMPERATURES: u32 = 8;
@@ -12,9 +17,14 @@ pub const MAX_TEMPERATURES: u32 = 8;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Folder with `config.json` and `model.safetensors`.
-    pub model: PathBuf,
-    /// Name that `Describe` answers with, at most 256 bytes; empty: the model folder's name.
+    /// Folder with `config.json` and `model.safetensors`; a list of 2 to 64 of them answers as one
+    /// teacher.
+    #[serde(with = "folders")]
+    pub model: Vec<PathBuf>,
+    /// How the distributions of several models become one, for requests that do not say. Plays no
+    /// part with one model.
+    pub ensemble: Rule,
+    /// Name that `Describe` answers with, at most 256 bytes; empty: the model folders' names.
     pub name: String,
     /// Address of the gRPC service. Port 0 picks a free one.
     pub listen: SocketAddr,
@@ -104,7 +114,8 @@ pub struct Log {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            model: PathBuf::new(),
+            model: Vec::new(),
+            ensemble: Rule::default(),
             name: String::new(),
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             metrics_listen: None,
@@ -159,7 +170,7 @@ impl Settings {
     /// Default settings for the model in a folder, on a free loopback port.
     pub fn embedded(model: impl Into<PathBuf>) -> Self {
         Self {
-            model: model.into(),
+            model: vec![model.into()],
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             ..Self::default()
         }
@@ -170,8 +181,12 @@ impl Settings {
     /// # Errors
     /// Names the first key that is out of range, its value and the range.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.model.as_os_str().is_empty() {
+        if self.model.is_empty() || self.model.iter().any(|folder| folder.as_os_str().is_empty()) {
             return Err(out_of_range("model", "none", "a folder (--model DIR)"));
+        }
+        if self.model.len() > MAX_MEMBERS {
+            let found = format_args!("a list of {}", self.model.len());
+            return Err(out_of_range("model", found, format_args!("1 to {MAX_MEMBERS} folders")));
         }
         if self.name.len() > 256 {
             let found = format_args!("{} bytes long", self.name.len());
@@ -253,9 +268,26 @@ mod tests {
     }
 
     #[test]
+    fn a_model_is_a_folder_or_a_list_of_them() {
+        let models = |text: &str| read(text).unwrap().model;
+        assert_eq!(models("model = 'a'"), [PathBuf::from("a")]);
+        assert_eq!(models("model = ['a']"), [PathBuf::from("a")]);
+        let several = read("model = ['b', 'a']\nensemble = 'geometric'").unwrap();
+        assert_eq!(several.model, ["b", "a"].map(PathBuf::from), "in that order");
+        assert_eq!(several.ensemble, Rule::Geometric);
+        assert_eq!(read(&toml::to_string(&several).unwrap()).unwrap(), several);
+        assert!(toml::to_string(&Settings::embedded("m")).unwrap().contains("model = \"m\"\n"));
+    }
+
+    #[test]
     fn a_value_out_of_range_is_named_with_its_range() {
         for (text, expected) in [
             ("", "model: is none"),
+            ("model = []", "model: is none"),
+            ("model = ['a', '']", "model: is none"),
+            ("model = 3", "model: invalid type: integer `3`, expected a folder or a list of"),
+            ("model = ['a', 3]", "model"),
+            ("model='m'\nensemble = 'mean'", "ensemble: unknown variant `mean`, expected `arith"),
             ("model='m'\n[limits]\nmax_rows = 0", "limits.max_rows: is 0; must be 1 to 1024"),
             ("model='m'\n[limits]\nmax_rows = 2000", "limits.max_rows: is 2000; must be 1 to 1024"),
             ("model='m'\n[limits]\nmax_temperatures = 9", "is 9; must be 1 to 8"),
@@ -274,5 +306,10 @@ mod tests {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text:?} gave {error:?}");
         }
+        let mut many = Settings { model: vec!["m".into(); 64], ..Settings::default() };
+        many.validate().unwrap();
+        many.model.push("m".into());
+        let error = many.validate().unwrap_err().to_string();
+        assert_eq!(error, "model: is a list of 65; must be 1 to 64 folders");
     }
 }

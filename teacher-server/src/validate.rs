@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use stillhouse_proto::{
     TensorView,
-    v1::{self, DType, DenseKind, LabelRequest, Tensor, encoding::Kind, label_request::Inputs},
+    v1::{
+        self, DType, DenseKind, EnsembleRule, LabelRequest, Tensor, encoding::Kind,
+        label_request::Inputs,
+    },
 };
 
-use crate::{encode::Encoding, error::ServeError, settings::Limits};
+use crate::{encode::Encoding, ensemble::Rule, error::ServeError, settings::Limits};
 
 /// Longest client name, in bytes.
 const MAX_CLIENT_BYTES: usize = 128;
@@ -18,12 +21,17 @@ pub(crate) const MAX_DRAWS: usize = 1 << 24;
 /// Bytes of a row's error in an answer, at most.
 const ROW_ERROR: usize = 64;
 
-/// What the model and the settings allow.
+/// What the models and the settings allow.
 #[derive(Clone, Debug)]
 pub(crate) struct Contract {
     pub(crate) input_width: usize,
     pub(crate) classes: usize,
+    /// 0 for several models.
     pub(crate) hidden_size: usize,
+    /// Models that answer as one, at least 1.
+    pub(crate) members: usize,
+    /// Of requests that do not say.
+    pub(crate) default_rule: Rule,
     pub(crate) rescale_factor: f32,
     pub(crate) limits: Limits,
 }
@@ -41,6 +49,7 @@ pub(crate) struct Accepted {
     pub(crate) features: Tensor,
     pub(crate) rows: usize,
     pub(crate) temperatures: Vec<f32>,
+    pub(crate) rule: Rule,
     pub(crate) encoding: Encoding,
     pub(crate) timeout: Option<Duration>,
     /// What the request holds in memory until its answer is taken: its rows, what the device
@@ -57,11 +66,13 @@ impl Contract {
         }
         self.check_temperatures(&request.temperatures)?;
         let (features, rows) = self.features(request.inputs)?;
-        let encoding = self.encoding(request.encoding, rows)?;
+        let rule = self.rule(request.ensemble_rule)?;
+        let encoding = self.encoding(request.encoding, rows, rule)?;
         self.check_draws(&encoding, rows, request.temperatures.len())?;
         let reply = self.reply_size(&encoding, rows, request.temperatures.len())?;
         let hidden = if encoding.needs_hidden() { self.hidden_size } else { 0 };
-        let computed = rows.saturating_mul(self.classes.saturating_add(hidden));
+        let logits = self.members.saturating_mul(self.classes);
+        let computed = rows.saturating_mul(logits.saturating_add(hidden));
         let input = rows.saturating_mul(self.input_width);
         let values = input.saturating_add(computed).saturating_add(encoding.named().len());
         Ok(Accepted {
@@ -70,6 +81,7 @@ impl Contract {
             features,
             rows,
             temperatures: request.temperatures,
+            rule,
             encoding,
             timeout: (request.timeout_ms > 0)
                 .then(|| Duration::from_millis(request.timeout_ms.into())),
@@ -130,20 +142,42 @@ impl Contract {
         Ok((tensor, rows as usize))
     }
 
+    fn rule(&self, rule: i32) -> Result<Rule, ServeError> {
+        match EnsembleRule::try_from(rule) {
+            Ok(EnsembleRule::Unspecified) => Ok(self.default_rule),
+            Ok(EnsembleRule::Arithmetic) => Ok(Rule::Arithmetic),
+            Ok(EnsembleRule::Geometric) => Ok(Rule::Geometric),
+            Err(_) => Err(ServeError::invalid("ensemble_rule", rule, "an EnsembleRule, 0 to 2")),
+        }
+    }
+
     fn encoding(
         &self,
         encoding: Option<v1::Encoding>,
         rows: usize,
+        rule: Rule,
     ) -> Result<Encoding, ServeError> {
         let Some(kind) = encoding.and_then(|encoding| encoding.kind) else {
             let expected = "one of dense, top_k, ids, sampled, hidden";
             return Err(ServeError::invalid("encoding", "not set", expected));
         };
         match kind {
-            Kind::Dense(dense) => Ok(Encoding::Dense {
-                kind: dense_kind(dense.kind)?,
-                dtype: label_dtype("encoding.dense.dtype", dense.dtype)?,
-            }),
+            Kind::Dense(dense) => {
+                let kind = dense_kind(dense.kind)?;
+                let several = self.members > 1;
+                if several && rule == Rule::Arithmetic && kind == DenseKind::Logits {
+                    let expected = format!(
+                        "LOG_PROBABILITIES or PROBABILITIES, or ensemble_rule GEOMETRIC: the \
+                         arithmetic mean over {} models has no logits",
+                        self.members
+                    );
+                    return Err(ServeError::invalid("encoding.dense.kind", "LOGITS", expected));
+                }
+                Ok(Encoding::Dense {
+                    kind,
+                    dtype: label_dtype("encoding.dense.dtype", dense.dtype)?,
+                })
+            }
             Kind::TopK(top_k) => {
                 let k = top_k.k as usize;
                 if !(1..=self.classes).contains(&k) {
@@ -171,6 +205,14 @@ impl Contract {
                     ));
                 }
                 Ok(Encoding::Sampled { draws: sampled.draws, seed: sampled.seed })
+            }
+            Kind::Hidden(_) if self.members > 1 => {
+                let expected = format!(
+                    "one of dense, top_k, ids, sampled: the {} models of this ensemble have no \
+                     hidden state in common",
+                    self.members
+                );
+                Err(ServeError::invalid("encoding", "hidden", expected))
             }
             Kind::Hidden(hidden) => {
                 Ok(Encoding::Hidden { dtype: label_dtype("encoding.hidden.dtype", hidden.dtype)? })

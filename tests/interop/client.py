@@ -1,6 +1,6 @@
 """A client made from the .proto files alone, checked against PyTorch's numbers.
 
-    python client.py HOST:PORT FOLDER_OF_GENERATED_CODE
+    python client.py HOST:PORT OF_THE_ENSEMBLE:PORT FOLDER_OF_GENERATED_CODE
 
 The expected numbers and the weights behind them are in fixtures/ (make_fixtures.py).
 """
@@ -13,7 +13,7 @@ import sys
 
 import grpc
 
-ADDRESS, GENERATED = sys.argv[1:]
+ADDRESS, ENSEMBLE, GENERATED = sys.argv[1:]
 sys.path.insert(0, GENERATED)
 
 from distill.v1 import teacher_pb2 as pb  # noqa: E402
@@ -54,11 +54,12 @@ def flat(rows):
     return [value for row in rows for value in row]
 
 
-def request(encoding, temperatures, rows=ROWS, id=1):
+def request(encoding, temperatures, rows=ROWS, id=1, rule=0):
     data = struct.pack(f"<{len(rows) * len(rows[0])}f", *flat(rows))
     features = pb.Tensor(dtype=pb.D_TYPE_F32, shape=[len(rows), len(rows[0])], data=data)
     return pb.LabelRequest(
-        id=id, client="interop", features=features, temperatures=temperatures, encoding=encoding
+        id=id, client="interop", features=features, temperatures=temperatures, encoding=encoding,
+        ensemble_rule=rule,
     )
 
 
@@ -114,6 +115,25 @@ def check_hidden(stub):
     close("hidden, rebuilt", logits, flat(EXPECTED["logits"]))
 
 
+def check_ensemble(single, stub):
+    """Of the model above and a second one, by either rule."""
+    about = stub.Describe(pb.DescribeRequest(), timeout=30)
+    assert len(about.members) == 2
+    assert about.members[0].fingerprint == single.fingerprint, "the first member is the model above"
+    fingerprints = {of.rule: of.fingerprint for of in about.rule_fingerprints}
+    every = [float(t) for t in TEMPERATURES]
+    for name, rule in [
+        ("arithmetic", pb.ENSEMBLE_RULE_ARITHMETIC),
+        ("geometric", pb.ENSEMBLE_RULE_GEOMETRIC),
+    ]:
+        probabilities = dense(pb.DENSE_KIND_PROBABILITIES)
+        response = stub.Label(request(probabilities, every, rule=rule), timeout=10)
+        assert response.fingerprint == fingerprints[rule]
+        for t, labels in zip(TEMPERATURES, response.labels):
+            expected = flat(EXPECTED["ensemble"][name][t])
+            close(f"ensemble, {name}", floats(labels.dense.values), expected)
+
+
 def check_stream(stub):
     probabilities = dense(pb.DENSE_KIND_PROBABILITIES)
     requests = [request(probabilities, [1.0], rows=[row], id=i) for i, row in enumerate(ROWS)]
@@ -134,6 +154,8 @@ def main():
         checks = [check_dense, check_top_k, check_hidden, check_stream]
         for check in checks:
             check(stub)
+        with grpc.insecure_channel(ENSEMBLE) as other:
+            check_ensemble(about, teacher_pb2_grpc.TeacherServiceStub(other))
         try:
             stub.Label(request(dense(0), [0.0]), timeout=10)
             raise AssertionError("a temperature of 0 was answered")
@@ -142,7 +164,7 @@ def main():
             assert "temperatures[0]" in error.details(), error
     for name, difference in worst.items():
         print(f"{name}: largest difference from PyTorch {difference:.1e}")
-    print(f"{len(checks) + 1} passed, 0 failed")
+    print(f"{len(checks) + 2} passed, 0 failed")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Runs client.py against a teacher-server, as somebody without Rust would use the contract.
+"""Runs client.py against teacher-servers, as somebody without Rust would use the contract.
 
 Needs Python 3 with venv, and cargo. Makes a virtual environment with grpcio-tools, generates a client from
-the .proto files alone, starts the server on a free port and stops it.
+the .proto files alone, starts a server of one model and one of two on free ports, and stops them.
 """
 
 import json
@@ -43,12 +43,12 @@ def generate(python):
     return out
 
 
-def start():
-    """A teacher-server on a free port, and its address."""
+def start(*models):
+    """A teacher-server of these models on a free port, and its address."""
     subprocess.run(["cargo", "build", "--quiet", "--locked", "-p", "teacher-server"], cwd=ROOT, check=True)
     server = subprocess.Popen(
         [
-            TARGET / "debug" / "teacher-server", "--model", HERE / "fixtures",
+            TARGET / "debug" / "teacher-server", *(f"--model={model}" for model in models),
             "--listen", "127.0.0.1:0", "--log-format", "json",
         ],
         stderr=subprocess.PIPE,
@@ -68,14 +68,19 @@ def main():
     WORK.mkdir(parents=True, exist_ok=True)
     python = environment()
     generated = generate(python)
-    server, address = start()
+    fixtures = HERE / "fixtures"
+    server, address = start(fixtures)
+    ensemble = None
     try:
-        subprocess.run([python, HERE / "client.py", address, generated], check=True)
+        ensemble, other = start(fixtures, fixtures / "second")
+        subprocess.run([python, HERE / "client.py", address, other, generated], check=True)
     finally:
-        server.terminate()
-        status = server.wait(timeout=60)
-    if status != 0:
-        sys.exit(f"teacher-server exited with {status} after SIGTERM")
+        running = [server] + ([ensemble] if ensemble else [])
+        for process in running:
+            process.terminate()
+        statuses = [process.wait(timeout=60) for process in running]
+    if any(statuses):
+        sys.exit(f"teacher-server exited with {statuses} after SIGTERM")
 
 
 if __name__ == "__main__":

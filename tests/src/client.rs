@@ -41,6 +41,7 @@ pub fn request(id: u64, values: &[f32], width: usize) -> LabelRequest {
         temperatures: vec![1.0],
         encoding: encoding(Kind::Dense(DenseEncoding::default())),
         timeout_ms: 0,
+        ensemble_rule: 0,
     }
 }
 

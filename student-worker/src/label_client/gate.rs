@@ -10,6 +10,7 @@ use std::{
 
 use stillhouse_proto::{
     LabelBatch, SoftLabels, decode,
+    limits::MAX_DESCRIBE_BYTES,
     v1::{DescribeRequest, LabelResponse, Tensor, teacher_service_client::TeacherServiceClient},
 };
 use tonic::{
@@ -116,7 +117,8 @@ impl Gate {
         let connected = address.endpoint.connect().await;
         let channel = connected
             .map_err(|error| Closed::for_now(with_causes(format!("{name}: {error}"), &error)))?;
-        let mut client = Client::new(channel);
+        let mut client =
+            Client::new(channel).max_decoding_message_size(MAX_DESCRIBE_BYTES as usize);
         let description =
             self.call(name, "Describe", client.describe(self.request(DescribeRequest {}))).await?;
         let teacher = Teacher::suited(name, description, &self.wanted).map_err(Closed::ForGood)?;

@@ -1,7 +1,8 @@
 //! What a teacher says of itself, held against what the run needs.
 
 use stillhouse_proto::v1::{
-    DType, DescribeResponse, EncodingKind, ServerLimits, Task, input_signature::Kind,
+    DType, DescribeResponse, EncodingKind, EnsembleRule, RuleFingerprint, ServerLimits, Task,
+    input_signature::Kind,
 };
 
 use super::{ClientError, Wanted};
@@ -16,7 +17,7 @@ const FINGERPRINT_BYTES: usize = 32;
 pub struct Teacher {
     /// Its model's name, for people.
     pub name: String,
-    /// SHA-256 over everything that decides its labels.
+    /// SHA-256 over everything that decides its labels, the run's rule for an ensemble among it.
     pub fingerprint: Vec<u8>,
     /// Width of its hidden state.
     pub hidden_size: usize,
@@ -52,20 +53,48 @@ impl Teacher {
         if task != Task::Classification {
             return Err(unsuitable("task", format!("{task:?}"), "Classification".into()));
         }
-        let length = description.fingerprint.len();
+        let fingerprint = match wanted.ensemble {
+            EnsembleRule::Unspecified => &description.fingerprint,
+            rule => {
+                // A teacher that lists none ignores the rule that it is asked for.
+                let listed = description.rule_fingerprints.iter();
+                let Some(found) = listed.clone().find(|listed| listed.rule() == rule) else {
+                    let rules: Vec<EnsembleRule> = listed.map(RuleFingerprint::rule).collect();
+                    let expected = format!("{rule:?} among the rules, as teacher.ensemble");
+                    return Err(unsuitable("rule_fingerprints", format!("{rules:?}"), expected));
+                };
+                &found.fingerprint
+            }
+        };
+        let length = fingerprint.len();
         if length != FINGERPRINT_BYTES {
             let expected = format!("{FINGERPRINT_BYTES} bytes");
             return Err(unsuitable("fingerprint", format!("{length} bytes"), expected));
         }
+        let fingerprint = fingerprint.to_vec();
         if description.classes as usize != wanted.classes {
             let expected = format!("{}, the student's num_labels", wanted.classes);
             return Err(unsuitable("classes", description.classes.to_string(), expected));
         }
         let encodings: Vec<EncodingKind> = description.encodings().collect();
         let kind = wanted.encoding_kind();
+        let members = description.members.len();
         if !encodings.contains(&kind) {
-            let expected = format!("{kind:?} among them");
+            let mut expected = format!("{kind:?} among them");
+            if kind == EncodingKind::Hidden && members > 1 {
+                expected += &format!(": an ensemble of {members} models has no one hidden state");
+            }
             return Err(unsuitable("encodings", format!("{encodings:?}"), expected));
+        }
+        let rule = match wanted.ensemble {
+            EnsembleRule::Unspecified => description.default_rule(),
+            rule => rule,
+        };
+        if wanted.wants_logits() && members > 1 && rule == EnsembleRule::Arithmetic {
+            let expected = format!(
+                "Geometric for logits of an ensemble of {members} models (teacher.ensemble)"
+            );
+            return Err(unsuitable("the rule", format!("{rule:?}"), expected));
         }
         let limits = description.limits.unwrap_or_default();
         if (limits.max_rows as usize) < wanted.request_rows {
@@ -97,7 +126,7 @@ impl Teacher {
         }
         Ok(Self {
             name: description.name,
-            fingerprint: description.fingerprint.to_vec(),
+            fingerprint,
             hidden_size,
             takes_bytes,
             offers_dense: encodings.contains(&EncodingKind::Dense),
@@ -130,7 +159,10 @@ fn answer_bytes(wanted: &Wanted, hidden_size: u32) -> usize {
 mod tests {
     use std::time::Duration;
 
-    use stillhouse_proto::v1::{FeatureSignature, InputSignature, TopKEncoding, encoding};
+    use stillhouse_proto::v1::{
+        DenseEncoding, DenseKind, EnsembleMember, FeatureSignature, HiddenEncoding, InputSignature,
+        TopKEncoding, encoding,
+    };
 
     use super::*;
 
@@ -139,6 +171,7 @@ mod tests {
             client: String::new(),
             temperature: 4.0,
             encoding: encoding::Kind::TopK(TopKEncoding { k: 2, dtype: DType::F32.into() }),
+            ensemble: EnsembleRule::Unspecified,
             input_width: 784,
             classes: 10,
             request_rows: 128,
@@ -171,6 +204,62 @@ mod tests {
         assert!(teacher.takes_bytes && !teacher.offers_dense);
         assert_eq!(teacher.max_message_bytes as u64, MAX_MESSAGE_BYTES);
         assert_eq!(teacher.max_in_flight, 1);
+    }
+
+    /// Two models under the arithmetic mean, unless asked otherwise.
+    fn ensemble() -> DescribeResponse {
+        let rule = |rule: EnsembleRule, fingerprint: u8| RuleFingerprint {
+            rule: rule.into(),
+            fingerprint: vec![fingerprint; 32].into(),
+        };
+        DescribeResponse {
+            members: vec![EnsembleMember::default(); 2],
+            default_rule: EnsembleRule::Arithmetic.into(),
+            rule_fingerprints: vec![
+                rule(EnsembleRule::Arithmetic, 7),
+                rule(EnsembleRule::Geometric, 8),
+            ],
+            encodings: vec![EncodingKind::TopK.into(), EncodingKind::Dense.into()],
+            ..description()
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_is_that_of_the_rule() {
+        for (rule, expected) in [
+            (EnsembleRule::Unspecified, 7),
+            (EnsembleRule::Arithmetic, 7),
+            (EnsembleRule::Geometric, 8),
+        ] {
+            let wanted = Wanted { ensemble: rule, ..wanted() };
+            let teacher = Teacher::suited("t", ensemble(), &wanted).unwrap();
+            assert_eq!(teacher.fingerprint, [expected; 32]);
+        }
+    }
+
+    #[test]
+    fn what_an_ensemble_lacks_is_named_at_once() {
+        let refused = |wanted: Wanted, description| {
+            Teacher::suited("t", description, &wanted).unwrap_err().to_string()
+        };
+        let geometric = || Wanted { ensemble: EnsembleRule::Geometric, ..wanted() };
+        // A teacher that knows no rules.
+        let error = refused(geometric(), description());
+        assert!(error.contains("rule_fingerprints is [], expected Geometric among"), "{error}");
+        let mut short = ensemble();
+        short.rule_fingerprints[1].fingerprint = vec![8].into();
+        let error = refused(geometric(), short);
+        assert!(error.contains("fingerprint is 1 bytes, expected 32 bytes"), "{error}");
+
+        let hidden = encoding::Kind::Hidden(HiddenEncoding::default());
+        let error = refused(Wanted { encoding: hidden, ..geometric() }, ensemble());
+        assert!(error.contains("Hidden among them: an ensemble of 2 models has no"), "{error}");
+
+        let logits = DenseEncoding { kind: DenseKind::Logits.into(), dtype: 0 };
+        let logits = |wanted| Wanted { encoding: encoding::Kind::Dense(logits), ..wanted };
+        let error = refused(logits(wanted()), ensemble());
+        assert!(error.contains("the rule is Arithmetic, expected Geometric for logits"), "{error}");
+        assert!(Teacher::suited("t", ensemble(), &logits(geometric())).is_ok());
     }
 
     #[test]

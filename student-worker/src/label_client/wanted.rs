@@ -6,8 +6,8 @@ use stillhouse_nn::Divergence;
 use stillhouse_proto::{
     LabelBatch, SoftLabels, limits,
     v1::{
-        DType, DenseEncoding, DenseKind, Encoding, EncodingKind, HiddenEncoding, LabelRequest,
-        LabelStreamRequest, SampledEncoding, Tensor, TopKEncoding, encoding::Kind,
+        DType, DenseEncoding, DenseKind, Encoding, EncodingKind, EnsembleRule, HiddenEncoding,
+        LabelRequest, LabelStreamRequest, SampledEncoding, Tensor, TopKEncoding, encoding::Kind,
         label_request::Inputs, label_stream_request::Action,
     },
 };
@@ -15,7 +15,7 @@ use stillhouse_proto::{
 use super::gate::PROBE_ROWS;
 use crate::recipe::{
     Recipe,
-    teacher::{EncodingName, LabelType, TeacherSection},
+    teacher::{self, EncodingName, LabelType, TeacherSection},
 };
 
 /// Bytes of a message with a piece of a head, at most.
@@ -44,6 +44,8 @@ pub struct Wanted {
     pub temperature: f32,
     /// The encoding; the seed of draws is filled in for each request.
     pub encoding: Kind,
+    /// How the distributions of several models become one; UNSPECIFIED: as the teacher does it.
+    pub ensemble: EnsembleRule,
     /// Elements per row.
     pub input_width: usize,
     /// Classes.
@@ -62,6 +64,11 @@ impl Wanted {
             client: teacher.client.clone(),
             temperature: recipe.loss.temperature as f32,
             encoding: kind(recipe, teacher),
+            ensemble: match teacher.ensemble {
+                None => EnsembleRule::Unspecified,
+                Some(teacher::EnsembleRule::Arithmetic) => EnsembleRule::Arithmetic,
+                Some(teacher::EnsembleRule::Geometric) => EnsembleRule::Geometric,
+            },
             input_width: recipe.student.input_width(),
             classes: recipe.student.classes(),
             request_rows: teacher.request_rows.unwrap_or(batch).min(batch),
@@ -117,9 +124,14 @@ impl Wanted {
     fn expected_temperature(&self) -> f32 {
         match &self.encoding {
             Kind::Hidden(_) => 0.0,
-            Kind::Dense(dense) if dense.kind() == DenseKind::Logits => 0.0,
+            _ if self.wants_logits() => 0.0,
             _ => self.temperature,
         }
+    }
+
+    /// Whether the labels are logits, which only some rules leave of an ensemble.
+    pub(super) fn wants_logits(&self) -> bool {
+        matches!(&self.encoding, Kind::Dense(dense) if dense.kind() == DenseKind::Logits)
     }
 
     /// A request for a job, under the number `id`.
@@ -146,6 +158,7 @@ impl Wanted {
             temperatures: vec![self.temperature],
             encoding: Some(Encoding { kind: Some(kind) }),
             timeout_ms: u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX),
+            ensemble_rule: self.ensemble.into(),
         }
     }
 }
@@ -221,6 +234,7 @@ mod tests {
             client: String::new(),
             temperature: 4.0,
             encoding,
+            ensemble: EnsembleRule::Geometric,
             input_width: 1,
             classes: 2,
             request_rows: 1,
@@ -257,6 +271,15 @@ mod tests {
         }
         let wanted = wanted(Kind::TopK(TopKEncoding { k: 1, dtype: 0 }));
         assert_eq!(wanted.check(1, &batch(4.0, top_k(1))), Ok(()));
+    }
+
+    #[test]
+    fn every_request_names_the_rule() {
+        let wanted = wanted(dense(DenseKind::LogProbabilities));
+        let job = Job { index: 0, features: Tensor::default(), rows: 1, seed: 0 };
+        assert_eq!(wanted.request(1, &job).ensemble_rule(), EnsembleRule::Geometric);
+        let probe = wanted.dense_request(Tensor::default());
+        assert_eq!(probe.ensemble_rule(), EnsembleRule::Geometric);
     }
 
     #[test]

@@ -48,6 +48,7 @@ impl Identity {
         add(ROWS, hex(&data_sha256).into());
         if let Some(section) = &recipe.teacher {
             add("teacher.encoding", json(&section.encoding));
+            add("teacher.ensemble", json(&section.ensemble));
             // Draws are seeded per request, so how rows are cut into requests decides them.
             if section.encoding.kind == EncodingName::Sampled {
                 let batch = recipe.train.batch_size;
@@ -125,7 +126,10 @@ fn flatten(path: &str, value: Value, into: &mut BTreeMap<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::recipe_for_tests as recipe;
+    use crate::recipe::{
+        TeacherSection, recipe_for_tests as recipe,
+        teacher::{EnsembleRule, TeacherKind},
+    };
 
     fn identity(recipe: &Recipe) -> Identity {
         Identity::new(recipe, [7; 32], None)
@@ -167,6 +171,25 @@ mod tests {
         assert!(taught.same_but_for_teacher(&identity(&other)).is_err());
         let error = taught.same_as(&then).unwrap_err();
         assert_eq!(error.key, "teacher (fingerprint)");
+    }
+
+    #[test]
+    fn the_rule_of_an_ensemble_decides_the_weights_where_it_is_named() {
+        let with = |ensemble| {
+            let mut recipe = recipe();
+            let section = TeacherSection::new(TeacherKind::Embedded);
+            recipe.teacher = Some(TeacherSection { ensemble, ..section });
+            identity(&recipe)
+        };
+        let (arithmetic, geometric) =
+            (with(Some(EnsembleRule::Arithmetic)), with(Some(EnsembleRule::Geometric)));
+        let error = geometric.same_but_for_teacher(&arithmetic).unwrap_err().to_string();
+        let expected =
+            "teacher.ensemble is \"geometric\", but the run was started with \"arithmetic\"";
+        assert_eq!(error, expected);
+        let error = geometric.same_as(&with(None)).unwrap_err().to_string();
+        assert!(error.ends_with("started with not set"), "{error}");
+        assert!(geometric.same_as(&with(Some(EnsembleRule::Geometric))).is_ok());
     }
 
     #[test]

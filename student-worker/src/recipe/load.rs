@@ -76,18 +76,19 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
 fn resolve_paths(recipe: &mut Recipe, folder: &Path) -> Result<(), RecipeError> {
     let data = &mut recipe.data;
     let mut paths = vec![
-        ("data.dir", &mut data.dir),
-        ("data.train_images", &mut data.train_images),
-        ("data.train_labels", &mut data.train_labels),
-        ("data.test_images", &mut data.test_images),
-        ("data.test_labels", &mut data.test_labels),
-        ("output.dir", &mut recipe.output.dir),
+        ("data.dir", data.dir.as_mut_slice()),
+        ("data.train_images", data.train_images.as_mut_slice()),
+        ("data.train_labels", data.train_labels.as_mut_slice()),
+        ("data.test_images", data.test_images.as_mut_slice()),
+        ("data.test_labels", data.test_labels.as_mut_slice()),
+        ("output.dir", recipe.output.dir.as_mut_slice()),
     ];
     if let Some(teacher) = &mut recipe.teacher {
-        paths.push(("teacher.model", &mut teacher.model));
+        paths.push(("teacher.model", teacher.model.as_mut_slice()));
+        paths.push(("teacher.models", teacher.models.as_mut_slice()));
     }
-    for (key, slot) in paths {
-        if let Some(path) = slot {
+    for (key, given) in paths {
+        for path in given {
             if path.as_os_str().is_empty() {
                 return Err(RecipeError::Section(format!("{key} is empty; expected a path")));
             }
@@ -114,7 +115,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::recipe::TeacherSection;
+    use crate::recipe::{TeacherSection, teacher::EnsembleRule};
 
     const RECIPE: &str = r#"
         name = "small"
@@ -172,6 +173,39 @@ mod tests {
         let dir = recipe.data.dir.unwrap();
         assert!(dir.is_absolute() && dir.ends_with("mnist"), "{}", dir.display());
         assert_eq!(recipe.output.dir, Some("/tmp/run".into()));
+    }
+
+    #[test]
+    fn an_embedded_teacher_is_one_model_or_a_list_of_them() {
+        let (head, _) = RECIPE.split_once("[teacher]").unwrap();
+        let load = |teacher: &str| load_text(&format!("{head}[teacher]\n{teacher}"), &[]);
+        let teacher =
+            load("kind = \"embedded\"\nmodels = [\"b\", \"/a\"]\nensemble = \"geometric\"");
+        let teacher = teacher.unwrap().teacher.unwrap();
+        assert_eq!(teacher.ensemble, Some(EnsembleRule::Geometric));
+        let [b, a] = teacher.folders().try_into().unwrap();
+        assert!(b.is_absolute() && b.ends_with("b") && a == Path::new("/a"));
+        let one = load("kind = \"embedded\"\nmodel = \"/a\"").unwrap().teacher.unwrap();
+        assert_eq!((one.folders(), one.ensemble), (vec!["/a".into()], None));
+
+        let many = format!("kind = \"embedded\"\nmodels = {:?}", vec!["m"; 65]);
+        for (teacher, expected) in [
+            ("kind = \"embedded\"\nmodels = []", "teacher.model: no value is not accepted"),
+            ("kind = \"embedded\"\nmodels = [\"a\", \"\"]", "teacher.models is empty; expected"),
+            ("kind = \"embedded\"\nmodel = \"a\"\nmodels = [\"b\"]", "none beside teacher.model"),
+            (&many, "teacher.models: 65 is not accepted, expected 1 to 64 model directories"),
+            (
+                "kind = \"endpoints\"\nendpoints = [\"http://t:1\"]\nmodels = [\"a\"]",
+                "teacher.models: 1 is not accepted, expected none with kind = \"endpoints\"",
+            ),
+            (
+                "kind = \"embedded\"\nmodel = \"a\"\nensemble = \"mean\"",
+                "teacher.ensemble: unknown",
+            ),
+        ] {
+            let error = load(teacher).unwrap_err();
+            assert!(error.contains(expected), "{teacher}: {error}");
+        }
     }
 
     #[test]

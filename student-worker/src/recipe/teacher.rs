@@ -23,6 +23,13 @@ pub struct TeacherSection {
     /// Of an embedded teacher: its model directory.
     #[serde(default)]
     pub model: Option<PathBuf>,
+    /// Of an embedded teacher, in place of `model`: the directories of models that answer as one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<PathBuf>,
+    /// How the distributions of several models become one; absent: as the teacher does it for those
+    /// who do not say. Plays no part with one model.
+    #[serde(default)]
+    pub ensemble: Option<EnsembleRule>,
     /// Of teachers elsewhere: their addresses, such as `http://teacher-0:50051`.
     #[serde(default)]
     pub endpoints: Vec<String>,
@@ -52,6 +59,8 @@ impl TeacherSection {
         Self {
             kind,
             model: None,
+            models: Vec::new(),
+            ensemble: None,
             endpoints: Vec::new(),
             client: String::new(),
             encoding: EncodingSection::default(),
@@ -61,6 +70,11 @@ impl TeacherSection {
             retry: RetrySection::default(),
         }
     }
+
+    /// Of an embedded teacher: the directories of its models, in order.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        self.model.iter().chain(&self.models).cloned().collect()
+    }
 }
 
 fn default_prefetch() -> usize {
@@ -69,6 +83,17 @@ fn default_prefetch() -> usize {
 
 fn default_timeout_ms() -> u32 {
     30_000
+}
+
+/// How the distributions of an ensemble's models become one (Hinton et al. 2015, arXiv 1503.02531,
+/// sections 1 and 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnsembleRule {
+    /// The mean of the models' probabilities at the temperature.
+    Arithmetic,
+    /// The softmax at the temperature of the mean of the models' logits.
+    Geometric,
 }
 
 /// An encoding by name.

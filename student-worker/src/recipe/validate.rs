@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use stillhouse_nn::Divergence;
+use stillhouse_proto::limits::MAX_MEMBERS;
 
 use super::{
     Recipe,
@@ -111,7 +112,14 @@ fn train(recipe: &Recipe) -> Result<(), Invalid> {
 fn teacher(teacher: &TeacherSection, recipe: &Recipe) -> Result<(), Invalid> {
     match teacher.kind {
         TeacherKind::Embedded => {
-            require(teacher.model.as_ref(), "teacher.model", "a model directory")?;
+            let given = teacher.models.len();
+            if given == 0 {
+                require(teacher.model.as_ref(), "teacher.model", "a model directory")?;
+            }
+            let alone = teacher.model.is_none() || given == 0;
+            check(alone, "teacher.models", given, "none beside teacher.model")?;
+            let range = format!("1 to {MAX_MEMBERS} model directories");
+            check(given <= MAX_MEMBERS, "teacher.models", given, &range)?;
             let given = teacher.endpoints.len();
             check(given == 0, "teacher.endpoints", given, "none with kind = \"embedded\"")?;
         }
@@ -124,6 +132,8 @@ fn teacher(teacher: &TeacherSection, recipe: &Recipe) -> Result<(), Invalid> {
                 "a path",
                 "none with kind = \"endpoints\"",
             )?;
+            let given = teacher.models.len();
+            check(given == 0, "teacher.models", given, "none with kind = \"endpoints\"")?;
         }
     }
     for endpoint in &teacher.endpoints {

@@ -238,8 +238,7 @@ impl Teacher {
         let (endpoints, server) = match section.kind {
             TeacherKind::Endpoints => (section.endpoints.clone(), None),
             TeacherKind::Embedded => {
-                let model = section.model.clone().unwrap_or_default();
-                let server = embedded::start(model, wanted.request_rows).await?;
+                let server = embedded::start(section, wanted.request_rows).await?;
                 (vec![format!("http://{}", server.address())], Some(server))
             }
         };

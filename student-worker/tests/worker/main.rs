@@ -4,6 +4,7 @@
 
 mod command_line;
 mod encodings;
+mod ensemble;
 mod fake_teacher;
 mod faults;
 mod folder;

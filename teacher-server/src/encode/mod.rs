@@ -1,19 +1,22 @@
 //! From a forward pass to the labels that travel.
 //!
 //! * [`soften`]: log-probabilities at a temperature.
+//! * [`combine`]: one distribution from those of an ensemble's members.
 //! * [`select`]: top k, named ids, and the mass of the rest.
 //! * [`sample`]: seeded draws.
 
+mod combine;
 mod sample;
 mod select;
 mod soften;
 
+use combine::{Combiner, Softened};
 use stillhouse_proto::{
     labels::{self, LabelBatch, SoftLabels},
     v1::{DType, DenseKind, Labels, RowError},
 };
 
-use crate::error::ServeError;
+use crate::{ensemble::Rule, error::ServeError};
 
 /// A request's encoding, validated.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,20 +100,23 @@ impl Encoding {
 #[derive(Clone, Debug)]
 pub(crate) struct Forward {
     pub(crate) rows: usize,
-    /// `[rows, classes]`.
+    /// Models of the ensemble, at least 1.
+    pub(crate) members: usize,
+    /// `[members, rows, classes]`.
     pub(crate) logits: Vec<f32>,
     /// `[rows, hidden_size]`; empty where the encoding does not need it.
     pub(crate) hidden: Vec<f32>,
 }
 
-/// Labels of the rows that have some, one set per temperature (one in all where temperature plays
+/// Labels, under a rule, of the rows that have some, one set per temperature (one in all where temperature plays
 /// no part), and the rows that have none.
 pub(crate) fn encode(
     forward: &Forward,
+    rule: Rule,
     encoding: &Encoding,
     temperatures: &[f32],
 ) -> Result<(Vec<Labels>, Vec<RowError>), ServeError> {
-    let rows = Rows::of(forward);
+    let rows = Rows::of(forward, rule);
     let errors = rows.errors();
     let temperatures = if encoding.ignores_temperature() { &[0.0] } else { temperatures };
     let labels = temperatures
@@ -131,28 +137,32 @@ pub(crate) fn encode(
     Ok((labels, errors))
 }
 
-/// A forward pass, split into rows that are finite and rows that are not.
+/// A forward pass, split into rows that every member has finite values for and rows that are not.
 struct Rows<'a> {
     forward: &'a Forward,
+    rule: Rule,
     classes: usize,
     width: usize,
     good: Vec<usize>,
 }
 
 impl<'a> Rows<'a> {
-    fn of(forward: &'a Forward) -> Self {
-        let classes = forward.logits.len() / forward.rows.max(1);
+    fn of(forward: &'a Forward, rule: Rule) -> Self {
+        let classes = forward.logits.len() / (forward.members * forward.rows).max(1);
         let width = forward.hidden.len() / forward.rows.max(1);
-        let mut rows = Self { forward, classes, width, good: Vec::new() };
+        let mut rows = Self { forward, rule, classes, width, good: Vec::new() };
         let finite = |row: &[f32]| row.iter().all(|value| value.is_finite());
         rows.good = (0..forward.rows)
-            .filter(|&row| finite(rows.logits(row)) && finite(rows.hidden(row)))
+            .filter(|&row| rows.logits(row).all(finite) && finite(rows.hidden(row)))
             .collect();
         rows
     }
 
-    fn logits(&self, row: usize) -> &'a [f32] {
-        &self.forward.logits[row * self.classes..][..self.classes]
+    /// The logits that each member gives a row.
+    fn logits(&self, row: usize) -> impl ExactSizeIterator<Item = &'a [f32]> + use<'a> {
+        let (logits, rows, classes) = (&self.forward.logits, self.forward.rows, self.classes);
+        (0..self.forward.members)
+            .map(move |member| &logits[(member * rows + row) * classes..][..classes])
     }
 
     fn hidden(&self, row: usize) -> &'a [f32] {
@@ -170,19 +180,34 @@ impl<'a> Rows<'a> {
             .collect()
     }
 
-    /// What `part` finds in every good row, one after the other.
-    fn gather(&self, part: impl Fn(&Self, usize) -> &'a [f32]) -> Vec<f32> {
+    /// The hidden states of all good rows.
+    fn all_hidden(&self) -> Vec<f32> {
         let mut values = Vec::new();
-        self.good.iter().for_each(|&row| values.extend_from_slice(part(self, row)));
+        self.good.iter().for_each(|&row| values.extend_from_slice(self.hidden(row)));
         values
     }
 
-    /// Calls `each` with every good row's index and its log-probabilities.
-    fn soften(&self, temperature: f32, mut each: impl FnMut(usize, &[f64])) {
-        let mut log_probabilities = Vec::with_capacity(self.classes);
+    /// The logits of all good rows: of several members, their mean. Under [`Rule::Arithmetic`] a
+    /// request for them is refused.
+    fn all_logits(&self) -> Vec<f32> {
+        let (mut values, mut mean) = (Vec::new(), Vec::new());
         for &row in &self.good {
-            soften::log_softmax(self.logits(row), temperature, &mut log_probabilities);
-            each(row, &log_probabilities);
+            let mut members = self.logits(row);
+            if let (1, Some(only)) = (members.len(), members.next()) {
+                values.extend_from_slice(only);
+            } else {
+                combine::mean_logits(self.logits(row), &mut mean);
+                values.extend(mean.iter().map(|&z| z as f32));
+            }
+        }
+        values
+    }
+
+    /// Calls `each` with every good row's index and its distribution.
+    fn soften(&self, temperature: f32, mut each: impl FnMut(usize, &Softened<'_>)) {
+        let mut combiner = Combiner::new(self.rule, temperature);
+        for &row in &self.good {
+            each(row, &combiner.soften(self.logits(row)));
         }
     }
 
@@ -193,34 +218,37 @@ impl<'a> Rows<'a> {
         };
         match encoding {
             Encoding::Dense { kind: DenseKind::Logits, .. } => {
-                SoftLabels::Dense { kind: DenseKind::Logits, values: self.gather(Self::logits) }
+                SoftLabels::Dense { kind: DenseKind::Logits, values: self.all_logits() }
             }
             Encoding::Dense { kind, .. } => {
                 let mut values = Vec::with_capacity(self.good.len() * self.classes);
-                self.soften(temperature, |_, row| match kind {
-                    DenseKind::Probabilities => values.extend(row.iter().map(|x| x.exp() as f32)),
-                    _ => values.extend(row.iter().map(|&x| narrow(x))),
+                self.soften(temperature, |_, row| {
+                    let logs = row.log_probabilities.iter();
+                    match kind {
+                        DenseKind::Probabilities => values.extend(logs.map(|x| x.exp() as f32)),
+                        _ => values.extend(logs.map(|&x| narrow(x))),
+                    }
                 });
                 SoftLabels::Dense { kind: *kind, values }
             }
             Encoding::TopK { k, .. } => {
                 let (mut ids, mut values, mut tails) = (Vec::new(), Vec::new(), Vec::new());
-                self.soften(temperature, |row, log_probabilities| {
-                    let order = select::top_k(self.logits(row), *k);
+                self.soften(temperature, |_, row| {
+                    let (order, logs) = (row.top_k(*k), row.log_probabilities);
                     let (top, others) = order.split_at((*k).min(order.len()));
                     ids.extend_from_slice(top);
-                    values.extend(top.iter().map(|&id| narrow(log_probabilities[id as usize])));
-                    tails.push(select::log_mass(log_probabilities, others) as f32);
+                    values.extend(top.iter().map(|&id| narrow(logs[id as usize])));
+                    tails.push(select::log_mass(logs, others) as f32);
                 });
                 SoftLabels::TopK { k: *k, ids, log_probabilities: values, log_tail_mass: tails }
             }
             Encoding::Ids { ids_per_row, ids, .. } => {
                 let (mut values, mut tails) = (Vec::new(), Vec::new());
-                self.soften(temperature, |row, log_probabilities| {
+                self.soften(temperature, |row, Softened { log_probabilities: logs, .. }| {
                     let named = &ids[row * ids_per_row..][..*ids_per_row];
-                    values.extend(named.iter().map(|&id| narrow(log_probabilities[id as usize])));
+                    values.extend(named.iter().map(|&id| narrow(logs[id as usize])));
                     let others = select::complement(self.classes, named);
-                    tails.push(select::log_mass(log_probabilities, &others) as f32);
+                    tails.push(select::log_mass(logs, &others) as f32);
                 });
                 SoftLabels::Ids {
                     ids_per_row: *ids_per_row,
@@ -230,9 +258,9 @@ impl<'a> Rows<'a> {
             }
             Encoding::Sampled { draws, seed } => {
                 let (mut distinct, mut ids, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-                self.soften(temperature, |row, log_probabilities| {
+                self.soften(temperature, |row, softened| {
                     distinct.push(sample::draw(
-                        log_probabilities,
+                        softened.log_probabilities,
                         *draws,
                         *seed,
                         row as u64,
@@ -243,7 +271,7 @@ impl<'a> Rows<'a> {
                 SoftLabels::Sampled { draws: *draws, distinct, ids, counts }
             }
             Encoding::Hidden { .. } => {
-                SoftLabels::Hidden { width: self.width, states: self.gather(Self::hidden) }
+                SoftLabels::Hidden { width: self.width, states: self.all_hidden() }
             }
         }
     }

@@ -1,13 +1,16 @@
 //! Which classes of a row travel, and the mass of those that do not.
 
+use std::cmp::Ordering;
+
 use super::soften::log_sum_exp;
 
-/// Orders the classes of a row by logit, largest first; equal logits by id. The `k` first of the
-/// result are the top k in that order; the others follow in no particular order.
-pub(super) fn top_k(logits: &[f32], k: usize) -> Vec<u32> {
-    let mut ids: Vec<u32> = (0_u32..).take(logits.len()).collect();
+/// Orders the classes of a row by their values (logits, or what orders them), largest first; equal
+/// values by id. The `k` first of the result are the top k in that order; the others follow in no
+/// particular order.
+pub(super) fn top_k<V>(values: &[V], compare: impl Fn(&V, &V) -> Ordering, k: usize) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0_u32..).take(values.len()).collect();
     let order = |a: &u32, b: &u32| {
-        logits[*b as usize].total_cmp(&logits[*a as usize]).then_with(|| a.cmp(b))
+        compare(&values[*b as usize], &values[*a as usize]).then_with(|| a.cmp(b))
     };
     if k < ids.len() {
         ids.select_nth_unstable_by(k, order);
@@ -47,7 +50,7 @@ mod tests {
             let k = k.min(logits.len());
             let mut sorted: Vec<u32> = (0..logits.len() as u32).collect();
             sorted.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
-            let got = top_k(&logits, k);
+            let got = top_k(&logits, f32::total_cmp, k);
             prop_assert_eq!(&got[..k], &sorted[..k]);
             let mut all = got;
             all.sort_unstable();

@@ -3,17 +3,23 @@
 /// log p_T of a row: `z / T - log(sum(exp(z / T)))`, in f64, shifted by the largest logit so that
 /// no exponential overflows.
 ///
-/// `logits` are finite; `temperature` is finite and above 0.
-pub(super) fn log_softmax(logits: &[f32], temperature: f32, out: &mut Vec<f64>) {
+/// `logits` are f32 or f64, finite and within the range of f32, and `max` is the larger of two;
+/// `temperature` is finite and above 0.
+pub(super) fn log_softmax<Z: Copy + Into<f64>>(
+    logits: &[Z],
+    max: impl Fn(Z, Z) -> Z,
+    temperature: f32,
+    out: &mut Vec<f64>,
+) {
     let inverse = f64::from(temperature).recip();
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let shifted = |z: f32| {
+    let largest = logits.iter().copied().reduce(max).map_or(f64::NEG_INFINITY, Into::into);
+    let shifted = |z: f64| {
         // T may be so small that 1 / T overflows; the largest logit stays at 0 all the same.
-        let gap = f64::from(z) - f64::from(largest);
+        let gap = z - largest;
         if gap == 0.0 { 0.0 } else { gap * inverse }
     };
     out.clear();
-    out.extend(logits.iter().map(|&z| shifted(z)));
+    out.extend(logits.iter().map(|&z| shifted(z.into())));
     let normalizer = out.iter().map(|x| x.exp()).sum::<f64>().ln();
     out.iter_mut().for_each(|x| *x -= normalizer);
 }
@@ -33,7 +39,7 @@ mod tests {
 
     fn softened(logits: &[f32], temperature: f32) -> Vec<f64> {
         let mut out = Vec::new();
-        log_softmax(logits, temperature, &mut out);
+        log_softmax(logits, f32::max, temperature, &mut out);
         out
     }
 

@@ -1,21 +1,32 @@
 //! `Describe`.
 
-use bytes::Bytes;
 use stillhouse_proto::v1::{
-    DType, DescribeResponse, EncodingKind, FeatureSignature, InputSignature, ServerLimits, Task,
-    input_signature::Kind,
+    DType, DescribeResponse, EncodingKind, EnsembleRule, FeatureSignature, InputSignature,
+    RuleFingerprint, ServerLimits, Task, input_signature::Kind,
 };
 
 use super::Core;
-use crate::validate::{FEATURE_DTYPES, MAX_DRAWS};
+use crate::{
+    ensemble::Rule,
+    validate::{FEATURE_DTYPES, MAX_DRAWS},
+};
 
 pub(super) fn describe(core: &Core) -> DescribeResponse {
     let contract = &core.contract;
     let dtypes = FEATURE_DTYPES.iter().map(|dtype| *dtype as i32).collect();
     let features = FeatureSignature { width: contract.input_width as u64, dtypes };
+    let mut encodings =
+        vec![EncodingKind::Dense, EncodingKind::TopK, EncodingKind::Ids, EncodingKind::Sampled];
+    if core.ensemble.only().is_some() {
+        encodings.push(EncodingKind::Hidden);
+    }
+    let rules = Rule::ALL.into_iter().map(|rule| RuleFingerprint {
+        rule: EnsembleRule::from(rule).into(),
+        fingerprint: core.fingerprint(rule),
+    });
     DescribeResponse {
         name: core.name.clone(),
-        fingerprint: Bytes::clone(&core.fingerprint),
+        fingerprint: core.fingerprint(contract.default_rule),
         task: Task::Classification.into(),
         input: Some(InputSignature { kind: Some(Kind::Features(features)) }),
         classes: contract.classes as u32,
@@ -28,14 +39,11 @@ pub(super) fn describe(core: &Core) -> DescribeResponse {
             max_stream_in_flight: contract.limits.max_stream_in_flight,
             max_draws: MAX_DRAWS as u64,
         }),
-        encodings: vec![
-            EncodingKind::Dense.into(),
-            EncodingKind::TopK.into(),
-            EncodingKind::Ids.into(),
-            EncodingKind::Sampled.into(),
-            EncodingKind::Hidden.into(),
-        ],
+        encodings: encodings.into_iter().map(Into::into).collect(),
         compute_dtype: DType::F32.into(),
         server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        members: core.ensemble.describe(),
+        default_rule: EnsembleRule::from(contract.default_rule).into(),
+        rule_fingerprints: rules.collect(),
     }
 }

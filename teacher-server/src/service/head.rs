@@ -62,10 +62,13 @@ pub(super) async fn pieces(
     client: &Arc<str>,
     request: &FetchHeadRequest,
 ) -> Result<Pieces, ServeError> {
+    let Some(model) = core.ensemble.only().cloned() else {
+        return Err(ServeError::NoHead { members: core.ensemble.len() });
+    };
     let dtype = label_dtype("dtype", request.dtype)?;
     // A task of its own: it is not done again if the first client goes away meanwhile.
     let shared = Arc::clone(&core);
-    let encoded = tokio::spawn(async move { shared.heads.get(&shared.model, dtype).await });
+    let encoded = tokio::spawn(async move { shared.heads.get(&model, dtype).await });
     let encoded = encoded.await.map_err(|error| ServeError::Forward(error.to_string()))??;
     let whole = &encoded.whole;
     let piece = PIECE.min(core.contract.limits.max_message_bytes as usize - BESIDE);
@@ -73,7 +76,7 @@ pub(super) async fn pieces(
     let held = core.ledger.take(client, piece as u64)?;
     let keep = Keep::new(held, &core.open);
     let first = FetchHeadResponse {
-        fingerprint: core.fingerprint.clone(),
+        fingerprint: core.fingerprint(core.contract.default_rule),
         weight_shape: encoded.weight_shape.to_vec(),
         has_bias: encoded.has_bias,
         dtype: dtype.into(),

@@ -27,10 +27,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     encode::{self, Encoding},
+    ensemble::{Ensemble, Rule},
     error::ServeError,
     held::{Held, Ledger},
     metrics as names,
-    model::Model,
     scheduler::{Done, Pending, Scheduler},
     validate::Contract,
 };
@@ -45,9 +45,8 @@ const VALUES_ENCODED_INLINE: usize = 1 << 16;
 /// What all rpcs share. Lives as long as the server.
 pub(crate) struct Core {
     pub(crate) name: String,
-    pub(crate) fingerprint: Bytes,
     pub(crate) contract: Contract,
-    pub(crate) model: Arc<dyn Model>,
+    pub(crate) ensemble: Arc<Ensemble>,
     pub(crate) scheduler: Arc<Scheduler>,
     /// What all requests hold in memory.
     pub(crate) ledger: Arc<Ledger>,
@@ -62,6 +61,7 @@ pub(crate) struct Core {
 /// A request that the scheduler has admitted.
 struct Submitted {
     id: u64,
+    rule: Rule,
     encoding: Encoding,
     temperatures: Vec<f32>,
     held: Held,
@@ -75,6 +75,11 @@ struct Submitted {
 type Answered = Result<(LabelResponse, Keep), ServeError>;
 
 impl Core {
+    /// What labels under a rule are told apart by.
+    pub(crate) fn fingerprint(&self, rule: Rule) -> Bytes {
+        self.ensemble.fingerprint(rule).clone()
+    }
+
     /// Validates, admits and counts a request. `peer` names a client that gives no name; `deadline`
     /// is the call's.
     fn submit(
@@ -106,6 +111,7 @@ impl Core {
         )?;
         Ok(Submitted {
             id: accepted.id,
+            rule: accepted.rule,
             encoding: accepted.encoding,
             temperatures: accepted.temperatures,
             held,
@@ -126,18 +132,18 @@ impl Core {
     }
 
     async fn answer(&self, submitted: Submitted) -> Answered {
-        let Submitted { id, encoding, temperatures, held, deadline, pending, .. } = submitted;
+        let Submitted { id, rule, encoding, temperatures, held, deadline, pending, .. } = submitted;
         let done = match deadline {
             None => pending.await?,
             Some(deadline) => tokio::time::timeout_at(deadline.into(), pending)
                 .await
                 .unwrap_or(Err(ServeError::Deadline))?,
         };
-        let fingerprint = self.fingerprint.clone();
+        let fingerprint = self.fingerprint(rule);
         let values = encoding.work(&done.forward, temperatures.len());
         // What is held goes along: the work goes on even if nobody waits for it any more.
         let encode = move || {
-            let response = respond(id, fingerprint, &done, &encoding, &temperatures)?;
+            let response = respond((id, fingerprint), &done, rule, &encoding, &temperatures)?;
             Ok((response, held))
         };
         let encoded = if values <= VALUES_ENCODED_INLINE {
@@ -167,14 +173,14 @@ impl Submitted {
 }
 
 fn respond(
-    id: u64,
-    fingerprint: Bytes,
+    (id, fingerprint): (u64, Bytes),
     done: &Done,
+    rule: Rule,
     encoding: &Encoding,
     temperatures: &[f32],
 ) -> Result<LabelResponse, ServeError> {
     let start = Instant::now();
-    let (labels, row_errors) = encode::encode(&done.forward, encoding, temperatures)?;
+    let (labels, row_errors) = encode::encode(&done.forward, rule, encoding, temperatures)?;
     let took = start.elapsed();
 
     metrics::histogram!(names::ENCODE).record(took);

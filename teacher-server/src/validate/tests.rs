@@ -12,6 +12,8 @@ fn contract() -> Contract {
         input_width: 3,
         classes: 5,
         hidden_size: 4,
+        members: 1,
+        default_rule: Rule::Arithmetic,
         rescale_factor: 1.0 / 255.0,
         limits: Limits { max_rows: 8, max_message_bytes: 4096, ..Limits::default() },
     }
@@ -34,6 +36,7 @@ fn good() -> LabelRequest {
         temperatures: vec![1.0, 4.0],
         encoding: wrap(Kind::Dense(DenseEncoding::default())),
         timeout_ms: 0,
+        ensemble_rule: 0,
     }
 }
 
@@ -138,6 +141,49 @@ fn encodings_out_of_range() {
 }
 
 #[test]
+fn the_rule_is_the_requests_or_the_servers() {
+    use EnsembleRule::{Arithmetic, Geometric, Unspecified};
+    for (default, set, expected) in [
+        (Rule::Arithmetic, Unspecified, Rule::Arithmetic),
+        (Rule::Geometric, Unspecified, Rule::Geometric),
+        (Rule::Geometric, Arithmetic, Rule::Arithmetic),
+        (Rule::Arithmetic, Geometric, Rule::Geometric),
+    ] {
+        let contract = Contract { default_rule: default, ..contract() };
+        let request = LabelRequest { ensemble_rule: set.into(), ..good() };
+        assert_eq!(contract.accept(request).unwrap().rule, expected);
+    }
+    refuses(|r| r.ensemble_rule = 3, &["ensemble_rule", "is 3", "an EnsembleRule, 0 to 2"]);
+}
+
+#[test]
+fn several_models_have_no_hidden_state_and_their_arithmetic_mean_no_logits() {
+    let several = Contract { members: 3, hidden_size: 0, ..contract() };
+    let ask = |kind: Kind, rule: EnsembleRule| {
+        let request = LabelRequest { encoding: wrap(kind), ensemble_rule: rule.into(), ..good() };
+        several.accept(request).map_err(|error| error.to_string())
+    };
+    let dense = |kind: DenseKind| Kind::Dense(DenseEncoding { kind: kind.into(), dtype: 0 });
+    for rule in [EnsembleRule::Unspecified, EnsembleRule::Arithmetic, EnsembleRule::Geometric] {
+        let error = ask(Kind::Hidden(HiddenEncoding::default()), rule).unwrap_err();
+        let expected =
+            "encoding: is hidden; must be one of dense, top_k, ids, sampled: the 3 models";
+        assert!(error.starts_with(expected), "{error}");
+        assert!(ask(dense(DenseKind::Probabilities), rule).is_ok());
+        let logits = ask(dense(DenseKind::Logits), rule);
+        if rule == EnsembleRule::Geometric {
+            assert!(logits.is_ok());
+            continue;
+        }
+        let error = logits.unwrap_err();
+        assert!(error.starts_with("encoding.dense.kind: is LOGITS; must be LOG_PROB"), "{error}");
+        assert!(error.contains("or ensemble_rule GEOMETRIC"), "{error}");
+    }
+    let one = LabelRequest { encoding: wrap(dense(DenseKind::Logits)), ..good() };
+    assert!(contract().accept(one).is_ok(), "a single model has logits under either rule");
+}
+
+#[test]
 fn ids_out_of_range() {
     refuses(|r| r.encoding = ids(0, &[]), &["ids_per_row", "is 0", "1 to the 5 classes"]);
     refuses(
@@ -202,6 +248,9 @@ fn what_a_request_holds_covers_its_rows_their_outputs_and_the_answer() {
     let asked = LabelRequest { encoding: wrap(Kind::Hidden(HiddenEncoding::default())), ..good() };
     let asked = contract().accept(asked).unwrap().bytes;
     assert!(asked >= rows * (input + logits + hidden + hidden), "{asked}");
+    // Every member's logits count, the answer once.
+    let three = Contract { members: 3, ..contract() };
+    assert_eq!(three.accept(good()).unwrap().bytes, dense + rows * 2 * logits);
     // Rows without a finite output are answered with words.
     let one = LabelRequest { temperatures: vec![1.0], ..good() };
     let one = contract().accept(one).unwrap().bytes;

@@ -1,6 +1,7 @@
 //! A model that waits for the test, and requests for it.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +16,7 @@ use stillhouse_proto::v1::{
     encoding::Kind, label_request::Inputs, label_stream_request::Action,
     teacher_service_client::TeacherServiceClient,
 };
-use teacher_server::{Server, Settings, model::Model};
+use teacher_server::{Server, Settings, ensemble::Ensemble, model::Model};
 use tonic::transport::Channel;
 
 pub(crate) const CLASSES: usize = 16;
@@ -105,7 +106,8 @@ pub(crate) async fn serve_with(
     let mut settings = Settings::embedded("gated");
     settings.drain.limit_seconds = 5.0;
     change(&mut settings);
-    let running = Server::bind_model(settings, model).await.unwrap().spawn();
+    let ensemble = Ensemble::new([(PathBuf::from("gated"), model as Arc<dyn Model>)]).unwrap();
+    let running = Server::bind_ensemble(settings, ensemble).await.unwrap().spawn();
     let client = Client::connect(format!("http://{}", running.address())).await.unwrap();
     (client, running)
 }
@@ -121,6 +123,7 @@ pub(crate) fn request(id: u64, rows: &[f32]) -> LabelRequest {
         temperatures: vec![1.0],
         encoding: Some(Encoding { kind: Some(Kind::Dense(dense)) }),
         timeout_ms: 0,
+        ensemble_rule: 0,
     }
 }
 

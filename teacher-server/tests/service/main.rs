@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 mod bounds;
+mod ensemble;
 mod faults;
 mod gated;

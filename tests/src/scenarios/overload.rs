@@ -160,6 +160,7 @@ fn label_request(id: u64, client: &str, rows: usize) -> LabelRequest {
         temperatures: vec![4.0],
         encoding: client::encoding(Kind::Dense(DenseEncoding::default())),
         timeout_ms: 0,
+        ensemble_rule: 0,
     }
 }
 

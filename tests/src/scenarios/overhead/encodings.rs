@@ -67,6 +67,7 @@ async fn row_cost(
         temperatures: vec![4.0],
         encoding,
         timeout_ms: 0,
+        ensemble_rule: 0,
     };
     let mut client = client::connect(teacher.address()).await;
     let reply = client.label(request.clone()).await.unwrap().into_inner();

@@ -1,0 +1,437 @@
+//! One model or several that answer as one teacher.
+
+use std::{
+    fmt::Debug,
+    iter,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use stillhouse_nn::ModelConfig;
+use stillhouse_proto::{
+    limits::MAX_NAME_BYTES,
+    v1::{self, EnsembleRule},
+};
+use stillhouse_runtime::config::ConfigError;
+
+use crate::{error::ServeError, model::Model};
+
+/// Separates fingerprints of ensembles from any other use of SHA-256, and from a later definition.
+const DOMAIN: &[u8] = b"stillhouse ensemble 1";
+
+/// How the distributions of an ensemble's members become one (Hinton et al. 2015, arXiv 1503.02531,
+/// sections 1 and 2). Of a single model both rules are the identity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rule {
+    /// p_T is the mean over the members of `softmax(z_m / T)`, at the T that is asked for.
+    #[default]
+    Arithmetic,
+    /// z is the mean over the members of their logits, and p_T is `softmax(z / T)`.
+    Geometric,
+}
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: [Self; 2] = [Self::Arithmetic, Self::Geometric];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Arithmetic => "arithmetic",
+            Self::Geometric => "geometric",
+        }
+    }
+}
+
+impl From<Rule> for EnsembleRule {
+    fn from(rule: Rule) -> Self {
+        match rule {
+            Rule::Arithmetic => Self::Arithmetic,
+            Rule::Geometric => Self::Geometric,
+        }
+    }
+}
+
+/// A model and the folder that it came from.
+struct Member {
+    folder: PathBuf,
+    model: Arc<dyn Model>,
+}
+
+impl Member {
+    /// The folder's name, for people.
+    fn name(&self) -> String {
+        let name = self.folder.file_name().unwrap_or(self.folder.as_os_str());
+        let mut name = name.to_string_lossy().into_owned();
+        name.truncate(name.floor_char_boundary(MAX_NAME_BYTES));
+        name
+    }
+}
+
+/// One model or several, with the same input and the same classes.
+pub struct Ensemble {
+    first: Member,
+    others: Vec<Member>,
+    /// The fingerprint under [`Rule::Arithmetic`], and under [`Rule::Geometric`].
+    arithmetic: Bytes,
+    geometric: Bytes,
+}
+
+impl Ensemble {
+    /// Of models and the folders that they are named by, in an order that the fingerprint covers.
+    ///
+    /// # Errors
+    /// If there is none, or two do not agree on what a row or a label is: names the first value that
+    /// differs, and both folders.
+    pub fn new(
+        members: impl IntoIterator<Item = (PathBuf, Arc<dyn Model>)>,
+    ) -> Result<Self, ConfigError> {
+        let mut members = members.into_iter().map(|(folder, model)| Member { folder, model });
+        let Some(first) = members.next() else {
+            return Err(wrong("is an empty list; must be one model or more".to_owned()));
+        };
+        let others: Vec<Member> = members.collect();
+        let mut ensemble =
+            Self { first, others, arithmetic: Bytes::new(), geometric: Bytes::new() };
+        let signatures = ensemble.members();
+        agree(signatures.map(|member| (&*member.folder, Signature::of(&*member.model))))?;
+        ensemble.arithmetic = ensemble.hash(Rule::Arithmetic);
+        ensemble.geometric = ensemble.hash(Rule::Geometric);
+        Ok(ensemble)
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        iter::once(&self.first).chain(&self.others)
+    }
+
+    /// Number of models, at least 1.
+    pub(crate) fn len(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    /// The model, if it is the only one.
+    pub(crate) fn only(&self) -> Option<&Arc<dyn Model>> {
+        self.others.is_empty().then_some(&self.first.model)
+    }
+
+    /// Elements per input row.
+    pub(crate) fn input_width(&self) -> usize {
+        self.first.model.input_width()
+    }
+
+    /// Classes, V.
+    pub(crate) fn classes(&self) -> usize {
+        self.first.model.classes()
+    }
+
+    /// Width d of the hidden state; 0 for several models, which have none in common.
+    pub(crate) fn hidden_size(&self) -> usize {
+        self.only().map_or(0, |model| model.hidden_size())
+    }
+
+    /// What U8 features are multiplied by.
+    pub(crate) fn rescale_factor(&self) -> f64 {
+        self.first.model.rescale_factor()
+    }
+
+    /// What labels under a rule are told apart by, 32 bytes. A single model's own, whatever the rule.
+    pub(crate) fn fingerprint(&self, rule: Rule) -> &Bytes {
+        match rule {
+            Rule::Arithmetic => &self.arithmetic,
+            Rule::Geometric => &self.geometric,
+        }
+    }
+
+    /// SHA-256 over the rule and the members' fingerprints in their order, each part preceded by its
+    /// length.
+    fn hash(&self, rule: Rule) -> Bytes {
+        if let Some(only) = self.only() {
+            return Bytes::copy_from_slice(&only.fingerprint());
+        }
+        let mut hash = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        part(DOMAIN);
+        part(rule.name().as_bytes());
+        self.members().for_each(|member| part(&member.model.fingerprint()));
+        Bytes::copy_from_slice(&hash.finalize())
+    }
+
+    /// The members' names for people, at most 256 bytes in all.
+    pub(crate) fn name(&self) -> String {
+        let names: Vec<String> = self.members().map(Member::name).collect();
+        let name = names.join(" + ");
+        if name.len() > MAX_NAME_BYTES { format!("{} models", self.len()) } else { name }
+    }
+
+    /// The members as `Describe` lists them.
+    pub(crate) fn describe(&self) -> Vec<v1::EnsembleMember> {
+        self.members()
+            .map(|member| v1::EnsembleMember {
+                name: member.name(),
+                fingerprint: Bytes::copy_from_slice(&member.model.fingerprint()),
+            })
+            .collect()
+    }
+
+    /// The forward pass of every member, one after the other. `input` is `[rows, input_width]`.
+    pub(crate) fn infer(&self, input: &[f32], rows: usize) -> Result<Outputs, ServeError> {
+        let run = |member: &Member| {
+            member.model.infer(input, rows).map_err(|error| match self.only() {
+                Some(_) => ServeError::Forward(error.to_string()),
+                None => ServeError::Forward(format!("{}: {error}", member.name())),
+            })
+        };
+        let first = run(&self.first)?;
+        let mut outputs = Outputs { logits: vec![first.logits], hidden: first.hidden };
+        if !self.others.is_empty() {
+            outputs.hidden = Vec::new();
+        }
+        for member in &self.others {
+            outputs.logits.push(run(member)?.logits);
+        }
+        Ok(outputs)
+    }
+}
+
+/// What the members say about a batch.
+pub(crate) struct Outputs {
+    /// `[rows, classes]` of each member, in their order.
+    pub(crate) logits: Vec<Vec<f32>>,
+    /// `[rows, hidden_size]` of a single model; empty for several.
+    pub(crate) hidden: Vec<f32>,
+}
+
+/// What models that answer as one must share: what a row of input is, and what is said of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Signature {
+    input_width: usize,
+    classes: usize,
+    /// None takes any features, and so those of the other members.
+    image_shape: Option<[usize; 3]>,
+    rescale_factor: f64,
+}
+
+impl Signature {
+    fn of(model: &dyn Model) -> Self {
+        Self {
+            input_width: model.input_width(),
+            classes: model.classes(),
+            image_shape: model.image_shape(),
+            rescale_factor: model.rescale_factor(),
+        }
+    }
+}
+
+impl From<&ModelConfig> for Signature {
+    fn from(config: &ModelConfig) -> Self {
+        Self {
+            input_width: config.input_width(),
+            classes: config.classes(),
+            image_shape: config.image_shape(),
+            rescale_factor: config.rescale_factor(),
+        }
+    }
+}
+
+/// Refuses members that do not agree.
+pub(crate) fn agree<'a>(
+    members: impl Iterator<Item = (&'a Path, Signature)>,
+) -> Result<(), ConfigError> {
+    fn same<T: PartialEq + Debug>(
+        what: &str,
+        (first, expected): (&Path, &T),
+        (other, found): (&Path, &T),
+    ) -> Result<(), ConfigError> {
+        if found == expected {
+            return Ok(());
+        }
+        let (first, other) = (first.display(), other.display());
+        Err(wrong(format!(
+            "{what} is {expected:?} in {first} and {found:?} in {other}; models that answer as one \
+             teacher must agree"
+        )))
+    }
+    let mut reference: Option<(&Path, Signature)> = None;
+    let mut images: Option<(&Path, [usize; 3])> = None;
+    for (folder, found) in members {
+        if let Some((first, expected)) = &reference {
+            same("input width", (first, &expected.input_width), (folder, &found.input_width))?;
+            same("number of classes", (first, &expected.classes), (folder, &found.classes))?;
+        }
+        if let Some(shape) = &found.image_shape {
+            let (first, expected) = images.get_or_insert((folder, *shape));
+            same("image shape", (first, &*expected), (folder, shape))?;
+        }
+        let (first, expected) = reference.get_or_insert((folder, found));
+        same("rescale factor", (first, &expected.rescale_factor), (folder, &found.rescale_factor))?;
+    }
+    Ok(())
+}
+
+fn wrong(reason: String) -> ConfigError {
+    ConfigError::Value { key: "model".to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use stillhouse_nn::{Head, Inference, ModelError};
+
+    use super::*;
+
+    /// A model of which only what it says of itself matters.
+    struct Named {
+        fingerprint: u8,
+        width: usize,
+        classes: usize,
+        shape: Option<[usize; 3]>,
+        factor: f64,
+    }
+
+    impl Named {
+        fn new(fingerprint: u8) -> Self {
+            Self { fingerprint, width: 4, classes: 3, shape: None, factor: 1.0 }
+        }
+    }
+
+    impl Model for Named {
+        fn input_width(&self) -> usize {
+            self.width
+        }
+
+        fn classes(&self) -> usize {
+            self.classes
+        }
+
+        fn hidden_size(&self) -> usize {
+            5
+        }
+
+        fn image_shape(&self) -> Option<[usize; 3]> {
+            self.shape
+        }
+
+        fn rescale_factor(&self) -> f64 {
+            self.factor
+        }
+
+        fn fingerprint(&self) -> [u8; 32] {
+            [self.fingerprint; 32]
+        }
+
+        fn infer(&self, _: &[f32], _: usize) -> Result<Inference, ModelError> {
+            Err(ModelError::Size { field: "input", found: 0, expected: "none".to_owned() })
+        }
+
+        fn head(&self) -> Head {
+            Head { weight: Vec::new(), bias: None, classes: self.classes, hidden_size: 5 }
+        }
+    }
+
+    fn ensemble(models: Vec<Named>) -> Result<Ensemble, String> {
+        let folders = ["/models/a", "/models/b", "/models/c"].map(PathBuf::from);
+        let models = models.into_iter().map(|model| Arc::new(model) as Arc<dyn Model>);
+        Ensemble::new(folders.into_iter().zip(models)).map_err(|error| error.to_string())
+    }
+
+    fn fingerprint(models: &[u8], rule: Rule) -> Bytes {
+        let models = models.iter().map(|&fingerprint| Named::new(fingerprint)).collect();
+        ensemble(models).unwrap().fingerprint(rule).clone()
+    }
+
+    #[test]
+    fn members_their_order_and_the_rule_make_the_fingerprint() {
+        use Rule::{Arithmetic, Geometric};
+        let all = [
+            fingerprint(&[1, 2], Arithmetic),
+            fingerprint(&[1, 2], Geometric),
+            fingerprint(&[2, 1], Arithmetic),
+            fingerprint(&[1, 1], Arithmetic),
+            fingerprint(&[1, 2, 2], Arithmetic),
+            fingerprint(&[1], Arithmetic),
+        ];
+        for (i, a) in all.iter().enumerate() {
+            assert_eq!(a.len(), 32);
+            for b in &all[..i] {
+                assert_ne!(a, b);
+            }
+        }
+        assert_eq!(all[0], fingerprint(&[1, 2], Arithmetic));
+        // What is hashed, spelt out.
+        let parts: [&[u8]; 4] = [b"stillhouse ensemble 1", b"geometric", &[1; 32], &[2; 32]];
+        let bytes: Vec<u8> = parts
+            .iter()
+            .flat_map(|part| [&(part.len() as u64).to_le_bytes()[..], part].concat())
+            .collect();
+        assert_eq!(all[1], Sha256::digest(bytes).as_slice());
+    }
+
+    #[test]
+    fn a_single_model_keeps_its_fingerprint_whatever_the_rule() {
+        for rule in Rule::ALL {
+            assert_eq!(fingerprint(&[7], rule), [7; 32].as_slice());
+        }
+        let single = ensemble(vec![Named::new(7)]).unwrap();
+        assert_eq!((single.len(), single.hidden_size(), single.name().as_str()), (1, 5, "a"));
+        let several = ensemble(vec![Named::new(7), Named::new(8)]).unwrap();
+        assert_eq!((several.len(), several.hidden_size()), (2, 0));
+        assert_eq!(several.name(), "a + b");
+    }
+
+    #[test]
+    fn what_members_differ_in_is_named_with_both_values_and_folders() {
+        type Change = fn(&mut Named);
+        let cases: [(Change, &str); 4] = [
+            (|b| (b.width, b.classes) = (6, 9), "input width is 4 in /models/a and 6 in /models/b"),
+            (
+                |b| (b.classes, b.factor) = (9, 0.5),
+                "number of classes is 3 in /models/a and 9 in /models/b",
+            ),
+            (
+                |b| (b.shape, b.factor) = (Some([1, 4, 1]), 0.5),
+                "image shape is [1, 2, 2] in /models/a and [1, 4, 1] in /models/b",
+            ),
+            (|b| b.factor = 0.5, "rescale factor is 1.0 in /models/a and 0.5 in /models/b"),
+        ];
+        let image = || Named { shape: Some([1, 2, 2]), ..Named::new(1) };
+        for (change, expected) in cases {
+            let mut other = image();
+            change(&mut other);
+            let error = ensemble(vec![image(), other]).err().unwrap();
+            assert!(error.starts_with("model: ") && error.contains(expected), "{error}");
+        }
+        let fitting = vec![image(), Named::new(2), image()];
+        assert!(ensemble(fitting).is_ok(), "a model that takes any features goes with images");
+        let other = Named { shape: Some([1, 4, 1]), ..Named::new(1) };
+        let error = ensemble(vec![Named::new(2), image(), other]).err().unwrap();
+        assert!(error.contains("[1, 2, 2] in /models/b and [1, 4, 1] in /models/c"), "{error}");
+        assert!(ensemble(Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_member_that_fails_is_named() {
+        let infer = |models| ensemble(models).unwrap().infer(&[], 0).err().unwrap().to_string();
+        let several = infer(vec![Named::new(1), Named::new(2)]);
+        assert!(several.contains("failed: a: "), "{several}");
+        let single = infer(vec![Named::new(1)]);
+        assert!(!single.contains("a: "), "{single}");
+    }
+
+    #[test]
+    fn names_keep_to_the_contracts_length() {
+        let long = "é".repeat(200);
+        let single = vec![(PathBuf::from(&long), Arc::new(Named::new(1)) as Arc<dyn Model>)];
+        let single = Ensemble::new(single).unwrap();
+        assert_eq!(single.name(), "é".repeat(128));
+        let several =
+            [1, 2].map(|at| (PathBuf::from(&long), Arc::new(Named::new(at)) as Arc<dyn Model>));
+        let several = Ensemble::new(several).unwrap();
+        assert_eq!(several.name(), "2 models");
+        assert_eq!(several.describe()[1].name.len(), 256);
+    }
+}
