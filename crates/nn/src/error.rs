@@ -200,10 +200,10 @@ pub enum LossError {
         reason: &'static str,
     },
     /// The labels that the weights ask for were not given.
-    #[error("alpha is {alpha}, which needs {missing} labels, and the batch has none")]
+    #[error("{missing} labels have the weight {weight}, and the batch has none")]
     MissingLabels {
-        /// Weight of the distillation term.
-        alpha: f64,
+        /// Their weight.
+        weight: f64,
         /// `hard` or `soft`.
         missing: &'static str,
     },

@@ -169,7 +169,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         let described = format!("request {} ({} rows)", job.index, job.rows);
         match answer.result {
             Some(Answer::Response(response)) => {
-                match self.labels(&name, &described, job.rows, &response) {
+                match self.labels(&name, &described, job, &response) {
                     Ok(batch) => {
                         self.pipeline.answered(request, batch, now);
                         Ok(())
@@ -213,7 +213,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         &self,
         endpoint: &str,
         request: &str,
-        rows: usize,
+        job: &Job,
         response: &LabelResponse,
     ) -> Result<LabelBatch, ClientError> {
         self.gate.same_fingerprint(endpoint, &response.fingerprint)?;
@@ -232,7 +232,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             return Err(unusable(format!("it has labels of {found} temperatures, expected 1")));
         };
         let batch = decode(labels).map_err(|error| unusable(error.to_string()))?;
-        self.gate.wanted.check(rows, &batch).map_err(unusable)?;
+        self.gate.wanted.check(job.rows, job.temperature, &batch).map_err(unusable)?;
         Ok(batch)
     }
 

@@ -169,7 +169,7 @@ mod tests {
     fn wanted() -> Wanted {
         Wanted {
             client: String::new(),
-            temperature: 4.0,
+            probe_temperature: 4.0,
             encoding: encoding::Kind::TopK(TopKEncoding { k: 2, dtype: DType::F32.into() }),
             ensemble: EnsembleRule::Unspecified,
             input_width: 784,

@@ -30,6 +30,8 @@ pub struct Job {
     pub features: Tensor,
     /// Number of rows.
     pub rows: usize,
+    /// Temperature of the labels, that of the rows' epoch.
+    pub temperature: f32,
     /// Seed of the teacher's draws; plays a part in `sampled` only. The same whenever this request
     /// is sent, now or after a resumption.
     pub seed: u64,
@@ -40,8 +42,8 @@ pub struct Job {
 pub struct Wanted {
     /// Name for the teacher's fairness and quotas.
     pub client: String,
-    /// Temperature of the labels.
-    pub temperature: f32,
+    /// Temperature of the labels that a teacher is probed with, the recipe's first.
+    pub probe_temperature: f32,
     /// The encoding; the seed of draws is filled in for each request.
     pub encoding: Kind,
     /// How the distributions of several models become one; UNSPECIFIED: as the teacher does it.
@@ -62,7 +64,7 @@ impl Wanted {
         let batch = recipe.train.batch_size;
         Self {
             client: teacher.client.clone(),
-            temperature: recipe.loss.temperature as f32,
+            probe_temperature: recipe.loss.temperature as f32,
             encoding: kind(recipe, teacher),
             ensemble: match teacher.ensemble {
                 None => EnsembleRule::Unspecified,
@@ -89,7 +91,8 @@ impl Wanted {
 
     /// Bytes of the longest answer to expect of a teacher: labels, a probe's, or a piece of its head.
     pub(super) fn answer_bytes(&self, hidden_size: u32) -> u64 {
-        let labels = self.request_as(0, Tensor::default(), self.encoding.clone());
+        let temperature = self.probe_temperature;
+        let labels = self.request_as(0, Tensor::default(), temperature, self.encoding.clone());
         let probe = self.dense_request(Tensor::default());
         [(labels, self.request_rows as u64), (probe, PROBE_ROWS.into())]
             .iter()
@@ -99,11 +102,17 @@ impl Wanted {
             .fold(HEAD_PIECE, u64::max)
     }
 
-    /// Checks that labels are those of a request for `rows` rows; otherwise names the first thing
-    /// that differs. Labels of another temperature or encoding would train all the same, to other
-    /// weights.
-    pub(super) fn check(&self, rows: usize, batch: &LabelBatch) -> Result<(), String> {
-        let (classes, temperature) = (self.classes, self.expected_temperature());
+    /// Checks that labels are those of a request for `rows` rows at a temperature; otherwise names
+    /// the first thing that differs. Labels of another temperature or encoding would train all the
+    /// same, to other weights.
+    pub(crate) fn check(
+        &self,
+        rows: usize,
+        temperature: f32,
+        batch: &LabelBatch,
+    ) -> Result<(), String> {
+        let classes = self.classes;
+        let temperature = if self.depends_on_temperature() { temperature } else { 0.0 };
         if (batch.rows, batch.classes) != (rows, classes) {
             return Err(format!(
                 "it labels {} rows of {} classes, expected {rows} of {classes}",
@@ -120,13 +129,10 @@ impl Wanted {
         Ok(())
     }
 
-    /// 0 where temperature plays no part.
-    fn expected_temperature(&self) -> f32 {
-        match &self.encoding {
-            Kind::Hidden(_) => 0.0,
-            _ if self.wants_logits() => 0.0,
-            _ => self.temperature,
-        }
+    /// Whether the same rows have other labels at another temperature; those of labels that do not
+    /// is stated as 0.
+    pub(crate) fn depends_on_temperature(&self) -> bool {
+        !matches!(&self.encoding, Kind::Hidden(_)) && !self.wants_logits()
     }
 
     /// Whether the labels are logits, which only some rules leave of an ensemble.
@@ -140,22 +146,22 @@ impl Wanted {
             Kind::Sampled(sampled) => Kind::Sampled(SampledEncoding { seed: job.seed, ..sampled }),
             kind => kind,
         };
-        self.request_as(id, job.features.clone(), kind)
+        self.request_as(id, job.features.clone(), job.temperature, kind)
     }
 
     /// A request for dense log-probabilities, whatever the run's encoding is.
     pub(super) fn dense_request(&self, features: Tensor) -> LabelRequest {
         let dense =
             DenseEncoding { kind: DenseKind::LogProbabilities.into(), dtype: DType::F32.into() };
-        self.request_as(0, features, Kind::Dense(dense))
+        self.request_as(0, features, self.probe_temperature, Kind::Dense(dense))
     }
 
-    fn request_as(&self, id: u64, features: Tensor, kind: Kind) -> LabelRequest {
+    fn request_as(&self, id: u64, features: Tensor, temperature: f32, kind: Kind) -> LabelRequest {
         LabelRequest {
             id,
             client: self.client.clone(),
             inputs: Some(Inputs::Features(features)),
-            temperatures: vec![self.temperature],
+            temperatures: vec![temperature],
             encoding: Some(Encoding { kind: Some(kind) }),
             timeout_ms: u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX),
             ensemble_rule: self.ensemble.into(),
@@ -232,7 +238,7 @@ mod tests {
     fn wanted(encoding: Kind) -> Wanted {
         Wanted {
             client: String::new(),
-            temperature: 4.0,
+            probe_temperature: 1.0,
             encoding,
             ensemble: EnsembleRule::Geometric,
             input_width: 1,
@@ -267,17 +273,20 @@ mod tests {
             (DenseKind::Logits, 0.0),
         ] {
             let wanted = wanted(dense(kind));
-            assert_eq!(wanted.check(1, &batch(temperature, labels(kind))), Ok(()));
+            assert_eq!(wanted.check(1, 4.0, &batch(temperature, labels(kind))), Ok(()));
         }
         let wanted = wanted(Kind::TopK(TopKEncoding { k: 1, dtype: 0 }));
-        assert_eq!(wanted.check(1, &batch(4.0, top_k(1))), Ok(()));
+        assert_eq!(wanted.check(1, 4.0, &batch(4.0, top_k(1))), Ok(()));
     }
 
     #[test]
     fn every_request_names_the_rule() {
         let wanted = wanted(dense(DenseKind::LogProbabilities));
-        let job = Job { index: 0, features: Tensor::default(), rows: 1, seed: 0 };
-        assert_eq!(wanted.request(1, &job).ensemble_rule(), EnsembleRule::Geometric);
+        let job = Job { index: 0, features: Tensor::default(), rows: 1, temperature: 4.0, seed: 0 };
+        let request = wanted.request(1, &job);
+        assert_eq!(request.ensemble_rule(), EnsembleRule::Geometric);
+        // That of the job's epoch.
+        assert_eq!(request.temperatures, [4.0]);
         let probe = wanted.dense_request(Tensor::default());
         assert_eq!(probe.ensemble_rule(), EnsembleRule::Geometric);
     }
@@ -313,7 +322,7 @@ mod tests {
             ),
             (dense(logs), batch(4.0, labels(logs)), 2, "1 rows of 2 classes, expected 2 of 2"),
         ] {
-            let error = wanted(encoding).check(rows, &answer).unwrap_err();
+            let error = wanted(encoding).check(rows, 4.0, &answer).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
     }

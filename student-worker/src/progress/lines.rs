@@ -118,6 +118,8 @@ mod tests {
             epoch: 1,
             loss: 0.5,
             hard_loss: None,
+            alpha: None,
+            temperature: None,
             soft_loss: None,
             grad_norm: 1.0,
             learning_rate: 0.1,

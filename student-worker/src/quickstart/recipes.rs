@@ -6,7 +6,8 @@ use stillhouse_nn::{
 
 use super::Quickstart;
 use crate::recipe::{
-    DataSection, OutputSection, Recipe, TeacherSection, TrainSection, teacher::TeacherKind,
+    DataSection, LossSchedule, OutputSection, Recipe, TeacherSection, TrainSection,
+    teacher::TeacherKind,
 };
 
 /// Teacher, student without, student with; each finds what it needs of those before it.
@@ -50,6 +51,7 @@ fn recipe(asked: &Quickstart, name: &str, model: MlpConfig) -> Recipe {
         student: ModelConfig::Mlp(model),
         teacher: None,
         loss: LossConfig { alpha: 0.0, ..LossConfig::default() },
+        loss_schedule: LossSchedule::default(),
         optimizer: OptimizerConfig::default(),
         schedule: ScheduleConfig { kind: ScheduleKind::Cosine, ..ScheduleConfig::default() },
         train: TrainSection { checkpoint_every_steps: 0, ..TrainSection::default() },

@@ -40,11 +40,13 @@ impl Identity {
         add("seed", recipe.seed.into());
         add("student", json(&recipe.student));
         add("loss", json(&recipe.loss));
+        add("loss_schedule", json(&recipe.loss_schedule));
         add("optimizer", json(&recipe.optimizer));
         add("schedule", json(&recipe.schedule));
         add("train.epochs", recipe.train.epochs.into());
         add("train.batch_size", recipe.train.batch_size.into());
         add("train.clip_norm", json(&recipe.train.clip_norm));
+        add("train.max_norm", json(&recipe.train.max_norm));
         add(ROWS, hex(&data_sha256).into());
         if let Some(section) = &recipe.teacher {
             add("teacher.encoding", json(&section.encoding));

@@ -7,12 +7,14 @@
 
 pub mod identity;
 mod load;
+mod loss_schedule;
 mod sections;
 mod strict;
 pub mod teacher;
 mod validate;
 
 pub use load::{RecipeError, check, load};
+pub use loss_schedule::{Change, LossSchedule, Step};
 pub use sections::{DataFormat, DataSection, OutputSection, Recipe, TrainSection};
 pub use teacher::TeacherSection;
 pub use validate::Invalid;
@@ -29,6 +31,7 @@ pub(crate) fn recipe_for_tests() -> Recipe {
         student: ModelConfig::Mlp(MlpConfig::new(4, vec![3], 2)),
         teacher: None,
         loss: LossConfig::default(),
+        loss_schedule: LossSchedule::default(),
         optimizer: OptimizerConfig::default(),
         schedule: ScheduleConfig::default(),
         train: TrainSection::default(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use stillhouse_nn::{LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig};
 
-use super::{TeacherSection, strict};
+use super::{LossSchedule, TeacherSection, strict};
 
 /// A whole recipe. Paths are relative to the recipe's file as written, and absolute once loaded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct Recipe {
     /// How hard and soft labels are combined.
     #[serde(default, deserialize_with = "strict::section")]
     pub loss: LossConfig,
+    /// How the loss changes from epoch to epoch.
+    #[serde(default)]
+    pub loss_schedule: LossSchedule,
     /// How gradients become updates.
     #[serde(default, deserialize_with = "strict::section")]
     pub optimizer: OptimizerConfig,
@@ -86,6 +89,8 @@ pub struct TrainSection {
     pub keep_checkpoints: usize,
     /// Largest L2 norm of the gradient over all parameters; absent: not clipped.
     pub clip_norm: Option<f64>,
+    /// Largest L2 norm of each unit's incoming weights; absent: no limit.
+    pub max_norm: Option<f64>,
 }
 
 impl Default for TrainSection {
@@ -97,6 +102,7 @@ impl Default for TrainSection {
             checkpoint_every_steps: 500,
             keep_checkpoints: 2,
             clip_norm: None,
+            max_norm: None,
         }
     }
 }

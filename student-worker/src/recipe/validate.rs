@@ -6,7 +6,7 @@ use stillhouse_nn::Divergence;
 use stillhouse_proto::limits::MAX_MEMBERS;
 
 use super::{
-    Recipe,
+    Change, LossSchedule, Recipe, Step,
     teacher::{EncodingName, TeacherKind, TeacherSection},
 };
 
@@ -59,13 +59,20 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), Invalid> {
         classes,
         "1 to 256, the classes that an idx file of bytes can name",
     )?;
-    let alpha = recipe.loss.alpha;
+    let soft = recipe.loss.weights().1;
+    let key = if recipe.loss.soft_weight.is_some() { "loss.soft_weight" } else { "loss.alpha" };
     match &recipe.teacher {
         Some(section) => {
-            check(alpha > 0.0, "loss.alpha", alpha, "above 0 where there is a [teacher]")?;
+            let later = recipe.loss_schedule.alpha.is_some();
+            check(soft > 0.0 || later, key, soft, "above 0 where there is a [teacher]")?;
+            loss_schedule(recipe)?;
             teacher(section, recipe)
         }
-        None => check(alpha == 0.0, "loss.alpha", alpha, "0 where there is no [teacher]"),
+        None => {
+            check(soft == 0.0, key, soft, "0 where there is no [teacher]")?;
+            let given = recipe.loss_schedule != LossSchedule::default();
+            check(!given, "loss_schedule", "a table", "none where there is no [teacher]")
+        }
     }
 }
 
@@ -95,6 +102,51 @@ fn narrowed(recipe: &Recipe) -> Result<(), Invalid> {
     fits("student.rescale_factor", recipe.student.rescale_factor())
 }
 
+/// Every value that a schedule can come to, and the epochs that it names.
+fn loss_schedule(recipe: &Recipe) -> Result<(), Invalid> {
+    let (schedule, epochs) = (&recipe.loss_schedule, recipe.train.epochs);
+    let start = schedule.start_epoch;
+    let range = format!("1 to {epochs}, the epochs of the run");
+    check((1..=epochs).contains(&start), "loss_schedule.start_epoch", start, &range)?;
+    let weighted = recipe.loss.soft_weight.is_some() && recipe.loss.hard_weight.is_some();
+    let given = schedule.alpha.is_some() && weighted;
+    check(!given, "loss_schedule.alpha", "a table", "none beside both weights in [loss]")?;
+    for (key, change) in [
+        ("loss_schedule.alpha", &schedule.alpha),
+        ("loss_schedule.temperature", &schedule.temperature),
+    ] {
+        match change {
+            Some(Change::Linear { begin_epoch, end_epoch, .. })
+            | Some(Change::Cosine { begin_epoch, end_epoch, .. }) => {
+                let begin = format!("{key}.begin_epoch");
+                check(*begin_epoch >= 1, &begin, begin_epoch, "1 or more")?;
+                let range = format!("above {begin_epoch}, {key}.begin_epoch");
+                check(end_epoch > begin_epoch, &format!("{key}.end_epoch"), end_epoch, &range)?;
+            }
+            Some(Change::Steps { steps }) => {
+                let key = format!("{key}.steps");
+                check(!steps.is_empty(), &key, "an empty list", "one step or more")?;
+                let mut before = 0;
+                for Step { epoch, .. } in steps {
+                    let range = format!("above {before}: epochs in order, from 1");
+                    check(*epoch > before, &format!("{key}.epoch"), epoch, &range)?;
+                    before = *epoch;
+                }
+            }
+            None => {}
+        }
+    }
+    for alpha in schedule.alpha.iter().flat_map(Change::values) {
+        check((0.0..=1.0).contains(&alpha), "loss_schedule.alpha", alpha, "0 to 1")?;
+    }
+    for t in schedule.temperature.iter().flat_map(Change::values) {
+        let expected = "1.2e-38 to 3.4e38, the numbers above 0 that 32 bits hold";
+        let fits = (t as f32).is_normal() && t > 0.0;
+        check(fits, "loss_schedule.temperature", format!("{t:e}"), expected)?;
+    }
+    Ok(())
+}
+
 fn train(recipe: &Recipe) -> Result<(), Invalid> {
     let train = &recipe.train;
     check(train.epochs >= 1, "train.epochs", train.epochs, "1 or more")?;
@@ -103,8 +155,10 @@ fn train(recipe: &Recipe) -> Result<(), Invalid> {
     check(train.eval_every >= 1, "train.eval_every", train.eval_every, "1 or more epochs")?;
     let keep = train.keep_checkpoints;
     check(keep >= 1, "train.keep_checkpoints", keep, "1 or more")?;
-    if let Some(norm) = train.clip_norm {
-        check(norm.is_finite() && norm > 0.0, "train.clip_norm", norm, "a finite number above 0")?;
+    for (key, norm) in [("train.clip_norm", train.clip_norm), ("train.max_norm", train.max_norm)] {
+        if let Some(norm) = norm {
+            check(norm.is_finite() && norm > 0.0, key, norm, "a finite number above 0")?;
+        }
     }
     Ok(())
 }

@@ -23,6 +23,12 @@ pub struct StepRecord {
     pub hard_loss: Option<f64>,
     /// The distillation term, before its weight.
     pub soft_loss: Option<f64>,
+    /// Alpha, where it changes over the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Temperature, where it changes over the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
     /// L2 norm of the gradient before clipping.
     pub grad_norm: f64,
     /// Learning rate of this step.
@@ -122,6 +128,8 @@ pub(crate) mod tests {
             loss,
             hard_loss: Some(loss),
             soft_loss: None,
+            alpha: None,
+            temperature: None,
             grad_norm: 1.0,
             learning_rate: 0.1,
             examples_per_second: 1000.0,

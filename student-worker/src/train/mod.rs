@@ -31,7 +31,7 @@ pub use error::{Error, Interrupted};
 use crate::{
     label_client::{LabelClient, Patience, Wanted},
     progress::Observer,
-    recipe::{Recipe, TeacherSection, identity::Identity, teacher::TeacherKind},
+    recipe::{Change, Recipe, TeacherSection, identity::Identity, teacher::TeacherKind},
     run_folder::{
         Claim, Existing, RunFolder,
         metrics::TestRecord,
@@ -94,6 +94,7 @@ pub async fn run(
         schedule: recipe.schedule,
         total_steps: plan.total_steps,
         clip_norm: recipe.train.clip_norm,
+        max_norm: recipe.train.max_norm,
         seed: recipe.seed,
     };
     // Before anything is connected or written: what depends on the data's size, too.
@@ -278,6 +279,32 @@ impl Teacher {
     }
 }
 
+/// What was minimised, with what changed over the epochs.
+fn loss_in_words(recipe: &Recipe) -> String {
+    let (loss, schedule) = (&recipe.loss, &recipe.loss_schedule);
+    let range = |from: f64, change: &Option<Change>| match change {
+        None => from.to_string(),
+        Some(change) => {
+            format!("{from} to {}", change.at(from, recipe.train.epochs.into()))
+        }
+    };
+    let weight = |weight: Option<f64>, otherwise: &str| {
+        weight.map_or(otherwise.to_owned(), |weight| weight.to_string())
+    };
+    let mut words = format!(
+        "{} CE + {} T² {}, α = {}, T = {}",
+        weight(loss.hard_weight, "(1 - α)"),
+        weight(loss.soft_weight, "α"),
+        loss.divergence.name(),
+        range(loss.alpha, &schedule.alpha),
+        range(loss.temperature, &schedule.temperature)
+    );
+    if schedule.start_epoch > 1 {
+        words += &format!(", hard labels alone before epoch {}", schedule.start_epoch);
+    }
+    words
+}
+
 /// Writes the report of a run that this process took on after `begins_at` steps.
 fn report(
     recipe: &Recipe,
@@ -292,7 +319,6 @@ fn report(
     };
     let parameters: usize =
         recipe.student.tensors().values().map(|shape| shape.iter().product::<usize>()).sum();
-    let loss = &recipe.loss;
     let mut facts = vec![
         ("parameters of the student".to_owned(), parameters.to_string()),
         ("steps".to_owned(), outcome.steps.to_string()),
@@ -303,13 +329,7 @@ fn report(
     match &outcome.teacher {
         None => facts.push(("labels".to_owned(), "hard labels only".to_owned())),
         Some(fingerprint) => {
-            let words = format!(
-                "(1 - α) CE + α T² {}, α = {}, T = {}",
-                loss.divergence.name(),
-                loss.alpha,
-                loss.temperature
-            );
-            facts.push(("loss".to_owned(), words));
+            facts.push(("loss".to_owned(), loss_in_words(recipe)));
             facts.push(("teacher".to_owned(), format!("`{fingerprint}`")));
             let waiting = format!("{:.1} %", 100.0 * outcome.stall_fraction);
             facts.push((since("time spent waiting for the teacher"), waiting));

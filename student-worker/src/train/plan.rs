@@ -62,6 +62,11 @@ impl Plan {
         }
     }
 
+    /// The first step that learns from soft labels.
+    fn first_soft_step(&self, recipe: &Recipe) -> u64 {
+        u64::from(recipe.loss_schedule.start_epoch.max(1) - 1) * self.steps_per_epoch
+    }
+
     /// The requests for labels from `step` on. `rescale_factor`: for a teacher that does not take
     /// bytes.
     pub(super) fn jobs(
@@ -74,11 +79,13 @@ impl Plan {
         Jobs {
             data: Arc::clone(&self.train),
             sampler: self.sampler.clone(),
-            steps: step..self.total_steps,
+            steps: step.max(self.first_soft_step(recipe))..self.total_steps,
             request_rows: request_rows.max(1),
             requests_per_batch: recipe.train.batch_size.div_ceil(request_rows.max(1)) as u64,
             rescale_factor,
             seed: recipe.seed,
+            recipe: recipe.clone(),
+            steps_per_epoch: self.steps_per_epoch,
             pending: VecDeque::new(),
         }
     }
@@ -116,6 +123,9 @@ pub(super) struct Jobs {
     requests_per_batch: u64,
     rescale_factor: Option<f64>,
     seed: u64,
+    /// Temperatures over the epochs.
+    recipe: Recipe,
+    steps_per_epoch: u64,
     pending: VecDeque<Job>,
 }
 
@@ -124,13 +134,16 @@ impl Iterator for Jobs {
 
     fn next(&mut self) -> Option<Job> {
         if self.pending.is_empty() {
-            let batch = self.sampler.batch(self.steps.next()?);
+            let step = self.steps.next()?;
+            let temperature = self.recipe.loss_at(step / self.steps_per_epoch + 1).temperature;
+            let batch = self.sampler.batch(step);
             for (rows, part) in batch.rows.chunks(self.request_rows).zip(0..) {
                 let index = batch.step * self.requests_per_batch + part;
                 self.pending.push_back(Job {
                     index,
                     features: features(&self.data, rows, self.rescale_factor),
                     rows: rows.len(),
+                    temperature: temperature as f32,
                     seed: Philox::new(self.seed, random::teacher_draws(index)).next_u64(),
                 });
             }

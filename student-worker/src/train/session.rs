@@ -5,14 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stillhouse_nn::{Batch, Evaluation, LossConfig, Trainer};
+use stillhouse_nn::{Batch, Evaluation, Trainer};
 use tokio::sync::watch;
 
 use super::{Error, Interrupted, labels::BatchLabels, meter::Meter, plan::Plan};
 use crate::{
     label_client::ClientError,
     progress::{Event, Observer},
-    recipe::{Recipe, identity::Identity},
+    recipe::{Change, Recipe, identity::Identity},
     run_folder::{
         Checkpoint, RunFolder,
         metrics::{Record, StepRecord, TestRecord},
@@ -92,7 +92,9 @@ impl Session {
         let began = Instant::now();
         let rows = self.plan.sampler.batch(step).rows;
         let mut waited = Duration::ZERO;
-        let soft = match &mut self.labels {
+        let epoch = step / self.plan.steps_per_epoch + 1;
+        let distils = self.recipe.distils(epoch);
+        let soft = match self.labels.as_mut().filter(|_| distils) {
             None => None,
             Some(labels) => match labels.take(rows.len(), &mut self.stop) {
                 Ok(Some((soft, time))) => {
@@ -108,16 +110,20 @@ impl Session {
         let hard = self.plan.train.gather_labels(&rows);
         let batch =
             Batch { input: &input, rows: rows.len(), hard: Some(&hard), soft: soft.as_ref() };
-        let loss: &LossConfig = &self.recipe.loss;
-        let report = self.trainer.step(&batch, loss)?;
+        let loss = self.recipe.loss_at(epoch);
+        let report = self.trainer.step(&batch, &loss)?;
         self.meter.step(began, waited, rows.len());
 
+        let schedule = &self.recipe.loss_schedule;
+        let changes = |change: &Option<Change>| distils && change.is_some();
         let record = StepRecord {
             step: step + 1,
-            epoch: step / self.plan.steps_per_epoch + 1,
+            epoch,
             loss: report.loss,
             hard_loss: report.hard_loss,
             soft_loss: report.soft_loss,
+            alpha: changes(&schedule.alpha).then_some(loss.alpha),
+            temperature: changes(&schedule.temperature).then_some(loss.temperature),
             grad_norm: report.grad_norm,
             learning_rate: report.learning_rate,
             examples_per_second: self.meter.examples_per_second(),

@@ -63,6 +63,8 @@ pub(crate) struct Fake {
     /// Told when its output projection is asked for.
     pub(crate) head_asked: Notify,
     pub(crate) requests: AtomicU32,
+    /// The temperatures that its streams were asked for, in order.
+    pub(crate) temperatures: Mutex<Vec<f32>>,
     pub(crate) streams: AtomicU32,
 }
 
@@ -78,6 +80,7 @@ impl Fake {
             encoding: EncodingKind::Dense,
             head_asked: Notify::new(),
             requests: AtomicU32::new(0),
+            temperatures: Mutex::new(Vec::new()),
             streams: AtomicU32::new(0),
         }
     }
@@ -169,6 +172,7 @@ impl teacher_service_server::TeacherService for Shared {
                 inbound.message().await
             {
                 fake.requests.fetch_add(1, Ordering::Relaxed);
+                fake.temperatures.lock().unwrap().push(request.temperatures[0]);
                 let fault = fake.faults.lock().unwrap().pop_front();
                 let mut response = fake.labels(&request);
                 let answer = match fault {

@@ -8,6 +8,7 @@ mod ensemble;
 mod fake_teacher;
 mod faults;
 mod folder;
+mod loss_schedule;
 mod replicas;
 mod resume;
 mod stopped_early;

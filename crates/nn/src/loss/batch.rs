@@ -13,7 +13,7 @@ use crate::kernel::real::Real;
 /// Value of a loss and of its terms; means over rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossParts {
-    /// `(1 - alpha) * hard + alpha * soft`.
+    /// `hard` and `soft` by their weights, as [`LossConfig::weights`] gives them.
     pub total: f64,
     /// Cross-entropy with the hard labels, where there are any.
     pub hard: Option<f64>,
@@ -35,12 +35,12 @@ pub(super) fn evaluate<T: Real>(
         let expected = rows.max(1).saturating_mul(classes.max(1));
         return Err(LossError::Size { field: "logits", found: logits.len(), expected });
     }
-    let alpha = config.alpha;
-    for (missing, needed) in
-        [("hard", alpha < 1.0 && hard.is_none()), ("soft", alpha > 0.0 && soft.is_none())]
+    let (hard_weight, soft_weight) = config.weights();
+    for (missing, weight, found) in
+        [("hard", hard_weight, hard.is_some()), ("soft", soft_weight, soft.is_some())]
     {
-        if needed {
-            return Err(LossError::MissingLabels { alpha, missing });
+        if weight > 0.0 && !found {
+            return Err(LossError::MissingLabels { weight, missing });
         }
     }
     if let Some(hard) = hard {
@@ -67,13 +67,13 @@ pub(super) fn evaluate<T: Real>(
             if let Some(hard) = hard {
                 let (value, slopes) = ce::hard(&z, hard[row] as usize);
                 term.0 = value;
-                add_scaled(&mut sum, 1.0 - alpha, &slopes);
+                add_scaled(&mut sum, hard_weight, &slopes);
             }
             if let Some(targets) = &targets {
                 let (value, slopes) = distill(row, &z, targets[row], config)?;
                 term.1 = squared * value;
                 // d/dz of T^2 D(z / T) is T times D's derivative by z / T.
-                add_scaled(&mut sum, alpha * config.temperature, &slopes);
+                add_scaled(&mut sum, soft_weight * config.temperature, &slopes);
             }
             for (gradient, sum) in gradient.iter_mut().zip(sum) {
                 *gradient = T::from_f64(sum / rows as f64);
@@ -89,7 +89,7 @@ pub(super) fn evaluate<T: Real>(
         Some(term) if weight > 0.0 => weight * term,
         _ => 0.0,
     };
-    let total = weighted(1.0 - alpha, hard) + weighted(alpha, soft);
+    let total = weighted(hard_weight, hard) + weighted(soft_weight, soft);
     Ok((LossParts { total, hard, soft }, gradient))
 }
 

@@ -81,12 +81,19 @@ pub enum TopKForm {
     Renormalized,
 }
 
-/// The whole loss: `(1 - alpha) * CE + alpha * T^2 * divergence`.
+/// The whole loss: `(1 - alpha) * CE + alpha * T^2 * divergence`, or with weights that need not sum
+/// to 1, `hard_weight * CE + soft_weight * T^2 * divergence`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LossConfig {
-    /// Weight of the distillation term, in [0, 1].
+    /// Weight of the distillation term, in [0, 1]; 1 - alpha is that of the hard labels.
     pub alpha: f64,
+    /// Weight of the hard labels instead of 1 - alpha, finite and not negative.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hard_weight: Option<f64>,
+    /// Weight of the distillation term instead of alpha, finite and not negative.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_weight: Option<f64>,
     /// T, finite and above 0; that of the labels.
     pub temperature: f64,
     /// Between teacher and student.
@@ -100,6 +107,8 @@ impl Default for LossConfig {
     fn default() -> Self {
         Self {
             alpha: 0.9,
+            hard_weight: None,
+            soft_weight: None,
             temperature: 4.0,
             divergence: Divergence::default(),
             top_k_form: TopKForm::default(),
@@ -108,6 +117,11 @@ impl Default for LossConfig {
 }
 
 impl LossConfig {
+    /// Weights of the hard labels and of the distillation term.
+    pub fn weights(&self) -> (f64, f64) {
+        (self.hard_weight.unwrap_or(1.0 - self.alpha), self.soft_weight.unwrap_or(self.alpha))
+    }
+
     /// Checks every field.
     ///
     /// # Errors
@@ -119,6 +133,17 @@ impl LossConfig {
         };
         let t = self.temperature;
         check("alpha", self.alpha, (0.0..=1.0).contains(&self.alpha), "0 to 1")?;
+        for (field, weight) in
+            [("hard_weight", self.hard_weight), ("soft_weight", self.soft_weight)]
+        {
+            let weight = weight.unwrap_or_default();
+            let fits = weight.is_finite() && weight >= 0.0;
+            check(field, weight, fits, "a finite number, 0 or more")?;
+        }
+        if self.weights() == (0.0, 0.0) {
+            let field = if self.soft_weight.is_some() { "soft_weight" } else { "hard_weight" };
+            check(field, 0.0, false, "above 0 where the other weight is 0")?;
+        }
         check("temperature", t, t.is_finite() && t > 0.0, "a finite number above 0")?;
         match self.divergence {
             Divergence::JensenShannon { beta } => {
@@ -144,6 +169,19 @@ mod tests {
             let error = LossConfig { alpha, ..base }.validate().unwrap_err().to_string();
             assert_eq!(error, format!("alpha is {alpha}; expected 0 to 1"));
         }
+        for weight in [-0.5, f64::NAN, f64::INFINITY] {
+            for (field, config) in [
+                ("hard_weight", LossConfig { hard_weight: Some(weight), ..base }),
+                ("soft_weight", LossConfig { soft_weight: Some(weight), ..base }),
+            ] {
+                let error = config.validate().unwrap_err().to_string();
+                let expected = "expected a finite number, 0 or more";
+                assert_eq!(error, format!("{field} is {weight}; {expected}"));
+            }
+        }
+        let nothing = LossConfig { hard_weight: Some(0.0), alpha: 0.0, ..base };
+        let error = nothing.validate().unwrap_err().to_string();
+        assert_eq!(error, "hard_weight is 0; expected above 0 where the other weight is 0");
         for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             let error = LossConfig { temperature, ..base }.validate().unwrap_err().to_string();
             assert_eq!(
@@ -161,6 +199,14 @@ mod tests {
             let error = LossConfig { divergence, ..base }.validate().unwrap_err().to_string();
             assert_eq!(error, format!("lambda is {lambda}; expected 0 or more and below 1"));
         }
+    }
+
+    #[test]
+    fn weights_stand_in_for_alpha_one_by_one() {
+        let base = LossConfig { alpha: 0.25, ..LossConfig::default() };
+        assert_eq!(base.weights(), (0.75, 0.25));
+        assert_eq!(LossConfig { hard_weight: Some(3.0), ..base }.weights(), (3.0, 0.25));
+        assert_eq!(LossConfig { soft_weight: Some(2.0), ..base }.weights(), (0.75, 2.0));
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod clip;
 mod config;
 #[cfg(test)]
 mod fixtures;
+mod max_norm;
 mod optimizer;
 mod schedule;
 mod sgd;
@@ -12,5 +13,6 @@ mod sgd;
 pub(crate) use clip::{clip_scale, global_norm};
 pub use config::OptimizerConfig;
 pub(crate) use config::{FITS, fits};
+pub(crate) use max_norm::limit_rows;
 pub(crate) use optimizer::{Optimizer, Update};
 pub use schedule::{ScheduleConfig, ScheduleKind};

@@ -20,6 +20,10 @@ pub struct TrainerConfig {
     pub total_steps: u64,
     /// Longest gradient, as a norm over all parameters, above 0; none: no limit.
     pub clip_norm: Option<f64>,
+    /// Longest row of a weight, as an L2 norm, above 0: a unit whose incoming weights are longer after
+    /// an update has them scaled back (Srivastava et al., 2014, section 5.1). None: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_norm: Option<f64>,
     /// Of initial weights and of dropout.
     pub seed: u64,
 }
@@ -33,6 +37,7 @@ impl TrainerConfig {
             schedule: ScheduleConfig::default(),
             total_steps,
             clip_norm: None,
+            max_norm: None,
             seed: 0,
         }
     }
@@ -60,12 +65,12 @@ impl TrainerConfig {
             let expected = format!("0 to {}, below the {steps} steps of the run", steps - 1);
             return refuse("schedule.warmup_steps", warmup.to_string(), &expected);
         }
-        match self.clip_norm {
-            Some(norm) if !fits(norm) => {
-                refuse("clip_norm", norm.to_string(), &format!("{FITS}, or none"))
+        for (field, norm) in [("clip_norm", self.clip_norm), ("max_norm", self.max_norm)] {
+            if let Some(norm) = norm.filter(|&norm| !fits(norm)) {
+                return refuse(field, norm.to_string(), &format!("{FITS}, or none"));
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 
@@ -82,6 +87,9 @@ mod tests {
             let config = TrainerConfig { clip_norm: Some(clip_norm), ..base.clone() };
             let error = config.validate().unwrap_err().to_string();
             assert!(error.contains(&format!("clip_norm is {clip_norm}")), "{error}");
+            let config = TrainerConfig { max_norm: Some(clip_norm), ..base.clone() };
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(&format!("max_norm is {clip_norm}")), "{error}");
         }
         for warmup_steps in [5, 6, u64::MAX] {
             let schedule = ScheduleConfig { warmup_steps, ..base.schedule };

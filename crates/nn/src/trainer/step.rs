@@ -5,7 +5,7 @@ use crate::layers::Parameter;
 use crate::layers::image::RunningUpdate;
 use crate::loss::{LossConfig, SoftTarget, loss};
 use crate::model::{Forward, Network};
-use crate::optim::{Optimizer, Update, clip_scale, global_norm};
+use crate::optim::{Optimizer, Update, clip_scale, global_norm, limit_rows};
 use crate::rng::Philox;
 use crate::trainer::TrainerConfig;
 
@@ -20,16 +20,16 @@ pub struct Batch<'a> {
     pub input: &'a [f32],
     /// At least 1.
     pub rows: usize,
-    /// Class of each row, \[rows\]; needed where alpha is below 1.
+    /// Class of each row, \[rows\]; needed where hard labels have a weight.
     pub hard: Option<&'a [u32]>,
-    /// The teacher's labels; needed where alpha is above 0.
+    /// The teacher's labels; needed where they have a weight.
     pub soft: Option<&'a SoftTarget>,
 }
 
 /// What one step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
-    /// `(1 - alpha) * hard_loss + alpha * soft_loss`, mean over rows.
+    /// `hard_loss` and `soft_loss` by their weights, mean over rows.
     pub loss: f64,
     /// Cross-entropy with the hard labels, where there are any.
     pub hard_loss: Option<f64>,
@@ -110,6 +110,9 @@ impl Trainer {
         let learning_rate = self.config.schedule.lr(step, self.config.total_steps);
         let scale = clip_scale(grad_norm, self.config.clip_norm);
         let update = self.optimizer.step(&parameters, learning_rate, scale)?;
+        if let Some(max) = self.config.max_norm {
+            limit_rows(&parameters, max)?;
+        }
         self.rng = rng;
         running.into_iter().for_each(RunningUpdate::commit);
         if let Update::NonFinite { parameter } = update {

@@ -84,9 +84,9 @@ fn hard_and_missing() {
     assert!(refusal(Some(&[0]), Some(&soft), 0.5).contains("hard labels has 1"));
     let error = refusal(Some(&[0, 3]), Some(&soft), 0.5);
     assert_eq!(error, "hard label of row 1 is 3; expected 0 to 2");
-    assert!(refusal(None, Some(&soft), 0.5).contains("alpha is 0.5, which needs hard labels"));
-    assert!(refusal(Some(&[0, 1]), None, 0.5).contains("alpha is 0.5, which needs soft labels"));
-    assert!(refusal(Some(&[0, 1]), None, 1.0).contains("alpha is 1, which needs soft labels"));
+    assert!(refusal(None, Some(&soft), 0.5).contains("hard labels have the weight 0.5, and"));
+    assert!(refusal(Some(&[0, 1]), None, 0.5).contains("soft labels have the weight 0.5, and"));
+    assert!(refusal(Some(&[0, 1]), None, 1.0).contains("soft labels have the weight 1, and"));
     assert!(refusal(Some(&[0, 1]), Some(&soft), 1.5).contains("alpha is 1.5; expected 0 to 1"));
 }
 

@@ -13,7 +13,13 @@ fn distilled_in(
     logits: &[f64],
     target: &SoftTarget,
 ) -> (f64, Vec<f64>) {
-    let config = LossConfig { alpha: 1.0, temperature: 1.0, divergence, top_k_form };
+    let config = LossConfig {
+        alpha: 1.0,
+        temperature: 1.0,
+        divergence,
+        top_k_form,
+        ..LossConfig::default()
+    };
     let (parts, gradient) = loss_and_gradient(logits, 1, None, Some(target), &config).unwrap();
     assert!(gradient.iter().all(|g| g.is_finite()), "{divergence:?} {target:?} {gradient:?}");
     (parts.total, gradient)

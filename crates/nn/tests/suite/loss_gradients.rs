@@ -52,7 +52,13 @@ fn gradients_equal_central_differences() {
                 if !supported(divergence, &target) {
                     continue;
                 }
-                let config = LossConfig { alpha: 0.7, temperature: T, divergence, top_k_form };
+                let config = LossConfig {
+                    alpha: 0.7,
+                    temperature: T,
+                    divergence,
+                    top_k_form,
+                    ..LossConfig::default()
+                };
                 let of = |z: &[f64]| loss_and_gradient(z, ROWS, hard, Some(&target), &config);
                 let (_, gradient) = of(&logits).unwrap();
                 for (i, &found) in gradient.iter().enumerate() {

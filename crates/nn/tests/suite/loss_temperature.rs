@@ -70,6 +70,28 @@ fn the_hard_term_is_not_multiplied() {
     }
 }
 
+/// As they are: nothing makes them sum to 1.
+#[test]
+fn weights_of_their_own_stand_in_for_alpha() {
+    let student = high_temperature_logits(4);
+    let hard = Some([0, 1, 2, 3, 4, 5, 6, 7].as_slice());
+    let target = SoftTarget::Logits(vec![0.25; ROWS * CLASSES]);
+    let of = |config: LossConfig| {
+        loss_and_gradient(&student, ROWS, hard, Some(&target), &config).unwrap()
+    };
+    let (only_hard, only_soft) = (of(config(0.0, 3.0)), of(config(1.0, 3.0)));
+    let weights = [(Some(2.0), Some(0.5)), (None, Some(4.0)), (Some(0.0), None)];
+    for (hard_weight, soft_weight) in weights {
+        let found = of(LossConfig { hard_weight, soft_weight, ..config(0.25, 3.0) });
+        let (hard, soft) = (hard_weight.unwrap_or(0.75), soft_weight.unwrap_or(0.25));
+        let expected = hard * only_hard.0.total + soft * only_soft.0.total;
+        assert!((found.0.total - expected).abs() < 1e-12, "{hard} {soft}");
+        for ((found, by_hard), by_soft) in found.1.iter().zip(&only_hard.1).zip(&only_soft.1) {
+            assert!((found - (hard * by_hard + soft * by_soft)).abs() < 1e-14);
+        }
+    }
+}
+
 /// The mean over rows: a batch's loss is the mean of its halves', and so is its gradient.
 #[test]
 fn losses_are_means_over_rows() {

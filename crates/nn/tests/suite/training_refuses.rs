@@ -37,7 +37,7 @@ fn bad_batches() {
         (Batch { hard: Some(&hard[..2]), ..good }, "hard labels has 2"),
         (Batch { hard: Some(&[9; 4]), ..good }, "hard label of row 0 is 9"),
         (Batch { soft: Some(&short), ..good }, "soft labels has 3"),
-        (Batch { soft: None, ..good }, "needs soft labels"),
+        (Batch { soft: None, ..good }, "soft labels have the weight"),
         (Batch { input: &nan, ..good }, "feature 1 of row 1 is NaN once normalised"),
         (Batch { input: &inf, ..good }, "feature 11 of row 3 is -inf once normalised"),
         (Batch { input: &overflow, ..good }, "feature 0 of row 2 is inf once normalised"),

@@ -1,0 +1,185 @@
+//! How the loss changes from epoch to epoch.
+//!
+//! Values are constant within an epoch and depend on its number alone, so that a resumed run and one
+//! that replays captured labels ask for the very same ones.
+
+use serde::{Deserialize, Serialize};
+use stillhouse_nn::LossConfig;
+
+use super::Recipe;
+
+/// When distillation begins, and how alpha and temperature change. Epochs are counted from 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossSchedule {
+    /// First epoch with soft labels. The ones before it learn from hard labels alone, at their
+    /// `hard_weight` or 1.
+    pub start_epoch: u32,
+    /// Alpha over the epochs; absent: `loss.alpha` throughout.
+    pub alpha: Option<Change>,
+    /// Temperature over the epochs; absent: `loss.temperature` throughout.
+    pub temperature: Option<Change>,
+}
+
+impl Default for LossSchedule {
+    fn default() -> Self {
+        Self { start_epoch: 1, alpha: None, temperature: None }
+    }
+}
+
+/// A value over the epochs, which begins as what `[loss]` says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Change {
+    /// `from + (to - from) * x`, x going from 0 at `begin_epoch` to 1 at `end_epoch`.
+    Linear {
+        /// Value from `end_epoch` on.
+        to: f64,
+        /// Last epoch with the value that it begins with.
+        begin_epoch: u32,
+        /// First epoch with `to`.
+        end_epoch: u32,
+    },
+    /// `from + (to - from) * (1 - cos(pi x)) / 2`.
+    Cosine {
+        /// Value from `end_epoch` on.
+        to: f64,
+        /// Last epoch with the value that it begins with.
+        begin_epoch: u32,
+        /// First epoch with `to`.
+        end_epoch: u32,
+    },
+    /// A new value from an epoch on, until the next one.
+    Steps {
+        /// In order of epoch.
+        steps: Vec<Step>,
+    },
+}
+
+/// One step of [`Change::Steps`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// First epoch with the value.
+    pub epoch: u32,
+    /// The value.
+    pub value: f64,
+}
+
+impl Change {
+    /// The value in an epoch.
+    pub fn at(&self, from: f64, epoch: u64) -> f64 {
+        let progress = |begin: u32, end: u32| {
+            let (begin, end, epoch) = (f64::from(begin), f64::from(end), epoch as f64);
+            ((epoch - begin) / (end - begin)).clamp(0.0, 1.0)
+        };
+        let toward =
+            |to: f64, share: f64| if share == 1.0 { to } else { from + (to - from) * share };
+        match self {
+            Self::Linear { to, begin_epoch, end_epoch } => {
+                toward(*to, progress(*begin_epoch, *end_epoch))
+            }
+            Self::Cosine { to, begin_epoch, end_epoch } => {
+                let x = progress(*begin_epoch, *end_epoch);
+                let share =
+                    if x == 1.0 { 1.0 } else { (1.0 - (std::f64::consts::PI * x).cos()) / 2.0 };
+                toward(*to, share)
+            }
+            Self::Steps { steps } => {
+                let reached = steps.iter().rev().find(|step| u64::from(step.epoch) <= epoch);
+                reached.map_or(from, |step| step.value)
+            }
+        }
+    }
+
+    /// Every value that it can come to beside the one it begins with: others lie between.
+    pub(super) fn values(&self) -> Vec<f64> {
+        match self {
+            Self::Linear { to, .. } | Self::Cosine { to, .. } => vec![*to],
+            Self::Steps { steps } => steps.iter().map(|step| step.value).collect(),
+        }
+    }
+}
+
+impl Recipe {
+    /// Whether an epoch, counted from 1, learns from soft labels.
+    pub fn distils(&self, epoch: u64) -> bool {
+        self.teacher.is_some() && epoch >= u64::from(self.loss_schedule.start_epoch)
+    }
+
+    /// The loss of an epoch, counted from 1. Temperatures are rounded to 32 bits, which is what a
+    /// teacher is asked for.
+    pub fn loss_at(&self, epoch: u64) -> LossConfig {
+        let LossSchedule { alpha, temperature, .. } = &self.loss_schedule;
+        let base = self.loss;
+        if !self.distils(epoch) {
+            let hard_weight = Some(base.hard_weight.unwrap_or(1.0));
+            return LossConfig { hard_weight, alpha: 0.0, soft_weight: None, ..base };
+        }
+        let at = |change: &Option<Change>, from: f64| {
+            change.as_ref().map_or(from, |change| change.at(from, epoch))
+        };
+        let temperature = f64::from(at(temperature, base.temperature) as f32);
+        LossConfig { alpha: at(alpha, base.alpha), temperature, ..base }
+    }
+
+    /// Whether any epoch has a weight on hard labels.
+    pub fn needs_hard_labels(&self) -> bool {
+        let schedule = &self.loss_schedule;
+        let alphas = schedule.alpha.iter().flat_map(Change::values).chain([self.loss.alpha]);
+        let weights = |alpha| LossConfig { alpha, ..self.loss }.weights().0;
+        self.teacher.is_none() || schedule.start_epoch > 1 || alphas.map(weights).any(|w| w > 0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{
+        recipe_for_tests,
+        teacher::{TeacherKind, TeacherSection},
+    };
+
+    #[test]
+    fn values_follow_their_formulas() {
+        let linear = Change::Linear { to: 2.0, begin_epoch: 3, end_epoch: 7 };
+        let cosine = Change::Cosine { to: 2.0, begin_epoch: 3, end_epoch: 7 };
+        for (epoch, expected) in [(1, 10.0), (3, 10.0), (4, 8.0), (5, 6.0), (7, 2.0), (900, 2.0)] {
+            assert!((linear.at(10.0, epoch) - expected).abs() < 1e-12, "{epoch}");
+        }
+        let quarter = 10.0 - 8.0 * (1.0 - (std::f64::consts::PI / 4.0).cos()) / 2.0;
+        for (epoch, expected) in [(1, 10.0), (3, 10.0), (4, quarter), (5, 6.0), (7, 2.0), (8, 2.0)]
+        {
+            assert!((cosine.at(10.0, epoch) - expected).abs() < 1e-12, "{epoch}");
+        }
+        let step = |epoch, value| Step { epoch, value };
+        let steps = Change::Steps { steps: vec![step(2, 5.0), step(4, 1.0)] };
+        let found: Vec<f64> = (1..=5).map(|epoch| steps.at(10.0, epoch)).collect();
+        assert_eq!(found, [10.0, 5.0, 5.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn the_loss_of_an_epoch() {
+        let mut recipe = recipe_for_tests();
+        recipe.teacher = Some(TeacherSection::new(TeacherKind::Embedded));
+        recipe.loss = LossConfig { alpha: 1.0, temperature: 8.0, ..LossConfig::default() };
+        assert!(!recipe.needs_hard_labels());
+        recipe.loss_schedule = LossSchedule {
+            start_epoch: 3,
+            alpha: Some(Change::Linear { to: 0.5, begin_epoch: 3, end_epoch: 5 }),
+            temperature: Some(Change::Steps { steps: vec![Step { epoch: 4, value: 2.7 }] }),
+        };
+        assert!(recipe.needs_hard_labels());
+        assert_eq!((recipe.distils(2), recipe.distils(3)), (false, true));
+        assert_eq!(recipe.loss_at(2).weights(), (1.0, 0.0));
+        assert_eq!(recipe.loss_at(3).weights(), (0.0, 1.0));
+        assert_eq!(
+            (recipe.loss_at(4).alpha, recipe.loss_at(4).temperature),
+            (0.75, f64::from(2.7f32))
+        );
+        assert_eq!(recipe.loss_at(9).alpha, 0.5);
+        recipe.loss.hard_weight = Some(0.2);
+        assert_eq!(recipe.loss_at(1).weights(), (0.2, 0.0));
+        assert_eq!(recipe.loss_at(9).weights(), (0.2, 0.5));
+    }
+}
