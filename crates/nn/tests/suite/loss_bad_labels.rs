@@ -100,6 +100,18 @@ fn labels_of_no_weight_may_be_left_out() {
     let hard = Some([0, 1].as_slice());
     assert_eq!((of(0.0, hard, None).soft, of(1.0, None, Some(&soft)).hard), (None, None));
     assert!(of(0.0, hard, Some(&soft)).soft.is_some());
+    // The weights that count are those that are named.
+    let weighted = |hard_weight, soft_weight, hard, soft| {
+        let (hard_weight, soft_weight) = (Some(hard_weight), Some(soft_weight));
+        let config = LossConfig { hard_weight, soft_weight, ..LossConfig::default() };
+        loss_and_gradient(&[0.5; 6], 2, hard, soft, &config)
+    };
+    assert!(
+        weighted(1.0, 0.0, hard, None).is_ok() && weighted(0.0, 1.0, None, Some(&soft)).is_ok()
+    );
+    assert!(
+        weighted(1.0, 0.5, hard, None).is_err() && weighted(0.5, 1.0, None, Some(&soft)).is_err()
+    );
 }
 
 /// Without rows, or without classes, there is no mean to take.

@@ -84,7 +84,7 @@ fn close(found: f64, expected: f64, what: &str) {
 #[test]
 fn value_and_gradient() {
     let fixtures: Fixtures = serde_json::from_str(include_str!("../fixtures/losses.json")).unwrap();
-    assert_eq!(fixtures.cases.len(), 2 * (6 * 3 + 4));
+    assert_eq!(fixtures.cases.len(), 2 * (6 * 3 + 4 + 4));
     for case in fixtures.cases {
         let soft = SoftTarget::from(case.soft);
         let what = format!("{:?} on {}", case.config, soft.encoding());

@@ -79,6 +79,39 @@ fn gradients_equal_central_differences() {
     assert_eq!(checked, (6 * 6 + 2 + 1) * 2 * ROWS * CLASSES);
 }
 
+/// Weights of their own, and one beside alpha.
+#[test]
+fn weighted_gradients_equal_central_differences() {
+    let logits = normals(&mut Philox::new(24, 0), ROWS * CLASSES, 2.0);
+    let hard = [2, 0, 5];
+    let target = &targets()[2];
+    for (hard_weight, soft_weight) in
+        [(Some(2.0), Some(0.25)), (Some(0.0), Some(1.5)), (Some(3.0), None), (None, Some(0.5))]
+    {
+        let config = LossConfig {
+            alpha: 0.7,
+            hard_weight,
+            soft_weight,
+            temperature: T,
+            ..LossConfig::default()
+        };
+        let of = |z: &[f64]| loss_and_gradient(z, ROWS, Some(&hard), Some(target), &config);
+        let (parts, gradient) = of(&logits).unwrap();
+        let (of_hard, of_soft) = (hard_weight.unwrap_or(0.3), soft_weight.unwrap_or(0.7));
+        let total = of_hard * parts.hard.unwrap() + of_soft * parts.soft.unwrap();
+        assert!((parts.total - total).abs() < 1e-12, "{parts:?} {total}");
+        for (i, &found) in gradient.iter().enumerate() {
+            let at = |step: f64| {
+                let mut moved = logits.clone();
+                moved[i] += step;
+                of(&moved).unwrap().0.total
+            };
+            let expected = (at(1e-5) - at(-1e-5)) / 2e-5;
+            assert!((found - expected).abs() < 1e-8, "{config:?}: {found} {expected}");
+        }
+    }
+}
+
 /// With a class that is not the most probable named, the gradient of the KL is q - p for it, and
 /// the tail's difference split by the student's shares for the others.
 #[test]

@@ -50,6 +50,40 @@ fn the_limit_of_high_temperature_is_half_the_squared_difference() {
     assert!((parts.total / expected - 1.0).abs() < 1e-3, "{} {expected}", parts.total);
 }
 
+/// Hinton et al. (2015), section 2.1: for logits of mean 0 the gradient of T^2 KL tends to
+/// (z - v) / N, that of half the mean squared difference of logits. What is left falls as 1 / T.
+#[test]
+fn the_gradient_tends_to_that_of_logit_matching() {
+    let student = high_temperature_logits(8);
+    let teacher: Vec<f32> = high_temperature_logits(9).iter().map(|&z| z as f32).collect();
+    let expected: Vec<f64> = student
+        .iter()
+        .zip(&teacher)
+        .map(|(z, &v)| (z - f64::from(v)) / (CLASSES * ROWS) as f64)
+        .collect();
+    let target = SoftTarget::Logits(teacher);
+    let gradient = |divergence, temperature| {
+        let config = LossConfig { divergence, ..config(1.0, temperature) };
+        loss_and_gradient(&student, ROWS, None, Some(&target), &config).unwrap().1
+    };
+    let apart = |temperature| {
+        let found = gradient(Divergence::ForwardKl, temperature);
+        let difference: Vec<f64> = found.iter().zip(&expected).map(|(a, b)| a - b).collect();
+        norm(&difference) / norm(&expected)
+    };
+    let (near, far) = (apart(1e2), apart(1e4));
+    assert!(near < 1e-2 && near > 1e-4, "{near}");
+    assert!((near / far / 100.0 - 1.0).abs() < 0.05, "{near} {far}");
+    for (found, half) in gradient(Divergence::LogitMse, 7.0).iter().zip(&expected) {
+        assert!((found - 2.0 * half).abs() < 1e-15, "{found} {half}");
+    }
+    // Hinton's cross-entropy has the gradient of the KL.
+    let both = [Divergence::ForwardKl, Divergence::CrossEntropy].map(|kind| gradient(kind, 1e3));
+    for (kl, ce) in both[0].iter().zip(&both[1]) {
+        assert!((kl - ce).abs() < 1e-15, "{kl} {ce}");
+    }
+}
+
 #[test]
 fn the_hard_term_is_not_multiplied() {
     let student = high_temperature_logits(4);

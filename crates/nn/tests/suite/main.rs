@@ -19,5 +19,6 @@ mod pretrained_resnets;
 mod thread_count;
 mod training_is_deterministic;
 mod training_learns;
+mod training_max_norm;
 mod training_refuses;
 mod training_resumes;

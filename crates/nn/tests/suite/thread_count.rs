@@ -19,7 +19,8 @@ const CHILD: &str = "STILLHOUSE_THREAD_COUNT_CHILD";
 fn digest() -> String {
     let model =
         ModelConfig::Mlp(MlpConfig { dropout: 0.1, ..MlpConfig::new(300, vec![257, 193], 10) });
-    let mut trainer = Trainer::new(TrainerConfig::new(model, 4)).unwrap();
+    let config = TrainerConfig { max_norm: Some(0.5), ..TrainerConfig::new(model, 4) };
+    let mut trainer = Trainer::new(config).unwrap();
     let mut rng = Philox::new(71, 0);
     for _ in 0..4 {
         let input = normals32(&mut rng, 96 * 300);

@@ -22,7 +22,7 @@ fn configs() -> [TrainerConfig; 3] {
     };
     [
         small_trainer(7),
-        TrainerConfig { optimizer: sgd, ..small_trainer(7) },
+        TrainerConfig { optimizer: sgd, max_norm: Some(0.5), ..small_trainer(7) },
         TrainerConfig { schedule, total_steps: STEPS, ..small_trainer(7) },
     ]
 }
@@ -105,7 +105,9 @@ fn a_state_of_another_configuration_is_refused_by_name() {
     assert!(error.contains("seed = 7; this run has seed = 8"), "{error}");
     let error = refusal(TrainerConfig { clip_norm: None, ..adamw.clone() });
     assert!(error.contains("clip_norm = 1.0; this run has clip_norm = null"), "{error}");
-    let error = refusal(sgd);
+    let error = refusal(TrainerConfig { max_norm: Some(2.0), ..adamw.clone() });
+    assert!(error.contains("max_norm = null; this run has max_norm = 2.0"), "{error}");
+    let error = refusal(TrainerConfig { max_norm: None, ..sgd });
     assert!(error.contains("optimizer.beta1 = 0.9"), "{error}");
     let mut other = adamw;
     let stillhouse_nn::ModelConfig::Mlp(model) = &mut other.model else { unreachable!() };
