@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Recipe, teacher::EncodingName};
+use super::{LossSchedule, Recipe, teacher::EncodingName};
 
 /// The key of the hash over the training rows.
 const ROWS: &str = "data (SHA-256 of the training rows)";
@@ -40,7 +40,10 @@ impl Identity {
         add("seed", recipe.seed.into());
         add("student", json(&recipe.student));
         add("loss", json(&recipe.loss));
-        add("loss_schedule", json(&recipe.loss_schedule));
+        // A run that was started before there were schedules has none, and goes on.
+        if recipe.loss_schedule != LossSchedule::default() {
+            add("loss_schedule", json(&recipe.loss_schedule));
+        }
         add("optimizer", json(&recipe.optimizer));
         add("schedule", json(&recipe.schedule));
         add("train.epochs", recipe.train.epochs.into());
@@ -192,6 +195,18 @@ mod tests {
         let error = geometric.same_as(&with(None)).unwrap_err().to_string();
         assert!(error.ends_with("started with not set"), "{error}");
         assert!(geometric.same_as(&with(Some(EnsembleRule::Geometric))).is_ok());
+    }
+
+    #[test]
+    fn a_schedule_decides_the_weights_where_there_is_one() {
+        let then = identity(&recipe());
+        assert!(then.0.keys().all(|key| !key.starts_with("loss_schedule")));
+        let mut other = recipe();
+        other.loss_schedule.start_epoch = 2;
+        let error = identity(&other).same_as(&then).unwrap_err().to_string();
+        let expected = "loss_schedule.start_epoch is 2, but the run was started with not set";
+        assert_eq!(error, expected);
+        assert!(then.same_as(&identity(&other)).is_err());
     }
 
     #[test]

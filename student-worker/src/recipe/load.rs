@@ -216,6 +216,56 @@ mod tests {
     }
 
     #[test]
+    fn alpha_stands_beside_one_weight_but_not_beside_both() {
+        let weights = ["loss.hard_weight=2", "loss.soft_weight=0.5"];
+        let error = refused(&[&weights[..], &["loss.alpha=0.7"]].concat());
+        let expected = "loss.alpha: 0.7 is not accepted, expected none beside loss.hard_weight and";
+        assert!(error.starts_with(expected), "{error}");
+        let one = load_text(RECIPE, &["loss.alpha=0.7", weights[0]]).unwrap();
+        assert_eq!(one.loss.weights(), (2.0, 0.7));
+        let both = load_text(RECIPE, &weights).unwrap();
+        assert_eq!(both.loss.weights(), (2.0, 0.5));
+        for recipe in [one, both] {
+            let text = toml::to_string_pretty(&recipe).unwrap();
+            assert_eq!(load_text(&text, &[]).unwrap(), recipe, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_epoch_without_any_weight_is_named() {
+        let alpha = "loss_schedule.alpha={kind=\"linear\", to=0, begin_epoch=2, end_epoch=6}";
+        for (set, expected) in [
+            (
+                ["loss.hard_weight=0", alpha],
+                "loss.hard_weight: 0 is not accepted, expected above 0",
+            ),
+            (["loss.hard_weight=0", alpha], "where the other weight is 0, as in epoch 6"),
+            (["loss.hard_weight=0", "loss_schedule.start_epoch=2"], "as in epoch 1"),
+            (
+                [
+                    "loss.hard_weight=0",
+                    "loss_schedule.alpha={kind=\"steps\", steps=[{epoch=3, value=0}]}",
+                ],
+                "as in epoch 3",
+            ),
+            (["loss.soft_weight=0", alpha], "loss.soft_weight: 0 is not accepted, expected above"),
+            (
+                [
+                    "loss.alpha=0",
+                    "loss_schedule.alpha={kind=\"steps\", steps=[{epoch=11, value=1}]}",
+                ],
+                "loss.alpha: 0 is not accepted, expected above 0 where there is a [teacher]",
+            ),
+        ] {
+            let error = refused(&set);
+            assert!(error.contains(expected), "{set:?}: {error}");
+        }
+        // The schedule ends after the run, and never comes to 0 in it.
+        let later = "loss_schedule.alpha={kind=\"linear\", to=0, begin_epoch=2, end_epoch=11}";
+        assert!(load_text(RECIPE, &["loss.hard_weight=0", later]).is_ok());
+    }
+
+    #[test]
     fn a_typo_is_answered_with_the_nearest_key() {
         for (typo, expected) in [
             ("train.epoch=3", "unknown key `train.epoch`; did you mean `train.epochs`?"),

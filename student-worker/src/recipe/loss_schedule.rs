@@ -92,6 +92,30 @@ impl Change {
         }
     }
 
+    /// From what to what, and how: `8 to 2 (linear, epochs 2 to 4)`, or `8, 2 from epoch 4 on`.
+    pub fn words(&self, from: f64) -> String {
+        match self {
+            Self::Linear { to, begin_epoch, end_epoch } => {
+                format!("{from} to {to} (linear, epochs {begin_epoch} to {end_epoch})")
+            }
+            Self::Cosine { to, begin_epoch, end_epoch } => {
+                format!("{from} to {to} (cosine, epochs {begin_epoch} to {end_epoch})")
+            }
+            Self::Steps { steps } => steps.iter().fold(from.to_string(), |words, step| {
+                format!("{words}, {} from epoch {} on", step.value, step.epoch)
+            }),
+        }
+    }
+
+    /// The epochs at which it turns: between two of them it only rises, or only falls, or stays.
+    fn turns(&self) -> Vec<u32> {
+        match self {
+            Self::Linear { begin_epoch, end_epoch, .. }
+            | Self::Cosine { begin_epoch, end_epoch, .. } => vec![*begin_epoch, *end_epoch],
+            Self::Steps { steps } => steps.iter().map(|step| step.epoch).collect(),
+        }
+    }
+
     /// Every value that it can come to beside the one it begins with: others lie between.
     pub(super) fn values(&self) -> Vec<f64> {
         match self {
@@ -125,10 +149,20 @@ impl Recipe {
 
     /// Whether any epoch has a weight on hard labels.
     pub fn needs_hard_labels(&self) -> bool {
-        let schedule = &self.loss_schedule;
-        let alphas = schedule.alpha.iter().flat_map(Change::values).chain([self.loss.alpha]);
-        let weights = |alpha| LossConfig { alpha, ..self.loss }.weights().0;
-        self.teacher.is_none() || schedule.start_epoch > 1 || alphas.map(weights).any(|w| w > 0.0)
+        self.extreme_weights().iter().any(|(_, (hard, _))| *hard > 0.0)
+    }
+
+    /// Epochs, and their weights on hard and on soft labels, among which are the largest and the
+    /// smallest of the run: weights are monotone between the epochs at which something turns.
+    pub(super) fn extreme_weights(&self) -> Vec<(u32, (f64, f64))> {
+        let LossSchedule { start_epoch: start, alpha, .. } = &self.loss_schedule;
+        let epochs = self.train.epochs;
+        let mut turns = vec![1, start.saturating_sub(1), *start, epochs];
+        turns.extend(alpha.iter().flat_map(Change::turns));
+        turns.retain(|epoch| (1..=epochs).contains(epoch));
+        turns.sort_unstable();
+        turns.dedup();
+        turns.into_iter().map(|epoch| (epoch, self.loss_at(epoch.into()).weights())).collect()
     }
 }
 
@@ -156,6 +190,45 @@ mod tests {
         let steps = Change::Steps { steps: vec![step(2, 5.0), step(4, 1.0)] };
         let found: Vec<f64> = (1..=5).map(|epoch| steps.at(10.0, epoch)).collect();
         assert_eq!(found, [10.0, 5.0, 5.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn the_epochs_of_the_extreme_weights_are_among_those_looked_at() {
+        let mut recipe = recipe_for_tests();
+        recipe.teacher = Some(TeacherSection::new(TeacherKind::Embedded));
+        recipe.train.epochs = 9;
+        let step = |epoch, value| Step { epoch, value };
+        for (start_epoch, alpha) in [
+            (1, None),
+            (4, None),
+            (3, Some(Change::Linear { to: 0.0, begin_epoch: 2, end_epoch: 5 })),
+            (4, Some(Change::Cosine { to: 1.0, begin_epoch: 6, end_epoch: 40 })),
+            (2, Some(Change::Steps { steps: vec![step(3, 1.0), step(7, 0.2), step(12, 0.0)] })),
+        ] {
+            recipe.loss_schedule = LossSchedule { start_epoch, alpha, temperature: None };
+            let all: Vec<(f64, f64)> =
+                (1..=9).map(|epoch| recipe.loss_at(epoch).weights()).collect();
+            let some: Vec<(f64, f64)> =
+                recipe.extreme_weights().into_iter().map(|(_, weights)| weights).collect();
+            let extremes = |weights: &[(f64, f64)]| {
+                let soft = || weights.iter().map(|weights| weights.1);
+                let hard = || weights.iter().map(|weights| weights.0);
+                let (min, max) = (f64::min, f64::max);
+                [hard().reduce(min), hard().reduce(max), soft().reduce(min), soft().reduce(max)]
+            };
+            assert_eq!(extremes(&some), extremes(&all), "{:?}", recipe.loss_schedule);
+        }
+    }
+
+    #[test]
+    fn a_change_in_words() {
+        let linear = Change::Linear { to: 2.0, begin_epoch: 2, end_epoch: 4 };
+        assert_eq!(linear.words(8.0), "8 to 2 (linear, epochs 2 to 4)");
+        let cosine = Change::Cosine { to: 0.5, begin_epoch: 1, end_epoch: 9 };
+        assert_eq!(cosine.words(0.9), "0.9 to 0.5 (cosine, epochs 1 to 9)");
+        let step = |epoch, value| Step { epoch, value };
+        let steps = Change::Steps { steps: vec![step(4, 2.5), step(8, 1.0)] };
+        assert_eq!(steps.words(8.0), "8, 2.5 from epoch 4 on, 1 from epoch 8 on");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 pub mod identity;
 mod load;
 mod loss_schedule;
+mod loss_weights;
 mod sections;
 mod strict;
 pub mod teacher;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use stillhouse_nn::{LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig};
 
-use super::{LossSchedule, TeacherSection, strict};
+use super::{LossSchedule, TeacherSection, loss_weights, strict};
 
 /// A whole recipe. Paths are relative to the recipe's file as written, and absolute once loaded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub struct Recipe {
     /// Where soft labels come from; without it the student learns from hard labels only.
     pub teacher: Option<TeacherSection>,
     /// How hard and soft labels are combined.
-    #[serde(default, deserialize_with = "strict::section")]
+    #[serde(default, with = "loss_weights")]
     pub loss: LossConfig,
     /// How the loss changes from epoch to epoch.
     #[serde(default)]

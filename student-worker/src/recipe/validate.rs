@@ -63,9 +63,19 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), Invalid> {
     let key = if recipe.loss.soft_weight.is_some() { "loss.soft_weight" } else { "loss.alpha" };
     match &recipe.teacher {
         Some(section) => {
-            let later = recipe.loss_schedule.alpha.is_some();
-            check(soft > 0.0 || later, key, soft, "above 0 where there is a [teacher]")?;
             loss_schedule(recipe)?;
+            let weights = recipe.extreme_weights();
+            let taught = weights.iter().any(|(_, (_, soft))| *soft > 0.0);
+            check(taught, key, soft, "above 0 where there is a [teacher]")?;
+            // A weight of its own is the one that is 0 throughout: alpha and 1 - alpha are not both.
+            let key = match recipe.loss.hard_weight {
+                Some(0.0) => "loss.hard_weight",
+                _ => "loss.soft_weight",
+            };
+            for (epoch, (hard, soft)) in weights {
+                let range = format!("above 0 where the other weight is 0, as in epoch {epoch}");
+                check(hard > 0.0 || soft > 0.0, key, 0, &range)?;
+            }
             teacher(section, recipe)
         }
         None => {

@@ -154,6 +154,13 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_step_of_before_losses_could_change_is_read() {
+        let text = serde_json::to_string(&step(1, 2.0)).unwrap();
+        assert!(!text.contains("alpha") && !text.contains("temperature"), "{text}");
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), step(1, 2.0));
+    }
+
+    #[test]
     fn a_line_that_is_no_record_is_named_unless_it_is_the_last() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");

@@ -215,6 +215,8 @@ impl RunFolder {
                 ];
                 values.extend(step.hard_loss.map(|loss| ("train/hard_loss", loss)));
                 values.extend(step.soft_loss.map(|loss| ("train/soft_loss", loss)));
+                values.extend(step.alpha.map(|alpha| ("train/alpha", alpha)));
+                values.extend(step.temperature.map(|t| ("train/temperature", t)));
                 self.events.scalars(step.step, &values)
             }
             Record::Test(test) => {

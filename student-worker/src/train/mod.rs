@@ -282,25 +282,24 @@ impl Teacher {
 /// What was minimised, with what changed over the epochs.
 fn loss_in_words(recipe: &Recipe) -> String {
     let (loss, schedule) = (&recipe.loss, &recipe.loss_schedule);
-    let range = |from: f64, change: &Option<Change>| match change {
-        None => from.to_string(),
-        Some(change) => {
-            format!("{from} to {}", change.at(from, recipe.train.epochs.into()))
-        }
+    let range = |from: f64, change: &Option<Change>| {
+        change.as_ref().map_or(from.to_string(), |change| change.words(from))
     };
     let weight = |weight: Option<f64>, otherwise: &str| {
         weight.map_or(otherwise.to_owned(), |weight| weight.to_string())
     };
     let mut words = format!(
-        "{} CE + {} T² {}, α = {}, T = {}",
+        "{} CE + {} T² {}",
         weight(loss.hard_weight, "(1 - α)"),
         weight(loss.soft_weight, "α"),
         loss.divergence.name(),
-        range(loss.alpha, &schedule.alpha),
-        range(loss.temperature, &schedule.temperature)
     );
+    if loss.hard_weight.is_none() || loss.soft_weight.is_none() {
+        words += &format!("; α = {}", range(loss.alpha, &schedule.alpha));
+    }
+    words += &format!("; T = {}", range(loss.temperature, &schedule.temperature));
     if schedule.start_epoch > 1 {
-        words += &format!(", hard labels alone before epoch {}", schedule.start_epoch);
+        words += &format!("; hard labels alone before epoch {}", schedule.start_epoch);
     }
     words
 }

@@ -1,10 +1,13 @@
 //! Losses that change over the epochs: what is asked for, what is trained on, and resumption.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use student_worker::{
     recipe::{self, Recipe},
-    run_folder::{Existing, metrics::Record},
+    run_folder::{
+        Existing,
+        metrics::{self, Record},
+    },
 };
 use tokio::sync::watch;
 
@@ -22,7 +25,13 @@ const SCHEDULE: [&str; 4] = [
 
 fn recipe(bench: &Bench, name: &str, teacher: &str, set: &[&str]) -> Recipe {
     let set: Vec<String> = set.iter().map(|&set| set.to_owned()).collect();
-    recipe::load(&bench.write_recipe(name, teacher), &set).unwrap()
+    let file = bench.write_recipe(name, teacher);
+    if set.iter().any(|set| set.starts_with("loss.soft_weight")) {
+        // Alpha has no place beside both weights.
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("alpha = 0.9\n", "")).unwrap();
+    }
+    recipe::load(&file, &set).unwrap()
 }
 
 fn embedded(bench: &Bench, more: &str) -> String {
@@ -54,8 +63,15 @@ async fn each_epoch_asks_for_its_own_temperature_and_none_before_the_start() {
         assert!((step.loss - ((1.0 - alpha) * hard + alpha * soft)).abs() < 1e-9);
     }
     assert_eq!(steps, 32);
+    let events = std::fs::read_dir(outcome.folder.join("tensorboard")).unwrap().next().unwrap();
+    let events = std::fs::read(events.unwrap().path()).unwrap();
+    for tag in ["train/alpha", "train/temperature"] {
+        let found = events.windows(tag.len()).filter(|bytes| *bytes == tag.as_bytes());
+        assert_eq!(found.count(), 24, "{tag}");
+    }
     let report = std::fs::read_to_string(outcome.report.unwrap()).unwrap();
-    let words = "α = 0.9 to 0.5, T = 8 to 2, hard labels alone before epoch 2";
+    let words = "α = 0.9, 0.5 from epoch 4 on; T = 8 to 2 (linear, epochs 2 to 4); \
+                 hard labels alone before epoch 2";
     assert!(report.contains(words), "{report}");
 }
 
@@ -93,7 +109,7 @@ async fn a_stopped_run_goes_on_to_the_same_bytes() {
 async fn every_form_of_the_loss_can_be_trained_with() {
     let bench = Bench::new();
     let teacher = embedded(&bench, "");
-    let mut weights = Vec::new();
+    let (mut weights, mut losses) = (Vec::new(), Vec::new());
     for (name, set) in [
         ("kl", &[][..]),
         ("matching", &["loss.divergence={kind=\"logit_mse\"}"]),
@@ -102,18 +118,24 @@ async fn every_form_of_the_loss_can_be_trained_with() {
         ("short", &["train.max_norm=0.5"]),
     ] {
         let outcome = run(recipe(&bench, name, &teacher, set), Existing::Refuse).await.unwrap();
-        let lines = std::fs::read_to_string(outcome.folder.join("metrics.jsonl")).unwrap();
-        let of_epoch = |epoch: u64| -> f64 {
-            let records = lines.lines().map(|line| serde_json::from_str(line).unwrap());
-            let losses = records.filter_map(|record| match record {
-                Record::Step(step) if step.epoch == epoch => step.soft_loss,
-                _ => None,
-            });
-            losses.sum()
-        };
-        assert!(of_epoch(4) < of_epoch(1), "{name} does not come nearer to its teacher");
+        let soft = soft_losses(&outcome.folder);
+        let sum = |steps: &[f64]| steps.iter().sum::<f64>();
+        assert!(sum(&soft[24..]) < sum(&soft[..8]), "{name} does not come nearer to its teacher");
         weights.push((name, bench.weights(name)));
+        losses.push(soft);
     }
+    let [kl, matching, hinton, ..] = losses.as_slice() else { panic!("{losses:?}") };
+    // Hinton's form is higher by T^2 times the teacher's entropy, which is at most ln 3, and that
+    // of the same rows is the same in every epoch (steps differ in size, so nearly).
+    let entropy = |steps: std::ops::Range<usize>| {
+        steps.map(|step| (hinton[step] - kl[step]) / 16.0).sum::<f64>() / 8.0
+    };
+    let (first, last) = (entropy(0..8), entropy(24..32));
+    assert!(first > 0.5 && first < 3f64.ln(), "{first}");
+    assert!((first / last - 1.0).abs() < 0.02, "{first} {last}");
+    let report = bench.path().join("runs/weights/report.md");
+    let report = std::fs::read_to_string(report).unwrap();
+    assert!(report.contains("| 0.1 CE + 1.5 T² forward_kl; T = 4 |"), "{report}");
     // The soft-target cross-entropy has the KL's gradient, so its student is the KL's but for
     // rounding; all others differ.
     for (i, (a, first)) in weights.iter().enumerate() {
@@ -127,7 +149,24 @@ async fn every_form_of_the_loss_can_be_trained_with() {
         "loss_schedule.temperature={kind=\"cosine\", to=1.0, begin_epoch=1, end_epoch=3}",
     ];
     let scheduled = recipe(&bench, "scheduled", &teacher, &set);
-    run(scheduled, Existing::Refuse).await.unwrap();
+    let outcome = run(scheduled, Existing::Refuse).await.unwrap();
+    for (found, expected) in soft_losses(&outcome.folder).iter().zip(matching) {
+        assert!((found / expected - 1.0).abs() < 1e-3, "{found} {expected}");
+    }
+}
+
+/// The distillation term of every step, before its weight.
+fn soft_losses(folder: &Path) -> Vec<f64> {
+    let records = metrics::read(&folder.join("metrics.jsonl")).unwrap();
+    let losses: Vec<f64> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Step(step) => step.soft_loss,
+            Record::Test(_) => None,
+        })
+        .collect();
+    assert_eq!(losses.len(), 32);
+    losses
 }
 
 #[test]
