@@ -5,6 +5,7 @@
 //! * [`teacher`]: the section about the teacher.
 //! * [`identity`]: the part that decides the trained weights, which a resumed run must share.
 
+mod data;
 pub mod identity;
 mod load;
 mod sections;
@@ -16,6 +17,11 @@ pub use load::{RecipeError, check, load};
 pub use sections::{DataFormat, DataSection, OutputSection, Recipe, TrainSection};
 pub use teacher::TeacherSection;
 pub use validate::Invalid;
+
+/// Whether the loss has a term for hard labels, so that every training row must have one.
+pub fn needs_hard_labels(recipe: &Recipe) -> bool {
+    recipe.teacher.is_none() || recipe.loss.alpha < 1.0
+}
 
 /// A recipe without a teacher, for tests.
 #[cfg(test)]
