@@ -6,7 +6,8 @@ use serde::Serialize;
 use stillhouse_nn::{Classifier, evaluate_logits};
 
 use crate::{
-    data::mnist::{Files, Split},
+    data::{self, Fit, Split},
+    recipe::DataSection,
     run_folder::metrics::TestRecord,
     train::Error,
 };
@@ -34,13 +35,15 @@ pub struct Figures {
 pub fn run(model: &Path, data: &Path) -> Result<Figures, Error> {
     let classifier = Classifier::load(model).map_err(Error::Load)?;
     let classes = classifier.classes();
-    let data = Files::find(data, Split::Test)?.read(classifier.input_width(), classes)?;
+    let section = DataSection { dir: Some(data.to_owned()), ..DataSection::default() };
+    let data = data::read(&section, Split::Test, &Fit::of(classifier.config()))?;
     let rows: Vec<u32> = (0..data.len() as u32).collect();
     let (mut loss, mut errors) = (0.0, 0_u64);
     for rows in rows.chunks(ROWS) {
         let input = data.gather_f32(rows, classifier.rescale_factor());
         let logits = classifier.infer(&input, rows.len())?.logits;
-        let part = evaluate_logits(&logits, classes, &data.gather_labels(rows))?;
+        let part =
+            evaluate_logits(&logits, classes, &data.gather_labels(rows).unwrap_or_default())?;
         loss += part.loss * part.rows as f64;
         errors += part.errors as u64;
     }

@@ -31,3 +31,8 @@ pub(crate) fn shuffle(epoch: u64) -> u64 {
 pub(crate) fn teacher_draws(request: u64) -> u64 {
     3 << USE_SHIFT | request & COUNT_MASK
 }
+
+/// What is done to the images of an epoch; each row has words of its own in it.
+pub(crate) fn augment(epoch: u64) -> u64 {
+    5 << USE_SHIFT | epoch & COUNT_MASK
+}

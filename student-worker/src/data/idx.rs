@@ -1,49 +1,18 @@
 //! The idx format of MNIST: a magic number, the sizes of the dimensions, the elements. Read
-//! plain or gzip-compressed; which of the two is seen from the first bytes, not from the name.
+//! plain or gzip-compressed.
 //!
 //! Format: <http://yann.lecun.com/exdb/mnist/>, "THE IDX FILE FORMAT". Only unsigned bytes, the
 //! only element type that MNIST and its relatives use.
 
-use std::{
-    fs::File,
-    io::{BufRead as _, BufReader, Read},
-    path::{Path, PathBuf},
-};
+use std::{io::Read, path::Path};
 
-use flate2::bufread::MultiGzDecoder;
+use super::file::{self, Fault, FileError};
 
-/// First two bytes of a gzip stream (RFC 1952, section 2.3.1).
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// Third byte of the magic number: elements are unsigned bytes.
 const UNSIGNED_BYTE: u32 = 0x08;
 /// Most bytes of elements that a file may declare. A compressed file can claim any number of them
 /// and deliver zeros, so the claim alone must not decide.
 const MAX_ELEMENTS: u64 = 1 << 31;
-
-/// Why an idx file cannot be used. Names the file, the field, what was found and what is accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum IdxError {
-    /// The file cannot be opened, read or decompressed.
-    #[error("{}: cannot be read", file.display())]
-    Read {
-        /// The file.
-        file: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A field has a value that is not accepted.
-    #[error("{}: {field} is {found}, expected {expected}", file.display())]
-    Field {
-        /// The file.
-        file: PathBuf,
-        /// The field of the file.
-        field: String,
-        /// Its value.
-        found: String,
-        /// What is accepted.
-        expected: String,
-    },
-}
 
 /// The elements of an idx file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,31 +28,21 @@ pub struct Idx {
 /// # Errors
 /// If the file cannot be read, its magic number is another, its body is shorter or longer than the
 /// dimensions say, or they multiply to more than 2 GiB.
-pub fn read(file: &Path, dimensions: u8) -> Result<Idx, IdxError> {
-    let failed = |source| IdxError::Read { file: file.to_owned(), source };
-    let mut reader = BufReader::new(File::open(file).map_err(failed)?);
-    if reader.fill_buf().map_err(failed)?.starts_with(&GZIP_MAGIC) {
-        // The decoder of several members refuses what follows the first and is not gzip.
-        parse(file, MultiGzDecoder::new(reader), dimensions)
-    } else {
-        parse(file, reader, dimensions)
-    }
+pub fn read(file: &Path, dimensions: u8) -> Result<Idx, FileError> {
+    parse(file, file::open(file)?, dimensions)
 }
 
 /// Reads header and body. The body is read up to one byte more than the header declares, and
 /// memory grows with the bytes that came, not with the claim.
-fn parse(file: &Path, mut from: impl Read, dimensions: u8) -> Result<Idx, IdxError> {
-    let failed = |source| IdxError::Read { file: file.to_owned(), source };
-    let refused = |field: &str, found: String, expected: String| IdxError::Field {
-        file: file.to_owned(),
-        field: field.to_owned(),
-        found,
-        expected,
+fn parse(file: &Path, mut from: impl Read, dimensions: u8) -> Result<Idx, FileError> {
+    let failed = FileError::reading(file);
+    let refused = |field: &str, found: String, expected: String| {
+        Fault::new(field, found, expected).in_file(file)
     };
 
     let header_length = 4 + 4 * usize::from(dimensions);
     let mut header = Vec::new();
-    from.by_ref().take(header_length as u64).read_to_end(&mut header).map_err(failed)?;
+    from.by_ref().take(header_length as u64).read_to_end(&mut header).map_err(&failed)?;
     let mut words = header
         .chunks_exact(4)
         .map(|word| word.iter().fold(0_u32, |value, byte| value << 8 | u32::from(*byte)));
@@ -107,7 +66,7 @@ fn parse(file: &Path, mut from: impl Read, dimensions: u8) -> Result<Idx, IdxErr
             refused("dimensions", format!("{shape:?}"), expected)
         })?;
     let mut elements = Vec::new();
-    from.take(declared + 1).read_to_end(&mut elements).map_err(failed)?;
+    from.take(declared + 1).read_to_end(&mut elements).map_err(&failed)?;
     match (elements.len() as u64).cmp(&declared) {
         std::cmp::Ordering::Equal => Ok(Idx { shape, elements }),
         std::cmp::Ordering::Less => {

@@ -13,22 +13,18 @@ use crate::random;
 /// which hides what a comparison of losses is meant to show.
 ///
 /// # Errors
-/// If `count` is 0 or more than the dataset has.
+/// If `count` is 0 or more than the dataset has, or its rows have no labels.
 pub fn balanced(data: &Dataset, count: usize, seed: u64) -> Result<Dataset, DataError> {
-    let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
-    if count == 0 || count > data.len() {
-        return Err(DataError::Mismatch {
-            field: "data.train_rows".into(),
-            found: count.to_string(),
-            expected: format!("1 to {}, the rows of the training set", data.len()),
-        });
-    }
-    let mut taken: BTreeMap<u8, usize> = data.labels().iter().map(|label| (*label, 0)).collect();
+    let Some(labels) = data.labels() else {
+        let expected = "none where data.unlabelled = true; data.fraction needs no classes";
+        return Err(DataError::mismatch("data.train_rows", count, expected));
+    };
+    let order = order(data, count, seed)?;
+    let mut taken: BTreeMap<u32, usize> = labels.iter().map(|label| (*label, 0)).collect();
     let quota = count / taken.len();
-    let order = Philox::new(seed, random::SUBSET).permutation(size);
     let (mut chosen, mut others) = (Vec::with_capacity(count), Vec::new());
     for row in order {
-        let of_class = taken.entry(data.labels()[row as usize]).or_default();
+        let of_class = taken.entry(labels[row as usize]).or_default();
         if *of_class < quota {
             *of_class += 1;
             chosen.push(row);
@@ -42,13 +38,35 @@ pub fn balanced(data: &Dataset, count: usize, seed: u64) -> Result<Dataset, Data
     Ok(data.select(&chosen))
 }
 
+/// Chooses `count` rows uniformly, the same for the same seed.
+///
+/// # Errors
+/// If `count` is 0 or more than the dataset has.
+pub fn uniform(data: &Dataset, count: usize, seed: u64) -> Result<Dataset, DataError> {
+    let mut chosen = order(data, count, seed)?;
+    chosen.truncate(count);
+    chosen.sort_unstable();
+    Ok(data.select(&chosen))
+}
+
+/// All rows in random order.
+fn order(data: &Dataset, count: usize, seed: u64) -> Result<Vec<u32>, DataError> {
+    if count == 0 || count > data.len() {
+        let expected = format!("1 to {}, the rows of the training set", data.len());
+        return Err(DataError::mismatch("data.train_rows", count, expected));
+    }
+    let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
+    Ok(Philox::new(seed, random::SUBSET).permutation(size))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::dataset_for_tests as sample;
+    use crate::data::{dataset_for_tests as sample, unlabelled_for_tests as unlabelled};
 
     fn counts(data: &Dataset) -> Vec<usize> {
-        let of = |class: u8| data.labels().iter().filter(|label| **label == class).count();
+        let labels = data.labels().unwrap();
+        let of = |class: u32| labels.iter().filter(|label| **label == class).count();
         (0..4).map(of).collect()
     }
 
@@ -77,5 +95,16 @@ mod tests {
         let error = balanced(&sample(5, 1, 2), 6, 1).unwrap_err().to_string();
         assert_eq!(error, "data.train_rows is 6, expected 1 to 5, the rows of the training set");
         assert!(balanced(&sample(5, 1, 2), 0, 1).is_err());
+    }
+    #[test]
+    fn rows_without_labels_are_chosen_uniformly() {
+        let data = unlabelled(&sample(100, 2, 4));
+        let error = balanced(&data, 10, 1).unwrap_err().to_string();
+        assert!(error.starts_with("data.train_rows is 10, expected none where"), "{error}");
+        let some = uniform(&data, 30, 1).unwrap();
+        assert_eq!((some.len(), some.labels()), (30, None));
+        assert_eq!(uniform(&data, 30, 1).unwrap(), some);
+        assert_ne!(uniform(&data, 30, 2).unwrap(), some);
+        assert_eq!(uniform(&data, 100, 3).unwrap(), data);
     }
 }

@@ -50,6 +50,23 @@ impl Identity {
         add("train.batch_size", recipe.train.batch_size.into());
         add("train.clip_norm", json(&recipe.train.clip_norm));
         add("train.max_norm", json(&recipe.train.max_norm));
+        let data = &recipe.data;
+        let augment = &data.augment;
+        for (key, pixels) in [("shift", augment.shift), ("crop_padding", augment.crop_padding)] {
+            if pixels > 0 {
+                add(&format!("data.augment.{key}"), pixels.into());
+            }
+        }
+        if augment.flip {
+            add("data.augment.flip", true.into());
+        }
+        // The rows themselves say all that these decide, but not why they differ.
+        if !data.leave_out.is_empty() {
+            add("data.leave_out", json(&data.leave_out));
+        }
+        add("data.keep", json(&data.keep));
+        add("data.fraction", json(&data.fraction));
+        add("data.train_rows", json(&data.train_rows));
         add(ROWS, hex(&data_sha256).into());
         if let Some(section) = &recipe.teacher {
             add("teacher.encoding", json(&section.encoding));
@@ -170,6 +187,18 @@ mod tests {
         other.seed += 1;
         let error = Identity::new(&other, [8; 32], None).same_as(&then).unwrap_err();
         assert_eq!(error.key, "seed");
+        let mut other = recipe();
+        other.data.augment.shift = 2;
+        let error = identity(&other).same_as(&then).unwrap_err().to_string();
+        assert_eq!(error, "data.augment.shift is 2, but the run was started with not set");
+        let mut further = other.clone();
+        further.data.augment.shift = 3;
+        let error = identity(&further).same_as(&identity(&other)).unwrap_err().to_string();
+        assert_eq!(error, "data.augment.shift is 3, but the run was started with 2");
+        let mut other = recipe();
+        other.data.leave_out = vec![1];
+        let error = Identity::new(&other, [8; 32], None).same_as(&then).unwrap_err().to_string();
+        assert_eq!(error, "data.leave_out is [1], but the run was started with not set");
         let taught = Identity::new(&recipe(), [7; 32], Some(&[1]));
         assert_eq!((taught.teacher(), then.teacher()), (Some("01"), None));
         assert!(taught.same_but_for_teacher(&then).is_ok());

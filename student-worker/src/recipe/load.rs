@@ -8,6 +8,7 @@ use std::{
 
 use stillhouse_nn::LossError;
 use stillhouse_runtime::config::{self, ConfigError};
+use toml::Table;
 
 use super::{Invalid, Recipe, validate::validate};
 
@@ -46,9 +47,17 @@ pub fn load(file: &Path, overrides: &[String]) -> Result<Recipe, RecipeError> {
     for argument in overrides {
         config::assign(&mut table, argument)?;
     }
-    let mut recipe: Recipe = config::read(table)?;
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    resolve_paths(&mut recipe, folder.unwrap_or(Path::new(".")))?;
+    from_table(table, folder.unwrap_or(Path::new(".")))
+}
+
+/// Makes a recipe of what a file in `folder` would hold, as [`load`] does.
+///
+/// # Errors
+/// As [`load`].
+pub fn from_table(table: Table, folder: &Path) -> Result<Recipe, RecipeError> {
+    let mut recipe: Recipe = config::read(table)?;
+    resolve_paths(&mut recipe, folder)?;
     check(&recipe)?;
     Ok(recipe)
 }
@@ -89,14 +98,26 @@ fn resolve_paths(recipe: &mut Recipe, folder: &Path) -> Result<(), RecipeError> 
     }
     for (key, given) in paths {
         for path in given {
-            if path.as_os_str().is_empty() {
-                return Err(RecipeError::Section(format!("{key} is empty; expected a path")));
-            }
-            let joined = folder.join(&*path);
-            let failed = |source| RecipeError::Path { key, path: joined.clone(), source };
-            *path = short(&absolute(&joined).map_err(failed)?);
+            resolve(key, path, folder)?;
         }
     }
+    for (key, list) in
+        [("data.train_files", &mut data.train_files), ("data.test_files", &mut data.test_files)]
+    {
+        for path in list {
+            resolve(key, path, folder)?;
+        }
+    }
+    Ok(())
+}
+
+fn resolve(key: &'static str, path: &mut PathBuf, folder: &Path) -> Result<(), RecipeError> {
+    if path.as_os_str().is_empty() {
+        return Err(RecipeError::Section(format!("{key} is empty; expected a path")));
+    }
+    let joined = folder.join(&*path);
+    let failed = |source| RecipeError::Path { key, path: joined.clone(), source };
+    *path = short(&absolute(&joined).map_err(failed)?);
     Ok(())
 }
 
@@ -173,6 +194,10 @@ mod tests {
         let dir = recipe.data.dir.unwrap();
         assert!(dir.is_absolute() && dir.ends_with("mnist"), "{}", dir.display());
         assert_eq!(recipe.output.dir, Some("/tmp/run".into()));
+        let files = ["data.format=cifar10", "data.train_files=[\"a.bin\", \"/b.bin\"]"];
+        let files = load_text(RECIPE, &files).unwrap().data.train_files;
+        assert!(files[0].is_absolute() && files[0].ends_with("a.bin"), "{}", files[0].display());
+        assert_eq!(files[1], Path::new("/b.bin"));
     }
 
     #[test]
@@ -210,7 +235,14 @@ mod tests {
 
     #[test]
     fn a_recipe_survives_being_written() {
-        let recipe = load_text(RECIPE, &["train.clip_norm=1", "teacher.request_rows=64"]).unwrap();
+        let changes = [
+            "train.clip_norm=1",
+            "teacher.request_rows=64",
+            "data.augment={ shift = 2, flip = true }",
+            "data.leave_out=[3]",
+            "data.fraction=0.1",
+        ];
+        let recipe = load_text(RECIPE, &changes).unwrap();
         let text = toml::to_string_pretty(&recipe).unwrap();
         assert_eq!(load_text(&text, &[]).unwrap(), recipe);
     }
@@ -280,6 +312,7 @@ mod tests {
             ("loss.loss=1", "unknown key `loss.loss`"),
             ("schedule.learning_rat=1", "did you mean `schedule.learning_rate`?"),
             ("optimizer={kind=\"sgd\", momentun=0.9}", "did you mean `optimizer.momentum`?"),
+            ("data.augment.flipp=true", "did you mean `data.augment.flip`?"),
             ("teacher.retry.max_m=1", "did you mean `teacher.retry.max_ms`?"),
             ("teacher.encoding.kid=\"dense\"", "did you mean `teacher.encoding.kind`?"),
         ] {
@@ -300,6 +333,11 @@ mod tests {
             ("data.dir=1", "data.dir"),
             ("data.format=csv", "data.format"),
             ("data.train_rows=some", "data.train_rows"),
+            ("data.train_files=one", "data.train_files"),
+            ("data.keep=[-1]", "data.keep[0]"),
+            ("data.fraction=half", "data.fraction"),
+            ("data.augment.shift=-1", "data.augment.shift"),
+            ("data.augment.flip=1", "data.augment.flip"),
             ("student=1", "student"),
             ("student.model_type=cnn", "student.model_type"),
             ("student.input_size=wide", "student.input_size"),
@@ -347,9 +385,17 @@ mod tests {
             ("train.keep_checkpoints=0", "train.keep_checkpoints: 0"),
             ("train.clip_norm=-1", "train.clip_norm: -1"),
             ("data.train_rows=0", "data.train_rows: 0"),
+            ("data.fraction=0", "data.fraction: 0 is not accepted, expected above 0, at most 1"),
+            ("data.fraction=nan", "data.fraction: NaN"),
+            ("data.keep=[]", "data.keep: an empty list is not accepted"),
+            ("data.keep=[1, 10]", "data.keep: 10 is not accepted, expected 0 to 9, the student's"),
+            ("data.leave_out=[10]", "data.leave_out: 10"),
+            ("data.unlabelled=true", "data.unlabelled: true is not accepted, expected false where"),
+            ("data.image_column=img", "data.image_column: \"img\" is not accepted, expected none"),
+            ("data.test_files=[\"a\"]", "data.test_files: 1 files is not accepted, expected none"),
             ("output.dir=", "output.dir is empty; expected a path"),
             ("student.input_size=0", "student.input_size is 0"),
-            ("student.num_labels=300", "student.num_labels: 300"),
+            ("student.num_labels=70000", "student.num_labels: 70000"),
             ("loss.alpha=1.5", "loss.alpha is 1.5; expected 0 to 1"),
             ("loss.alpha=0", "loss.alpha: 0 is not accepted, expected above 0"),
             ("loss.temperature=nan", "loss.temperature is NaN"),
@@ -403,5 +449,42 @@ mod tests {
         let error = load_text(hard, &[]).unwrap_err();
         assert!(error.contains("loss.alpha: 0.9 is not accepted, expected 0"), "{error}");
         assert!(load_text(hard, &["loss.alpha=0"]).unwrap().teacher.is_none());
+    }
+    #[test]
+    fn keys_of_the_data_that_exclude_each_other_are_told() {
+        for (changes, expected) in [
+            (
+                &["data.fraction=0.5", "data.train_rows=5"][..],
+                "data.train_rows: 5 is not accepted, expected none beside data.fraction",
+            ),
+            (
+                &["data.augment={ shift = 1, crop_padding = 2 }"],
+                "data.augment.crop_padding: 2 is not accepted, expected none beside shift",
+            ),
+            (
+                &["data.format=cifar10", "data.train_images=a"],
+                "data.train_images: a path is not accepted, expected none with format = \"cifar10\"",
+            ),
+            (
+                &["data.format=folder", "data.train_files=[\"a\"]"],
+                "data.train_files: 1 files is not accepted, expected none with format = \"folder\"",
+            ),
+        ] {
+            let error = refused(changes);
+            assert!(error.starts_with(expected), "{changes:?}: {error}");
+        }
+        // Without labels nothing tells classes apart.
+        for key in ["leave_out=[1]", "keep=[1]", "train_rows=5"] {
+            let error = refused(&["loss.alpha=1", "data.unlabelled=true", &format!("data.{key}")]);
+            assert!(error.contains("expected none where data.unlabelled = true"), "{error}");
+        }
+        let fine = ["loss.alpha=1", "data.unlabelled=true", "data.fraction=0.5"];
+        assert!(load_text(RECIPE, &fine).unwrap().data.unlabelled);
+        // All files by name, or a folder.
+        let nowhere = RECIPE.replace("dir = \"mnist\"", "format = \"parquet\"");
+        let error = load_text(&nowhere, &["data.train_files=[\"a\"]"]).unwrap_err();
+        assert!(error.starts_with("data.test_files: an empty list is not accepted"), "{error}");
+        let named = ["data.train_files=[\"a\"]", "data.test_files=[\"b\"]"];
+        assert!(load_text(&nowhere, &named).is_ok());
     }
 }

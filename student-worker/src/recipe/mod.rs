@@ -5,6 +5,7 @@
 //! * [`teacher`]: the section about the teacher.
 //! * [`identity`]: the part that decides the trained weights, which a resumed run must share.
 
+mod data;
 pub mod identity;
 mod load;
 mod loss_schedule;

@@ -6,7 +6,7 @@ use stillhouse_nn::Divergence;
 use stillhouse_proto::limits::MAX_MEMBERS;
 
 use super::{
-    Change, LossSchedule, Recipe, Step,
+    Change, LossSchedule, Recipe, Step, data,
     teacher::{EncodingName, TeacherKind, TeacherSection},
 };
 
@@ -23,7 +23,12 @@ pub struct Invalid {
 }
 
 /// Refuses a value unless `holds`.
-fn check(holds: bool, key: &str, value: impl Display, expected: &str) -> Result<(), Invalid> {
+pub(super) fn check(
+    holds: bool,
+    key: &str,
+    value: impl Display,
+    expected: &str,
+) -> Result<(), Invalid> {
     if holds {
         return Ok(());
     }
@@ -31,7 +36,7 @@ fn check(holds: bool, key: &str, value: impl Display, expected: &str) -> Result<
 }
 
 /// Refuses an absent value.
-fn require<T>(value: Option<&T>, key: &str, expected: &str) -> Result<(), Invalid> {
+pub(super) fn require<T>(value: Option<&T>, key: &str, expected: &str) -> Result<(), Invalid> {
     check(value.is_some(), key, "no value", expected)
 }
 
@@ -49,16 +54,11 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), Invalid> {
     )?;
     let seed = recipe.seed;
     check(i64::try_from(seed).is_ok(), "seed", seed, "0 to 9223372036854775807")?;
-    data(recipe)?;
+    data::validate(recipe)?;
     train(recipe)?;
     narrowed(recipe)?;
     let classes = recipe.student.classes();
-    check(
-        classes <= 256,
-        "student.num_labels",
-        classes,
-        "1 to 256, the classes that an idx file of bytes can name",
-    )?;
+    check(classes <= 1 << 16, "student.num_labels", classes, "1 to 65536")?;
     let soft = recipe.loss.weights().1;
     let key = if recipe.loss.soft_weight.is_some() { "loss.soft_weight" } else { "loss.alpha" };
     match &recipe.teacher {
@@ -84,21 +84,6 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), Invalid> {
             check(!given, "loss_schedule", "a table", "none where there is no [teacher]")
         }
     }
-}
-
-fn data(recipe: &Recipe) -> Result<(), Invalid> {
-    let data = &recipe.data;
-    if data.dir.is_none() {
-        let expected = "a path, or data.dir";
-        require(data.train_images.as_ref(), "data.train_images", expected)?;
-        require(data.train_labels.as_ref(), "data.train_labels", expected)?;
-        require(data.test_images.as_ref(), "data.test_images", expected)?;
-        require(data.test_labels.as_ref(), "data.test_labels", expected)?;
-    }
-    if let Some(rows) = data.train_rows {
-        check(rows >= 1, "data.train_rows", rows, "1 or more")?;
-    }
-    Ok(())
 }
 
 /// Numbers that are kept in 64 bits and sent or multiplied with in 32: there, too, they must be

@@ -1,10 +1,6 @@
 //! What a run will do, worked out before anything starts: data, steps, requests.
 
-use std::{
-    collections::VecDeque,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use stillhouse_nn::Philox;
 use stillhouse_proto::{
@@ -13,14 +9,10 @@ use stillhouse_proto::{
 };
 
 use crate::{
-    data::{
-        DataError, Dataset, Sampler,
-        mnist::{Files, Split},
-        subset,
-    },
+    data::{self, Augment, DataError, Dataset, Fit, Sampler, Split, View},
     label_client::{Job, PROBE_ROWS, Probe},
     random,
-    recipe::{DataSection, Recipe},
+    recipe::Recipe,
 };
 
 /// Data and its order.
@@ -28,6 +20,8 @@ use crate::{
 pub(super) struct Plan {
     pub(super) train: Arc<Dataset>,
     pub(super) test: Dataset,
+    pub(super) augment: Augment,
+    pub(super) seed: u64,
     pub(super) sampler: Sampler,
     pub(super) steps_per_epoch: u64,
     pub(super) total_steps: u64,
@@ -36,29 +30,42 @@ pub(super) struct Plan {
 impl Plan {
     /// Reads the data that a recipe names.
     pub(super) fn read(recipe: &Recipe) -> Result<Self, DataError> {
-        let (width, classes) = (recipe.student.input_width(), recipe.student.classes());
-        let read = |split| files(&recipe.data, split)?.read(width, classes);
-        let (mut train, test) = (read(Split::Train)?, read(Split::Test)?);
-        if let Some(count) = recipe.data.train_rows {
-            train = subset::balanced(&train, count, recipe.seed)?;
+        let fit = Fit::of(&recipe.student);
+        let read = |split| data::read(&recipe.data, split, &fit);
+        let (train, test) = (read(Split::Train)?, read(Split::Test)?);
+        if train.shape() != test.shape() {
+            let show = |data: &Dataset| format!("{:?}", data.shape());
+            let (found, expected) =
+                (show(&test), format!("{}, as those to train on", show(&train)));
+            return Err(DataError::mismatch("shape of the images to test on", found, expected));
         }
+        let train = recipe.data.filter().apply(train, recipe.seed)?;
+        recipe.data.augment.check(&train)?;
         let sampler = Sampler::new(recipe.seed, train.len(), recipe.train.batch_size)?;
         let steps_per_epoch = sampler.steps_per_epoch();
         Ok(Self {
             train: Arc::new(train),
             test,
+            augment: recipe.data.augment,
+            seed: recipe.seed,
             sampler,
             steps_per_epoch,
             total_steps: steps_per_epoch * u64::from(recipe.train.epochs),
         })
     }
 
-    /// The rows that every teacher is probed with: the first ones, no more than a request may have.
+    /// The training rows as they are at a step.
+    pub(super) fn view(&self, step: u64) -> View<'_> {
+        View::new(&self.train, self.augment, self.seed, step / self.steps_per_epoch)
+    }
+
+    /// The rows that every teacher is probed with: the first ones as they are, no more than a request
+    /// may have.
     pub(super) fn probe(&self, rescale_factor: f64, request_rows: usize) -> Probe {
         let rows: Vec<u32> = (0..PROBE_ROWS).take(self.train.len().min(request_rows)).collect();
         Probe {
-            bytes: features(&self.train, &rows, None),
-            floats: features(&self.train, &rows, Some(rescale_factor)),
+            bytes: features(View::plain(&self.train), &rows, None),
+            floats: features(View::plain(&self.train), &rows, Some(rescale_factor)),
         }
     }
 
@@ -78,6 +85,8 @@ impl Plan {
     ) -> Jobs {
         Jobs {
             data: Arc::clone(&self.train),
+            augment: self.augment,
+            steps_per_epoch: self.steps_per_epoch,
             sampler: self.sampler.clone(),
             steps: step.max(self.first_soft_step(recipe))..self.total_steps,
             request_rows: request_rows.max(1),
@@ -85,38 +94,17 @@ impl Plan {
             rescale_factor,
             seed: recipe.seed,
             recipe: recipe.clone(),
-            steps_per_epoch: self.steps_per_epoch,
             pending: VecDeque::new(),
         }
     }
-}
-
-/// The files of one part of a recipe's dataset. One that is named wins over the folder, which need
-/// not hold it then.
-fn files(data: &DataSection, split: Split) -> Result<Files, DataError> {
-    let (images, labels) = match split {
-        Split::Train => (&data.train_images, &data.train_labels),
-        Split::Test => (&data.test_images, &data.test_labels),
-    };
-    let pick =
-        |named: &Option<PathBuf>, find: fn(Split, &Path) -> Result<PathBuf, DataError>| match (
-            named, &data.dir,
-        ) {
-            (Some(named), _) => Ok(named.clone()),
-            (None, Some(dir)) => find(split, dir),
-            (None, None) => Err(DataError::Mismatch {
-                field: "data.dir".into(),
-                found: "not set".into(),
-                expected: "a path, or all four files".into(),
-            }),
-        };
-    Ok(Files { images: pick(images, Split::images)?, labels: pick(labels, Split::labels)? })
 }
 
 /// The requests of a run: each step's rows, cut into pieces that a request may hold.
 #[derive(Debug)]
 pub(super) struct Jobs {
     data: Arc<Dataset>,
+    augment: Augment,
+    steps_per_epoch: u64,
     sampler: Sampler,
     steps: std::ops::Range<u64>,
     request_rows: usize,
@@ -125,7 +113,6 @@ pub(super) struct Jobs {
     seed: u64,
     /// Temperatures over the epochs.
     recipe: Recipe,
-    steps_per_epoch: u64,
     pending: VecDeque<Job>,
 }
 
@@ -135,13 +122,15 @@ impl Iterator for Jobs {
     fn next(&mut self) -> Option<Job> {
         if self.pending.is_empty() {
             let step = self.steps.next()?;
-            let temperature = self.recipe.loss_at(step / self.steps_per_epoch + 1).temperature;
+            let epoch = step / self.steps_per_epoch;
+            let temperature = self.recipe.loss_at(epoch + 1).temperature;
+            let view = View::new(&self.data, self.augment, self.seed, epoch);
             let batch = self.sampler.batch(step);
             for (rows, part) in batch.rows.chunks(self.request_rows).zip(0..) {
                 let index = batch.step * self.requests_per_batch + part;
                 self.pending.push_back(Job {
                     index,
-                    features: features(&self.data, rows, self.rescale_factor),
+                    features: features(view, rows, self.rescale_factor),
                     rows: rows.len(),
                     temperature: temperature as f32,
                     seed: Philox::new(self.seed, random::teacher_draws(index)).next_u64(),
@@ -153,13 +142,13 @@ impl Iterator for Jobs {
 }
 
 /// Rows as they are, or rescaled.
-fn features(data: &Dataset, rows: &[u32], rescale_factor: Option<f64>) -> Tensor {
-    let shape = vec![rows.len() as u64, data.width() as u64];
+fn features(view: View<'_>, rows: &[u32], rescale_factor: Option<f64>) -> Tensor {
+    let shape = vec![rows.len() as u64, view.width() as u64];
     match rescale_factor {
-        None => Tensor { dtype: DType::U8.into(), shape, data: data.gather(rows) },
+        None => Tensor { dtype: DType::U8.into(), shape, data: view.gather(rows) },
         Some(factor) => {
             let mut bytes = Vec::new();
-            extend_from_f32(&mut bytes, DType::F32, &data.gather_f32(rows, factor));
+            extend_from_f32(&mut bytes, DType::F32, &view.gather_f32(rows, factor));
             Tensor { dtype: DType::F32.into(), shape, data: bytes.into() }
         }
     }
@@ -168,7 +157,7 @@ fn features(data: &Dataset, rows: &[u32], rescale_factor: Option<f64>) -> Tensor
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::dataset_for_tests;
+    use crate::data::{dataset_for_tests, images_for_tests};
 
     fn plan(rows: usize, batch: usize) -> (Plan, Recipe) {
         let data = dataset_for_tests(rows, 3, 2);
@@ -177,6 +166,8 @@ mod tests {
         let plan = Plan {
             train: Arc::new(data.clone()),
             test: data,
+            augment: Augment::default(),
+            seed: 1,
             sampler,
             steps_per_epoch,
             total_steps: 2 * steps_per_epoch,
@@ -211,26 +202,21 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_named_win_over_the_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        let named = |name: &str| Some(PathBuf::from(name));
-        let mut data = DataSection {
-            dir: Some(folder.path().to_owned()),
-            train_images: named("images"),
-            train_labels: named("labels"),
-            ..DataSection::default()
-        };
-        let found = files(&data, Split::Train).unwrap();
-        assert_eq!(found, Files { images: "images".into(), labels: "labels".into() });
-        // The folder is asked for the other one only.
-        let error = files(&data, Split::Test).unwrap_err().to_string();
-        assert!(error.contains("t10k-images-idx3-ubyte"), "{error}");
-        data.test_images = named("images");
-        let error = files(&data, Split::Test).unwrap_err().to_string();
-        assert!(error.contains("t10k-labels-idx1-ubyte"), "{error}");
-        let labels = folder.path().join("t10k-labels-idx1-ubyte");
-        std::fs::write(&labels, []).unwrap();
-        assert_eq!(files(&data, Split::Test).unwrap().labels, labels);
+    fn teacher_and_student_see_the_same_view_and_the_probe_none() {
+        let (mut plan, recipe) = plan(10, 4);
+        plan.train = Arc::new(images_for_tests(10, [1, 5, 5], 2));
+        plan.augment = Augment { shift: 2, ..Augment::default() };
+        let jobs: Vec<Job> = plan.jobs(&recipe, 0, 4, None).collect();
+        let mut sampler = plan.sampler.clone();
+        for (job, step) in jobs.iter().zip(0..) {
+            let rows = sampler.batch(step).rows;
+            assert_eq!(job.features.data, plan.view(step).gather(&rows), "step {step}");
+            assert_ne!(job.features.data, plan.train.gather(&rows), "step {step}");
+        }
+        let later: Vec<Job> = plan.jobs(&recipe, 4, 4, None).collect();
+        assert_eq!(jobs[4..], later);
+        let probe = plan.probe(1.0, 4);
+        assert_eq!(probe.bytes.data, plan.train.gather(&[0, 1, 2, 3]));
     }
 
     #[test]

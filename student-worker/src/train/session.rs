@@ -106,10 +106,10 @@ impl Session {
             },
         };
         let factor = self.recipe.student.rescale_factor();
-        let input = self.plan.train.gather_f32(&rows, factor);
+        let input = self.plan.view(step).gather_f32(&rows, factor);
         let hard = self.plan.train.gather_labels(&rows);
         let batch =
-            Batch { input: &input, rows: rows.len(), hard: Some(&hard), soft: soft.as_ref() };
+            Batch { input: &input, rows: rows.len(), hard: hard.as_deref(), soft: soft.as_ref() };
         let loss = self.recipe.loss_at(epoch);
         let report = self.trainer.step(&batch, &loss)?;
         self.meter.step(began, waited, rows.len());
@@ -141,7 +141,9 @@ impl Session {
         let mut sum = Evaluation { loss: 0.0, errors: 0, rows: 0 };
         for rows in all.chunks(TEST_ROWS) {
             let input = data.gather_f32(rows, factor);
-            let part = self.trainer.evaluate(&input, rows.len(), &data.gather_labels(rows))?;
+            // Rows to test on have labels.
+            let labels = data.gather_labels(rows).unwrap_or_default();
+            let part = self.trainer.evaluate(&input, rows.len(), &labels)?;
             sum.loss += part.loss * part.rows as f64;
             sum.errors += part.errors;
             sum.rows += part.rows;

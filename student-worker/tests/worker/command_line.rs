@@ -4,27 +4,10 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
-use crate::support::{Bench, endpoints, serve};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_student-worker");
-
-fn worker(arguments: &[&str]) -> Output {
-    Command::new(BINARY).args(arguments).output().unwrap()
-}
-
-fn refused(arguments: &[&str], code: i32, words: &str) {
-    let output = worker(arguments);
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
-    assert!(errors.contains(words), "{arguments:?}: {errors}");
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use crate::support::{BINARY, Bench, endpoints, refused, serve, text, worker};
 
 #[test]
 fn wrong_input_is_64_and_says_what_is_wrong() {

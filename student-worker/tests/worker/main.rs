@@ -2,15 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod augment;
 mod command_line;
 mod encodings;
 mod ensemble;
 mod fake_teacher;
 mod faults;
 mod folder;
+mod formats;
 mod loss_schedule;
 mod replicas;
 mod resume;
 mod stopped_early;
 mod support;
 mod teacher_lost;
+mod transfer_set;

@@ -4,6 +4,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::{Command, Output},
 };
 
 use stillhouse_nn::{MlpConfig, ModelConfig, Philox, Trainer, TrainerConfig};
@@ -152,4 +153,23 @@ fn write_split(folder: &Path, prefix: &str, rows: u32, seed: u64) {
     };
     write(format!("{prefix}-images-idx3-ubyte"), &[rows, SIDE, SIDE], &pixels);
     write(format!("{prefix}-labels-idx1-ubyte"), &[rows], &labels);
+}
+
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_student-worker");
+
+/// Runs the binary to its end.
+pub(crate) fn worker(arguments: &[&str]) -> Output {
+    Command::new(BINARY).args(arguments).output().unwrap()
+}
+
+/// Runs the binary, which must end with this code and say so.
+pub(crate) fn refused(arguments: &[&str], code: i32, words: &str) {
+    let output = worker(arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
+    assert!(errors.contains(words), "{arguments:?}: {errors}");
+}
+
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use stillhouse_nn::{
     Batch, Classifier, LossConfig, MlpConfig, ModelConfig, SoftTarget, Trainer, TrainerConfig,
 };
-use student_worker::data::{Sampler, mnist};
+use student_worker::data::{Fit, Sampler, Split, mnist};
 
 use super::{
     super::{median, progress},
@@ -113,8 +113,8 @@ fn output(mut command: impl std::borrow::BorrowMut<Command>) -> Value {
 /// Trains with logits of a teacher in this process, computed for each batch when it is needed.
 pub(super) fn in_process_part(seconds: f64, figures: &mut Figures) {
     let teacher = Classifier::load(Path::new(&env::var(MODEL).unwrap())).unwrap();
-    let files = mnist::Files::find(&student::mnist(), mnist::Split::Train).unwrap();
-    let data = files.read(784, 10).unwrap();
+    let fit = Fit { width: 784, image_shape: None, classes: 10 };
+    let data = mnist::Files::find(&student::mnist(), Split::Train).unwrap().read(&fit).unwrap();
     let mut sampler = Sampler::new(5, ROWS, BATCH).unwrap();
     let model = ModelConfig::Mlp(MlpConfig::new(784, STUDENT.to_vec(), 10));
     let mut trainer = Trainer::new(TrainerConfig::new(model, u64::MAX)).unwrap();
@@ -131,7 +131,7 @@ pub(super) fn in_process_part(seconds: f64, figures: &mut Figures) {
         let hard = data.gather_labels(&batch.rows);
         let rows = batch.rows.len();
         let soft = SoftTarget::Logits(teacher.infer(&input, rows).unwrap().logits);
-        let batch = Batch { input: &input, rows, hard: Some(&hard), soft: Some(&soft) };
+        let batch = Batch { input: &input, rows, hard: hard.as_deref(), soft: Some(&soft) };
         trainer.step(&batch, &loss).unwrap();
         examples += rows;
     }
