@@ -5,6 +5,7 @@
 mod augment;
 mod command_line;
 mod encodings;
+mod eval;
 mod fake_teacher;
 mod faults;
 mod folder;
