@@ -15,11 +15,13 @@ use stillhouse_runtime::{
 use tokio::sync::watch;
 
 use crate::{
-    eval, progress,
+    data::DataError,
+    eval::{self, Bias},
+    progress,
     quickstart::{self, Quickstart, Size},
-    recipe::{self, RecipeError},
+    recipe::{self, DataFormat, DataSection, RecipeError},
     run_folder::Existing,
-    train,
+    sweep, train,
 };
 
 /// Train a student on soft labels pulled from a teacher.
@@ -48,10 +50,12 @@ pub struct Arguments {
 enum Command {
     /// Train a student as a recipe says.
     Train(TrainArguments),
-    /// Test a trained model on MNIST's test set.
+    /// Test a trained model.
     Eval(EvalArguments),
     /// Distil a small student from a freshly trained teacher, and compare it with one without.
     Quickstart(QuickstartArguments),
+    /// Train every run of a sweep, and print one table of what came out.
+    Sweep(SweepArguments),
 }
 
 #[derive(Debug, Args)]
@@ -75,12 +79,74 @@ struct TrainArguments {
 struct EvalArguments {
     /// Folder with config.json and model.safetensors.
     model: PathBuf,
-    /// Folder with MNIST's idx files.
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    /// Folder with the data set, under the names that its format has for the files of its test part.
+    #[arg(long, value_name = "DIR", required_unless_present = "test_file")]
+    data: Option<PathBuf>,
+    /// Format of the data set.
+    #[arg(long, value_enum, default_value_t)]
+    format: DataFormat,
+    /// A file to test on, instead of those in a folder; can be repeated. Of mnist: the images, then
+    /// the labels.
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    test_file: Vec<PathBuf>,
+    /// Of parquet: the column of images.
+    #[arg(long, value_name = "NAME", default_value = DataSection::IMAGE_COLUMN)]
+    image_column: String,
+    /// Of parquet: the column of labels.
+    #[arg(long, value_name = "NAME", default_value = DataSection::LABEL_COLUMN)]
+    label_column: String,
+    /// Add a number to a class's logit before a class is decided on. Can be repeated.
+    #[arg(long, value_name = "CLASS=VALUE", value_parser = class_and_value)]
+    bias: Vec<(usize, f64)>,
+    /// Find the number which, added to the logits of these classes, leaves the fewest errors on this
+    /// test set, and test with it: --fit-bias 7,8.
+    #[arg(long, value_name = "CLASSES", value_delimiter = ',')]
+    fit_bias: Vec<usize>,
     /// Print the result as one JSON object.
     #[arg(long)]
     json: bool,
+}
+
+impl EvalArguments {
+    /// The data, as a recipe would name them.
+    fn data(&self) -> Result<DataSection, DataError> {
+        let mut section = DataSection {
+            format: self.format,
+            dir: self.data.clone(),
+            image_column: Some(self.image_column.clone()),
+            label_column: Some(self.label_column.clone()),
+            ..DataSection::default()
+        };
+        let given = self.test_file.len();
+        match (self.format, self.test_file.as_slice()) {
+            (_, []) => {}
+            (DataFormat::Cifar10 | DataFormat::Parquet, files) => {
+                section.test_files = files.to_vec();
+            }
+            (DataFormat::Mnist, [images, labels]) => {
+                section.test_images = Some(images.clone());
+                section.test_labels = Some(labels.clone());
+            }
+            (DataFormat::Mnist, _) => {
+                let found = format!("given {given} times");
+                let expected = "twice with --format mnist: the images, then the labels";
+                return Err(DataError::mismatch("--test-file", found, expected));
+            }
+            (DataFormat::Folder, _) => {
+                let expected = "--data DIR with --format folder";
+                return Err(DataError::mismatch("--test-file", "given", expected));
+            }
+        }
+        Ok(section)
+    }
+}
+
+/// Reads CLASS=VALUE.
+fn class_and_value(argument: &str) -> Result<(usize, f64), String> {
+    let parsed = argument
+        .split_once('=')
+        .and_then(|(class, value)| Some((class.trim().parse().ok()?, value.trim().parse().ok()?)));
+    parsed.ok_or_else(|| "expected a class's number, `=` and a number, such as 3=1.5".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -95,6 +161,18 @@ struct QuickstartArguments {
     #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
     output: PathBuf,
     /// Print the result as one JSON object, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct SweepArguments {
+    /// The sweep.
+    sweep: PathBuf,
+    /// Runs at once.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: u16,
+    /// Print the table as one JSON object, and nothing else.
     #[arg(long)]
     json: bool,
 }
@@ -161,6 +239,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
         Command::Train(arguments) => train(arguments, stop).await,
         Command::Eval(arguments) => eval(&arguments),
         Command::Quickstart(arguments) => quickstart(arguments, stop).await,
+        Command::Sweep(arguments) => sweep(&arguments, stop).await,
     }
 }
 
@@ -198,14 +277,13 @@ async fn train(arguments: TrainArguments, stop: watch::Receiver<bool>) -> Result
 }
 
 fn eval(arguments: &EvalArguments) -> Result<u8, Failure> {
-    let figures = eval::run(&arguments.model, &arguments.data)?;
+    let bias = Bias { add: arguments.bias.clone(), fit: arguments.fit_bias.clone() };
+    let data = arguments.data().map_err(train::Error::Data)?;
+    let figures = eval::run(&arguments.model, &data, &bias)?;
     if arguments.json {
         print_json(&figures)?;
     } else {
-        print(&format!(
-            "test accuracy {:.2} % ({} of {} wrong), loss {:.4}",
-            figures.accuracy_percent, figures.errors, figures.rows, figures.loss
-        ))?;
+        print(&figures.to_string())?;
     }
     Ok(exit::DONE)
 }
@@ -232,6 +310,26 @@ async fn quickstart(
         print_json(&comparison.figures)?;
     } else {
         print(&comparison.to_string())?;
+    }
+    Ok(exit::DONE)
+}
+
+async fn sweep(arguments: &SweepArguments, stop: watch::Receiver<bool>) -> Result<u8, Failure> {
+    let plan = sweep::load(&arguments.sweep)?;
+    let jobs = usize::from(arguments.jobs);
+    let Some(table) = sweep::run(&plan, jobs, arguments.json, stop).await? else {
+        if !arguments.json {
+            print("sweep: stopped before all was trained; the same command goes on")?;
+        }
+        return Ok(exit::TERMINATED);
+    };
+    let written = table.write(&plan.output).map_err(|(path, error)| {
+        Failure::Output(io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    })?;
+    if arguments.json {
+        print_json(&table)?;
+    } else {
+        print(&format!("{table}\ntable: {}", written.display()))?;
     }
     Ok(exit::DONE)
 }

@@ -13,6 +13,7 @@
 //! * [`progress`]: how a run is shown.
 //! * [`eval`]: tests a trained model.
 //! * [`quickstart`]: the whole, small.
+//! * [`sweep`]: many runs, and one table of what came out.
 //! * [`cli`]: the command line.
 
 pub mod cli;
@@ -25,4 +26,5 @@ pub mod quickstart;
 mod random;
 pub mod recipe;
 pub mod run_folder;
+pub mod sweep;
 pub mod train;

@@ -15,7 +15,7 @@ mod strict;
 pub mod teacher;
 mod validate;
 
-pub use load::{RecipeError, check, load};
+pub use load::{RecipeError, check, from_table, load};
 pub use loss_schedule::{Change, LossSchedule, Step};
 pub use sections::{DataFormat, DataSection, OutputSection, Recipe, TrainSection};
 pub use teacher::TeacherSection;

@@ -3,7 +3,11 @@
 use std::fs;
 
 use stillhouse_nn::Classifier;
-use student_worker::{eval, run_folder::Existing};
+use student_worker::{
+    eval::{self, Bias},
+    recipe::DataSection,
+    run_folder::Existing,
+};
 
 use crate::support::{Bench, run};
 
@@ -32,7 +36,8 @@ async fn every_encoding_trains_a_student() {
             assert!(folder.join(file).is_file(), "{name}: {file}");
         }
         // The saved model is the one that was tested last.
-        let figures = eval::run(&folder, bench.path()).unwrap();
+        let data = DataSection { dir: Some(bench.path().into()), ..DataSection::default() };
+        let figures = eval::run(&folder, &data, &Bias::default()).unwrap();
         assert_eq!(Some(figures.errors), outcome.test.map(|test| test.errors), "{name}");
         assert_eq!(Classifier::load(&folder).unwrap().classes(), 3);
     }

@@ -28,7 +28,7 @@ fn png(pixels: &[u8]) -> Vec<u8> {
 
 /// Writes the bench's data once more: as `folder/train/class-0/..` and `folder/test/..`, and as
 /// `train-0.parquet` and `test-0.parquet`.
-fn write_others(bench: &Bench) {
+pub(crate) fn write_others(bench: &Bench) {
     for (prefix, name) in [("train", "train"), ("t10k", "test")] {
         let (images, labels) = part(bench.path(), prefix);
         let files: Vec<Vec<u8>> = images.iter().map(|pixels| png(pixels)).collect();

@@ -6,6 +6,7 @@ mod augment;
 mod command_line;
 mod encodings;
 mod ensemble;
+mod eval;
 mod fake_teacher;
 mod faults;
 mod folder;

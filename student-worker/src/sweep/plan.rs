@@ -1,0 +1,243 @@
+//! A sweep's runs, worked out and checked before anything is trained.
+
+use std::path::{Path, PathBuf};
+
+use stillhouse_runtime::config;
+use toml::{Table, Value};
+
+use super::file::{Run, Sweep, TaughtBy};
+use crate::recipe::{self, Recipe, RecipeError, teacher::EnsembleRule};
+
+/// Everything that a sweep trains.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The file.
+    pub sweep: Sweep,
+    /// Where results go.
+    pub output: PathBuf,
+    /// In order: teachers come before their students.
+    pub(super) jobs: Vec<Job>,
+}
+
+/// One run of one seed.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    /// Index into the sweep's runs.
+    pub(super) run: usize,
+    pub(super) seed: u64,
+    pub(super) recipe: Recipe,
+    /// Jobs whose students are this one's teachers.
+    pub(super) after: Vec<usize>,
+}
+
+/// Reads a sweep, makes the recipe of every run and seed, and checks them all.
+///
+/// # Errors
+/// If the file or a recipe is not accepted; names the run.
+pub fn load(file: &Path) -> Result<Plan, RecipeError> {
+    let sweep: Sweep = config::read(config::read_file(file)?)?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let output = match &sweep.output {
+        Some(output) => folder.join(output),
+        None => Path::new("runs").join(&sweep.name),
+    };
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|source| RecipeError::Path {
+            key: "output",
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let mut plan = Plan { output: absolute(&output)?, jobs: vec![], sweep };
+    check(&plan.sweep)?;
+    for (index, run) in plan.sweep.runs.iter().enumerate() {
+        for &seed in run.seeds.as_ref().unwrap_or(&plan.sweep.seeds) {
+            let named =
+                |reason: String| RecipeError::Section(format!("runs.{}: {reason}", run.name));
+            let after = match &run.teacher {
+                Some(teacher) => teachers(&plan, teacher, seed).map_err(named)?,
+                None => vec![],
+            };
+            let folders: Vec<PathBuf> =
+                after.iter().map(|&job| plan.folder(&plan.jobs[job])).collect();
+            let table = table(&plan, run, seed, &folders);
+            let recipe =
+                recipe::from_table(table, folder).map_err(|error| named(error.to_string()))?;
+            plan.jobs.push(Job { run: index, seed, recipe, after });
+        }
+    }
+    Ok(plan)
+}
+
+/// Names and seeds, and what runs say of each other.
+fn check(sweep: &Sweep) -> Result<(), RecipeError> {
+    let refuse = |reason: String| Err(RecipeError::Section(reason));
+    for (index, run) in sweep.runs.iter().enumerate() {
+        let before = &sweep.runs[..index];
+        if before.iter().any(|other| other.name == run.name) {
+            return refuse(format!("runs: {:?} is the name of two runs", run.name));
+        }
+        let teacher = run.teacher.iter().map(|teacher| ("teacher.run", &teacher.run));
+        for (key, name) in teacher.chain(run.gap_from.iter().map(|name| ("gap_from", name))) {
+            if before.iter().all(|other| other.name != *name) {
+                let names: Vec<&str> = before.iter().map(|other| other.name.as_str()).collect();
+                let names = names.join(", ");
+                let reason = format!("{key} is {name:?}, expected a run before it: {names}");
+                return refuse(format!("runs.{}: {reason}", run.name));
+            }
+        }
+        if run.seeds.as_ref().unwrap_or(&sweep.seeds).is_empty() {
+            return refuse(format!("runs.{}: no seeds, expected one or more", run.name));
+        }
+    }
+    if sweep.runs.is_empty() {
+        return refuse("runs is an empty list, expected one run or more".to_owned());
+    }
+    Ok(())
+}
+
+/// The jobs whose students teach.
+fn teachers(plan: &Plan, teacher: &TaughtBy, seed: u64) -> Result<Vec<usize>, String> {
+    let of_run = |(_, job): &(usize, &Job)| plan.sweep.runs[job.run].name == teacher.run;
+    let all: Vec<(usize, &Job)> = plan.jobs.iter().enumerate().filter(of_run).collect();
+    if teacher.ensemble.is_some() || all.len() == 1 {
+        return Ok(all.into_iter().map(|(index, _)| index).collect());
+    }
+    match all.iter().find(|(_, job)| job.seed == seed) {
+        Some((index, _)) => Ok(vec![*index]),
+        None => Err(format!("teacher.run {:?} has no student of seed {seed}", teacher.run)),
+    }
+}
+
+/// The recipe of one run and seed, as a recipe's file would hold it.
+fn table(plan: &Plan, run: &Run, seed: u64, teachers: &[PathBuf]) -> Table {
+    let mut table = plan.sweep.base.clone();
+    config::overlay(&mut table, run.set.clone());
+    let text = |path: &Path| Value::String(path.to_string_lossy().into_owned());
+    let name = format!("{}-{seed}", run.name);
+    let folder = plan.output.join(&name);
+    let mut put = |section: &str, key: &str, value: Value| {
+        let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+        if let Value::Table(section) = section {
+            section.insert(key.to_owned(), value);
+        }
+    };
+    put("output", "dir", text(&folder));
+    if let Some(teacher) = &run.teacher {
+        put("teacher", "kind", Value::String("embedded".to_owned()));
+        let models = teachers.iter().map(|path| text(path)).collect();
+        put("teacher", "models", Value::Array(models));
+        if let Some(rule) = teacher.ensemble {
+            let rule = match rule {
+                EnsembleRule::Arithmetic => "arithmetic",
+                EnsembleRule::Geometric => "geometric",
+            };
+            put("teacher", "ensemble", Value::String(rule.to_owned()));
+        }
+    }
+    table.insert("name".to_owned(), Value::String(name));
+    table.insert("seed".to_owned(), Value::Integer(i64::try_from(seed).unwrap_or(-1)));
+    table
+}
+
+impl Plan {
+    /// Where a job's student is.
+    pub(super) fn folder(&self, job: &Job) -> PathBuf {
+        self.output.join(format!("{}-{}", self.sweep.runs[job.run].name, job.seed))
+    }
+
+    /// Runs over all seeds.
+    pub fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Never so for a plan that was loaded.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SWEEP: &str = r#"
+        name = "small"
+        seeds = [1, 2]
+        output = "out"
+        [base]
+        data.dir = "mnist"
+        student = { model_type = "mlp", input_size = 784, hidden_sizes = [8], num_labels = 10 }
+        loss.alpha = 0.0
+        [[runs]]
+        name = "teacher"
+        set.student.hidden_sizes = [16, 16]
+        [[runs]]
+        name = "student"
+        teacher.run = "teacher"
+        set.loss.alpha = 1.0
+        [[runs]]
+        name = "of-all"
+        seeds = [5]
+        teacher = { run = "teacher", ensemble = "geometric" }
+        set.loss.alpha = 1.0
+    "#;
+
+    fn load_text(text: &str) -> Result<Plan, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("sweep.toml");
+        std::fs::write(&file, text).unwrap();
+        load(&file).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_run_and_seed_has_a_recipe() {
+        let plan = load_text(SWEEP).unwrap();
+        assert_eq!(plan.len(), 5);
+        let names: Vec<&str> = plan.jobs.iter().map(|job| job.recipe.name.as_str()).collect();
+        assert_eq!(names, ["teacher-1", "teacher-2", "student-1", "student-2", "of-all-5"]);
+        let seeds: Vec<u64> = plan.jobs.iter().map(|job| job.recipe.seed).collect();
+        assert_eq!(seeds, [1, 2, 1, 2, 5]);
+        let after: Vec<&[usize]> = plan.jobs.iter().map(|job| job.after.as_slice()).collect();
+        assert_eq!(after, [&[][..], &[], &[0], &[1], &[0, 1]]);
+        let student = &plan.jobs[3].recipe;
+        let teacher = student.teacher.as_ref().unwrap();
+        assert_eq!(teacher.folders(), [plan.output.join("teacher-2")]);
+        assert_eq!(student.output.dir, Some(plan.output.join("student-2")));
+        assert!(student.data.dir.as_ref().unwrap().ends_with("mnist"));
+        let all = plan.jobs[4].recipe.teacher.as_ref().unwrap();
+        assert_eq!((all.folders().len(), all.ensemble), (2, Some(EnsembleRule::Geometric)));
+    }
+
+    #[test]
+    fn faults_name_the_run() {
+        for (from, to, expected) in [
+            (
+                "\"teacher\"\n        set.loss",
+                "\"nobody\"\n        set.loss",
+                "runs.student: teacher.run is \"nobody\", expected a run before it: teacher",
+            ),
+            ("name = \"student\"", "name = \"teacher\"", "\"teacher\" is the name of two runs"),
+            ("seeds = [5]", "seeds = []", "runs.of-all: no seeds"),
+            (
+                "hidden_sizes = [16, 16]",
+                "hidden_sizes = [0]",
+                "runs.teacher: student.hidden_sizes[0] is 0",
+            ),
+            ("seeds = [5]", "sedes = [5]", "sedes"),
+        ] {
+            let error = load_text(&SWEEP.replace(from, to)).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        let apart = SWEEP.replace(
+            "seeds = [5]\n        teacher = { run = \"teacher\", ensemble = \"geometric\" }",
+            "seeds = [5]\n        teacher.run = \"teacher\"",
+        );
+        let error = load_text(&apart).unwrap_err();
+        assert!(
+            error.contains("runs.of-all: teacher.run \"teacher\" has no student of seed 5"),
+            "{error}"
+        );
+    }
+}

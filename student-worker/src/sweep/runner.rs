@@ -1,0 +1,111 @@
+//! Trains a plan's runs, a few at a time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
+};
+
+use tokio::{
+    sync::watch,
+    task::{JoinSet, spawn_blocking},
+};
+
+use super::{Plan, Table, plan::Job, table::Measured};
+use crate::{
+    eval::{self, Bias},
+    progress::Silent,
+    run_folder::Existing,
+    train::{self, Error},
+};
+
+/// Trains what is not yet trained, `at_once` runs at a time, and tests it. None if told to stop: a
+/// later call goes on from the checkpoints. Each run that is done is told on standard error unless
+/// `silent`.
+///
+/// # Errors
+/// If a run fails; those beside it end with a checkpoint first.
+pub async fn run(
+    plan: &Plan,
+    at_once: usize,
+    silent: bool,
+    mut stop: watch::Receiver<bool>,
+) -> Result<Option<Table>, Error> {
+    let mut waiting: BTreeSet<usize> = (0..plan.len()).collect();
+    let mut done: BTreeMap<usize, Measured> = BTreeMap::new();
+    let mut running = JoinSet::new();
+    // Tells the runs, also when one of them has failed.
+    let (end, ending) = watch::channel(false);
+    let mut failed = None;
+    let mut stopped = false;
+    loop {
+        let ready = |job: &usize| plan.jobs[*job].after.iter().all(|job| done.contains_key(job));
+        while !stopped && failed.is_none() && running.len() < at_once.max(1) {
+            let Some(job) = waiting.iter().copied().find(ready) else { break };
+            waiting.remove(&job);
+            let work = one(plan, plan.jobs[job].clone(), ending.clone());
+            running.spawn(async move { (job, work.await) });
+        }
+        let ended = tokio::select! {
+            ended = running.join_next() => ended,
+            Ok(_) = stop.wait_for(|stop| *stop), if !stopped => {
+                stopped = true;
+                end.send_replace(true);
+                continue;
+            }
+        };
+        match ended {
+            None => break,
+            Some(Err(error)) => failed = failed.or(Some(Error::Thread(error))),
+            Some(Ok((job, Ok(Some(measured))))) => {
+                if !silent {
+                    tell(plan, job, &measured, done.len() + 1);
+                }
+                done.insert(job, measured);
+            }
+            // Told to stop.
+            Some(Ok((_, Ok(None)))) => {}
+            Some(Ok((_, Err(error)))) => failed = failed.or(Some(error)),
+        }
+        if failed.is_some() {
+            end.send_replace(true);
+        }
+    }
+    match failed {
+        Some(error) => Err(error),
+        None if done.len() < plan.len() => Ok(None),
+        None => Ok(Some(Table::new(plan, &done))),
+    }
+}
+
+/// One run, from where an earlier call left it. None if told to stop.
+fn one(
+    plan: &Plan,
+    job: Job,
+    stop: watch::Receiver<bool>,
+) -> impl Future<Output = Result<Option<Measured>, Error>> + Send + use<> {
+    let fit = plan.sweep.runs[job.run].fit_bias.clone();
+    let folder = plan.folder(&job);
+    async move {
+        let data = job.recipe.data.clone();
+        let training = train::run(job.recipe, Existing::Resume, Box::new(Silent), stop);
+        let outcome = Box::pin(training).await?;
+        if !outcome.finished {
+            return Ok(None);
+        }
+        let bias = Bias { fit, ..Bias::default() };
+        let figures = spawn_blocking(move || eval::run(&folder, &data, &bias)).await??;
+        Ok(Some(Measured { seconds: outcome.seconds, figures }))
+    }
+}
+
+fn tell(plan: &Plan, job: usize, measured: &Measured, done: usize) {
+    let name = &plan.jobs[job].recipe.name;
+    let words = format!(
+        "{done} of {}: {name}: {} errors, {:.0} s",
+        plan.len(),
+        measured.errors(),
+        measured.seconds
+    );
+    // Nobody may be listening any more; that must not end the sweep.
+    let _ = writeln!(std::io::stderr(), "{words}");
+}

@@ -1,0 +1,183 @@
+//! What came out, as a table, beside what was published.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use super::{Plan, file::Run};
+use crate::{
+    eval::Figures,
+    plot::{Chart, Scale, Series, render},
+};
+
+/// What one run of one seed came to.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Measured {
+    /// Wall-clock time, in seconds; since the last resumption.
+    pub(super) seconds: f64,
+    /// On the test set, with the fitted bias where there is one.
+    pub(super) figures: Figures,
+}
+
+impl Measured {
+    /// Test errors without a fitted bias.
+    pub(super) fn errors(&self) -> u64 {
+        self.figures.fitted.as_ref().map_or(self.figures.errors, |fitted| fitted.errors_before)
+    }
+
+    /// Part of the rows of the fitted classes that are right with the bias, in percent.
+    fn right_percent(&self) -> Option<f64> {
+        let fitted = self.figures.fitted.as_ref()?;
+        let own = self.figures.classes.iter().filter(|of| fitted.classes.contains(&of.class));
+        let (rows, errors) = own.fold((0, 0), |sum, of| (sum.0 + of.rows, sum.1 + of.errors));
+        Some(100.0 * (rows - errors) as f64 / rows.max(1) as f64)
+    }
+}
+
+/// One line of the table.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// The run and the figure.
+    pub what: String,
+    /// What was published.
+    pub paper: Option<f64>,
+    /// Mean over the seeds.
+    pub mean: f64,
+    /// Of each seed.
+    pub seeds: Vec<f64>,
+    /// `%`, or nothing for counts.
+    pub unit: &'static str,
+}
+
+/// The table and its chart.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Table {
+    /// The sweep's name.
+    pub name: String,
+    /// Line by line.
+    pub rows: Vec<Row>,
+    /// Test errors by line of the chart: place and mean.
+    pub chart: BTreeMap<String, Vec<(f64, f64)>>,
+}
+
+impl Table {
+    pub(super) fn new(plan: &Plan, done: &BTreeMap<usize, Measured>) -> Self {
+        let of = |run: usize| -> Vec<&Measured> {
+            let own = plan.jobs.iter().enumerate().filter(|(_, job)| job.run == run);
+            own.filter_map(|(index, _)| done.get(&index)).collect()
+        };
+        let errors = |run: usize| of(run).iter().map(|m| m.errors() as f64).collect::<Vec<f64>>();
+        let mut rows = vec![];
+        let mut chart: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+        for (index, run) in plan.sweep.runs.iter().enumerate() {
+            let title = run.title.as_ref().unwrap_or(&run.name);
+            let mut add = |what: &str, unit, paper, seeds: Vec<f64>| {
+                let what = format!("{title}{what}");
+                rows.push(Row { what, paper, mean: mean(&seeds), seeds, unit });
+            };
+            add("", "", run.paper.errors, errors(index));
+            if let Some(point) = &run.chart {
+                let line = chart.entry(point.line.clone()).or_default();
+                line.push((point.x, mean(&errors(index))));
+            }
+            if !run.fit_bias.is_empty() {
+                let after = of(index).iter().map(|m| m.figures.errors as f64).collect();
+                let classes: Vec<String> = run.fit_bias.iter().map(usize::to_string).collect();
+                let classes = classes.join(", ");
+                let what = format!(", bias of {classes} set");
+                add(&what, "", run.paper.errors_after_bias, after);
+                let right = of(index).iter().filter_map(|m| m.right_percent()).collect();
+                let what = format!(", bias of {classes} set: of {classes} right");
+                add(&what, "%", run.paper.right_after_bias_percent, right);
+            }
+            if let Some(gap) = gap(plan, run, index, &errors) {
+                add(": part of the gap to its teacher made up", "%", gap.0, gap.1);
+            }
+        }
+        chart.values_mut().for_each(|line| line.sort_by(|a, b| a.0.total_cmp(&b.0)));
+        Self { name: plan.sweep.name.clone(), rows, chart }
+    }
+
+    /// Writes `table.md`, `table.json` and, where runs have a place in it, `chart.svg`.
+    ///
+    /// # Errors
+    /// If a file cannot be written; with its path.
+    pub fn write(&self, folder: &Path) -> Result<PathBuf, (PathBuf, io::Error)> {
+        let put = |name: &str, text: &str| {
+            let path = folder.join(name);
+            fs::write(&path, text).map_err(|error| (path.clone(), error))?;
+            Ok(path)
+        };
+        let json = serde_json::to_string_pretty(self).unwrap_or_default();
+        put("table.json", &json)?;
+        let mut text = format!("# {}\n\n{self}", self.name);
+        if !self.chart.is_empty() {
+            let series = self.chart.iter().map(|(name, points)| {
+                // Temperatures double from place to place.
+                let points = points.iter().map(|(x, y)| (x.log2(), *y)).collect();
+                Series { name: name.clone(), points }
+            });
+            let chart = Chart {
+                title: "Test errors by temperature".into(),
+                x_label: "log2 of the temperature".into(),
+                y_label: "test errors".into(),
+                scale: Scale::Fitted,
+                series: series.collect(),
+            };
+            put("chart.svg", &render(&[chart]))?;
+            text += "\n![test errors by temperature](chart.svg)\n";
+        }
+        put("table.md", &text)
+    }
+}
+
+/// What part of the way from the student without a teacher to the teacher each seed comes: as
+/// published, and measured, in percent. Of the means of the other two.
+fn gap(
+    plan: &Plan,
+    run: &Run,
+    index: usize,
+    errors: &impl Fn(usize) -> Vec<f64>,
+) -> Option<(Option<f64>, Vec<f64>)> {
+    let find = |name: &str| plan.sweep.runs.iter().position(|run| run.name == name);
+    let student = find(run.gap_from.as_deref()?)?;
+    let teacher = find(&run.teacher.as_ref()?.run)?;
+    let part = |student: f64, own: f64, teacher: f64| 100.0 * (student - own) / (student - teacher);
+    let (from, to) = (mean(&errors(student)), mean(&errors(teacher)));
+    let seeds = errors(index).into_iter().map(|own| part(from, own, to)).collect();
+    let paper = |run: usize| plan.sweep.runs[run].paper.errors;
+    let paper = match (paper(student), paper(index), paper(teacher)) {
+        (Some(student), Some(own), Some(teacher)) => Some(part(student, own, teacher)),
+        _ => None,
+    };
+    Some((paper, seeds))
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "| test errors | paper | here, mean | each seed |")?;
+        writeln!(f, "|---|---:|---:|---|")?;
+        for row in &self.rows {
+            let number = |x: &f64| {
+                let digits = usize::from(x.fract() != 0.0 || !row.unit.is_empty());
+                format!("{x:.digits$}{}{}", if row.unit.is_empty() { "" } else { " " }, row.unit)
+            };
+            let paper = row.paper.as_ref().map(number).unwrap_or_default();
+            let mut seeds = String::new();
+            for (i, seed) in row.seeds.iter().enumerate() {
+                write!(seeds, "{}{}", if i > 0 { ", " } else { "" }, number(seed))?;
+            }
+            writeln!(f, "| {} | {paper} | {} | {seeds} |", row.what, number(&row.mean))?;
+        }
+        Ok(())
+    }
+}
