@@ -15,6 +15,7 @@ use stillhouse_runtime::{
 use tokio::sync::watch;
 
 use crate::{
+    capture,
     data::DataError,
     eval::{self, Bias},
     progress,
@@ -28,7 +29,7 @@ use crate::{
 ///
 /// Exit codes: 0 done; 64 wrong configuration or input; 75 no teacher answered for too long or
 /// another run is at work in the folder, try again with --resume; 130 ended at once by a second
-/// signal; 143 told to stop, with a checkpoint of what was done; 1 anything else.
+/// signal; 143 told to stop, with what was done kept; 1 anything else.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Arguments {
@@ -50,6 +51,9 @@ pub struct Arguments {
 enum Command {
     /// Train a student as a recipe says.
     Train(TrainArguments),
+    /// Store the teacher's labels for everything that `train` would ask for, to train on them with no
+    /// teacher: teacher.kind = "captured", teacher.dir = DIR.
+    Capture(CaptureArguments),
     /// Test a trained model.
     Eval(EvalArguments),
     /// Distil a small student from a freshly trained teacher, and compare it with one without.
@@ -68,6 +72,25 @@ struct TrainArguments {
     set: Vec<String>,
     /// Go on from the newest checkpoint, or start where there is none; of a run that is done, print
     /// the result again.
+    #[arg(long)]
+    resume: bool,
+    /// Print the result as one JSON object, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct CaptureArguments {
+    /// The recipe.
+    recipe: PathBuf,
+    /// The folder to store them in; otherwise `captures/` and the recipe's name.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Change a value of the recipe, as of train.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on where an earlier process ended, or start where none has been; check a capture that is
+    /// complete.
     #[arg(long)]
     resume: bool,
     /// Print the result as one JSON object, and nothing else.
@@ -237,6 +260,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let stop = stop_on_signal()?;
     match arguments.command {
         Command::Train(arguments) => train(arguments, stop).await,
+        Command::Capture(arguments) => capture(arguments, stop).await,
         Command::Eval(arguments) => eval(&arguments),
         Command::Quickstart(arguments) => quickstart(arguments, stop).await,
         Command::Sweep(arguments) => sweep(&arguments, stop).await,
@@ -272,6 +296,32 @@ async fn train(arguments: TrainArguments, stop: watch::Receiver<bool>) -> Result
                 outcome.name
             ),
         })?;
+    }
+    Ok(if outcome.finished { exit::DONE } else { exit::TERMINATED })
+}
+
+async fn capture(arguments: CaptureArguments, stop: watch::Receiver<bool>) -> Result<u8, Failure> {
+    let recipe = recipe::load(&arguments.recipe, &arguments.set)?;
+    let existing = if arguments.resume { Existing::Resume } else { Existing::Refuse };
+    let observer = progress::observer(arguments.json);
+    let folder = arguments.out.unwrap_or_else(|| capture::output_folder(&recipe));
+    let outcome = capture::run(recipe, &folder, existing, observer, stop).await?;
+    let (name, place) = (&outcome.name, outcome.folder.display());
+    if arguments.json {
+        print_json(&outcome)?;
+    } else if let Some(bytes) = outcome.bytes_per_row {
+        let (rows, each) = (outcome.rows, outcome.labels_per_row);
+        let times = if each == 1 { String::new() } else { format!(", {each} labels each") };
+        print(&format!(
+            "{name}: labels of {rows} rows{times}: {} bytes, {bytes:.1} a label, after {:.1} s\n\
+             train on them with teacher.kind = \"captured\", teacher.dir = \"{place}\"",
+            outcome.bytes, outcome.seconds
+        ))?;
+    } else {
+        let (done, total) = (outcome.requests, outcome.total_requests);
+        print(&format!(
+            "{name}: stopped after request {done} of {total}; go on with --resume: {place}"
+        ))?;
     }
     Ok(if outcome.finished { exit::DONE } else { exit::TERMINATED })
 }

@@ -9,6 +9,7 @@
 //! * [`data`]: rows and their order.
 //! * [`label_client`]: soft labels, in order, whatever happens to the teachers.
 //! * [`train`]: a run, from a recipe to a trained student.
+//! * [`capture`]: soft labels in a folder, and back, with no teacher about.
 //! * [`run_folder`]: what a run leaves behind; [`plot`] draws its charts.
 //! * [`progress`]: how a run is shown.
 //! * [`eval`]: tests a trained model.
@@ -16,6 +17,7 @@
 //! * [`sweep`]: many runs, and one table of what came out.
 //! * [`cli`]: the command line.
 
+pub mod capture;
 pub mod cli;
 pub mod data;
 pub mod eval;

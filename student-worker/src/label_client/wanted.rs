@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use stillhouse_nn::Divergence;
 use stillhouse_proto::{
     LabelBatch, SoftLabels, limits,
     v1::{
@@ -15,7 +14,7 @@ use stillhouse_proto::{
 use super::gate::PROBE_ROWS;
 use crate::recipe::{
     Recipe,
-    teacher::{self, EncodingName, LabelType, TeacherSection},
+    teacher::{self, DenseValues, EncodingName, LabelType, TeacherSection},
 };
 
 /// Bytes of a message with a piece of a head, at most.
@@ -206,7 +205,7 @@ pub(super) fn on_stream(request: LabelRequest) -> LabelStreamRequest {
 }
 
 fn kind(recipe: &Recipe, teacher: &TeacherSection) -> Kind {
-    let encoding = &teacher.encoding;
+    let encoding = teacher.encoding();
     let dtype = match encoding.dtype {
         LabelType::F32 => DType::F32,
         LabelType::F16 => DType::F16,
@@ -215,11 +214,9 @@ fn kind(recipe: &Recipe, teacher: &TeacherSection) -> Kind {
     let dtype = dtype.into();
     match encoding.kind {
         EncodingName::Dense => {
-            // A comparison of logits needs them; all other losses read probabilities at T.
-            let kind = if recipe.loss.divergence == Divergence::LogitMse {
-                DenseKind::Logits
-            } else {
-                DenseKind::LogProbabilities
+            let kind = match encoding.dense_values(recipe.loss.divergence) {
+                DenseValues::Logits => DenseKind::Logits,
+                DenseValues::LogProbabilities => DenseKind::LogProbabilities,
             };
             Kind::Dense(DenseEncoding { kind: kind.into(), dtype })
         }

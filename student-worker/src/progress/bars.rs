@@ -24,7 +24,14 @@ impl Bars {
 
 impl Observer for Bars {
     fn on(&mut self, event: &Event<'_>) {
-        if let Event::Started { name, done, steps, teacher, .. } = *event {
+        let started = match *event {
+            Event::Started { name, done, steps, teacher, .. } => Some((name, done, steps, teacher)),
+            Event::CaptureStarted { name, done, requests, .. } => {
+                Some((name, done, requests, true))
+            }
+            _ => None,
+        };
+        if let Some((name, done, steps, teacher)) = started {
             let bar = ProgressBar::new(steps).with_prefix(name.to_owned()).with_position(done);
             if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
                 bar.set_style(style);
@@ -36,7 +43,12 @@ impl Observer for Bars {
         }
         let Some(bar) = &self.bar else { return };
         match event {
-            Event::Started { .. } | Event::Checkpoint { .. } => {}
+            Event::Captured { requests, rows } => {
+                let speed = *rows as f64 / bar.elapsed().as_secs_f64().max(1e-9);
+                bar.set_message(format!("{speed:.0} labels/s"));
+                bar.set_position(*requests);
+            }
+            Event::Started { .. } | Event::CaptureStarted { .. } | Event::Checkpoint { .. } => {}
             Event::Step(step) => {
                 let mut words =
                     format!("loss {:.4}, {:.0} ex/s", step.loss, step.examples_per_second);

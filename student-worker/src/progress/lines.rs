@@ -16,6 +16,8 @@ const EVERY: Duration = Duration::from_secs(5);
 pub struct Lines<W> {
     to: W,
     name: String,
+    /// What is counted: steps, or requests.
+    unit: &'static str,
     steps: u64,
     done_before: u64,
     teacher: bool,
@@ -30,6 +32,7 @@ impl<W: Write + Send> Lines<W> {
         Self {
             to,
             name: String::new(),
+            unit: "step",
             steps: 0,
             done_before: 0,
             teacher: false,
@@ -51,10 +54,35 @@ impl<W: Write + Send> Lines<W> {
         if self.teacher {
             words += &format!(", {:.1} % of the time waiting", 100.0 * step.stall_fraction);
         }
-        let done = step.step.saturating_sub(self.done_before).max(1);
-        let left = self.steps.saturating_sub(step.step);
+        words + &self.left_words(step.step, elapsed)
+    }
+
+    fn capture_words(&self, requests: u64, rows: usize, elapsed: Duration) -> String {
+        let speed = rows as f64 / elapsed.as_secs_f64().max(1e-9);
+        let left = self.left_words(requests, elapsed);
+        format!("request {requests} of {}, {speed:.0} labels/s{left}", self.steps)
+    }
+
+    fn left_words(&self, step: u64, elapsed: Duration) -> String {
+        let done = step.saturating_sub(self.done_before).max(1);
+        let left = self.steps.saturating_sub(step);
         let seconds = elapsed.as_secs_f64() * left as f64 / done as f64;
-        words + &format!(", {seconds:.0} s left")
+        format!(", {seconds:.0} s left")
+    }
+
+    fn start(&mut self, name: &str, unit: &'static str, done: u64, steps: u64) {
+        self.name = name.to_owned();
+        (self.unit, self.steps, self.done_before) = (unit, steps, done);
+        (self.started, self.last) = (Instant::now(), Instant::now());
+    }
+
+    /// Whether it is time for the next line.
+    fn is_due(&mut self) -> bool {
+        let due = self.last.elapsed() >= EVERY;
+        if due {
+            self.last = Instant::now();
+        }
+        due
     }
 }
 
@@ -62,15 +90,13 @@ impl<W: Write + Send> Observer for Lines<W> {
     fn on(&mut self, event: &Event<'_>) {
         match *event {
             Event::Started { name, done, steps, rows, teacher } => {
-                self.name = name.to_owned();
-                (self.steps, self.done_before, self.teacher) = (steps, done, teacher);
-                (self.started, self.last) = (Instant::now(), Instant::now());
-                let from = if done == 0 { String::new() } else { format!(", going on at {done}") };
+                self.start(name, "step", done, steps);
+                self.teacher = teacher;
+                let from = going_on(done);
                 self.say(&format!("{steps} steps over {rows} rows{from}"));
             }
             Event::Step(step) => {
-                if self.last.elapsed() >= EVERY {
-                    self.last = Instant::now();
+                if self.is_due() {
                     let words = self.step_words(step, self.started.elapsed());
                     self.say(&words);
                 }
@@ -79,11 +105,26 @@ impl<W: Write + Send> Observer for Lines<W> {
             Event::Checkpoint { step, folder } => {
                 self.say(&format!("checkpoint at step {step}: {}", folder.display()));
             }
+            Event::CaptureStarted { name, done, requests, rows } => {
+                self.start(name, "request", done, requests);
+                let from = going_on(done);
+                self.say(&format!("{requests} requests for {rows} labels{from}"));
+            }
+            Event::Captured { requests, rows } => {
+                if self.is_due() {
+                    let words = self.capture_words(requests, rows, self.started.elapsed());
+                    self.say(&words);
+                }
+            }
             Event::Ended { step } => {
-                self.say(&format!("ended after step {step} of {}", self.steps));
+                self.say(&format!("ended after {} {step} of {}", self.unit, self.steps));
             }
         }
     }
+}
+
+fn going_on(done: u64) -> String {
+    if done == 0 { String::new() } else { format!(", going on at {done}") }
 }
 
 #[cfg(test)]
@@ -107,6 +148,19 @@ mod tests {
              mnist: epoch 3: test accuracy 98.50 % (150 of 10000 wrong), test loss 0.2500\n\
              mnist: ended after step 300 of 300\n"
         );
+    }
+
+    #[test]
+    fn a_capture_reads_as_lines() {
+        let mut lines = Lines::new(Vec::new());
+        lines.on(&Event::CaptureStarted { name: "m", done: 100, requests: 300, rows: 9000 });
+        let words = lines.capture_words(200, 3000, Duration::from_secs(10));
+        assert_eq!(words, "request 200 of 300, 300 labels/s, 10 s left");
+        lines.on(&Event::Ended { step: 300 });
+        let text = String::from_utf8(lines.to).unwrap();
+        let expected = "m: 300 requests for 9000 labels, going on at 100\n\
+                        m: ended after request 300 of 300\n";
+        assert_eq!(text, expected);
     }
 
     #[test]

@@ -41,9 +41,27 @@ pub enum Event<'a> {
         /// Its folder.
         folder: &'a Path,
     },
-    /// The run ends, done or not.
+    /// Labels are captured, from the start or on.
+    CaptureStarted {
+        /// The recipe's name.
+        name: &'a str,
+        /// Requests that are answered and stored already.
+        done: u64,
+        /// Requests in all.
+        requests: u64,
+        /// Labels of rows in all.
+        rows: usize,
+    },
+    /// The labels of a request were stored.
+    Captured {
+        /// Requests done.
+        requests: u64,
+        /// Labels of rows that this process stored.
+        rows: usize,
+    },
+    /// The run or the capture ends, done or not.
     Ended {
-        /// Steps done.
+        /// Steps or requests done.
         step: u64,
     },
 }

@@ -69,10 +69,11 @@ impl Identity {
         add("data.train_rows", json(&data.train_rows));
         add(ROWS, hex(&data_sha256).into());
         if let Some(section) = &recipe.teacher {
-            add("teacher.encoding", json(&section.encoding));
+            let encoding = section.encoding();
+            add("teacher.encoding", json(&encoding.implicit(recipe.loss.divergence)));
             add("teacher.ensemble", json(&section.ensemble));
             // Draws are seeded per request, so how rows are cut into requests decides them.
-            if section.encoding.kind == EncodingName::Sampled {
+            if encoding.kind == EncodingName::Sampled {
                 let batch = recipe.train.batch_size;
                 let rows = section.request_rows.unwrap_or(batch).min(batch);
                 add("teacher.request_rows", rows.into());

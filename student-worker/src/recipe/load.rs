@@ -10,7 +10,7 @@ use stillhouse_nn::LossError;
 use stillhouse_runtime::config::{self, ConfigError};
 use toml::Table;
 
-use super::{Invalid, Recipe, validate::validate};
+use super::{Invalid, Recipe, teacher::TeacherKind, validate::validate};
 
 /// Why a recipe cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,12 @@ pub fn load(file: &Path, overrides: &[String]) -> Result<Recipe, RecipeError> {
 /// As [`load`].
 pub fn from_table(table: Table, folder: &Path) -> Result<Recipe, RecipeError> {
     let mut recipe: Recipe = config::read(table)?;
+    if let Some(teacher) = &mut recipe.teacher
+        && teacher.kind != TeacherKind::Captured
+    {
+        // A default like any other, written out with them.
+        teacher.encoding.get_or_insert_default();
+    }
     resolve_paths(&mut recipe, folder)?;
     check(&recipe)?;
     Ok(recipe)
@@ -95,6 +101,7 @@ fn resolve_paths(recipe: &mut Recipe, folder: &Path) -> Result<(), RecipeError> 
     if let Some(teacher) = &mut recipe.teacher {
         paths.push(("teacher.model", teacher.model.as_mut_slice()));
         paths.push(("teacher.models", teacher.models.as_mut_slice()));
+        paths.push(("teacher.dir", teacher.dir.as_mut_slice()));
     }
     for (key, given) in paths {
         for path in given {
@@ -429,6 +436,12 @@ mod tests {
             ("teacher.retry.max_ms=1", "teacher.retry.max_ms: 1"),
             ("teacher.retry.max_elapsed_seconds=inf", "teacher.retry.max_elapsed_seconds: inf"),
             ("teacher.encoding.k=3", "teacher.encoding.k: 3 is not accepted, expected none"),
+            (
+                "teacher.encoding={kind=\"hidden\", values=\"logits\"}",
+                "teacher.encoding.values: \"logits\" is not accepted, expected none unless kind =",
+            ),
+            ("teacher.kind=captured", "teacher.dir: no value is not accepted, expected the folder"),
+            ("teacher.dir=x", "teacher.dir: a path is not accepted, expected none unless kind ="),
             ("teacher.encoding.kind=top_k", "teacher.encoding.k: no value"),
             ("teacher.encoding={kind=\"top_k\", k=11}", "teacher.encoding.k: 11"),
             ("teacher.encoding={kind=\"sampled\", draws=70000}", "teacher.encoding.draws: 70000"),
@@ -441,6 +454,13 @@ mod tests {
             "loss.divergence={kind=\"logit_mse\"}",
         ]);
         assert!(error.contains("loss.divergence: logit_mse is not accepted"), "{error}");
+        let error = refused(&[
+            "teacher.encoding.values=log_probabilities",
+            "loss.divergence={kind=\"logit_mse\"}",
+        ]);
+        let expected = "teacher.encoding.values: \"log_probabilities\" is not accepted, expected \
+                        \"logits\"";
+        assert!(error.contains(expected), "{error}");
     }
 
     #[test]

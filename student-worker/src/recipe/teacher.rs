@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use stillhouse_nn::Divergence;
 
 /// Where a teacher runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +13,8 @@ pub enum TeacherKind {
     Embedded,
     /// One or more servers with the same model.
     Endpoints,
+    /// Nowhere any more: its labels were captured into a folder.
+    Captured,
 }
 
 /// Where soft labels come from, and how they are asked for.
@@ -30,15 +33,18 @@ pub struct TeacherSection {
     /// who do not say. Plays no part with one model.
     #[serde(default)]
     pub ensemble: Option<EnsembleRule>,
+    /// Of a captured teacher: the folder of its labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
     /// Of teachers elsewhere: their addresses, such as `http://teacher-0:50051`.
     #[serde(default)]
     pub endpoints: Vec<String>,
     /// Name that the server's fairness and quotas go by; empty: the peer's address.
     #[serde(default)]
     pub client: String,
-    /// What the labels travel as.
+    /// What the labels travel as; absent: the default, or what labels were captured in.
     #[serde(default)]
-    pub encoding: EncodingSection,
+    pub encoding: Option<EncodingSection>,
     /// Rows per request; absent: a whole batch.
     #[serde(default)]
     pub request_rows: Option<usize>,
@@ -61,14 +67,20 @@ impl TeacherSection {
             model: None,
             models: Vec::new(),
             ensemble: None,
+            dir: None,
             endpoints: Vec::new(),
             client: String::new(),
-            encoding: EncodingSection::default(),
+            encoding: None,
             request_rows: None,
             prefetch: default_prefetch(),
             timeout_ms: default_timeout_ms(),
             retry: RetrySection::default(),
         }
+    }
+
+    /// What the labels travel as, the default where nothing is said.
+    pub fn encoding(&self) -> EncodingSection {
+        self.encoding.clone().unwrap_or_default()
     }
 
     /// Of an embedded teacher: the directories of its models, in order.
@@ -124,6 +136,17 @@ pub enum LabelType {
     Bf16,
 }
 
+/// What a dense label holds of each class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DenseValues {
+    /// Log-probabilities at the temperature of the loss, which the teacher applies.
+    #[default]
+    LogProbabilities,
+    /// Logits: the student applies the temperature, so that the same labels serve all of them.
+    Logits,
+}
+
 /// What the labels travel as.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -132,10 +155,43 @@ pub struct EncodingSection {
     pub kind: EncodingName,
     /// Element type; plays no part in `sampled`.
     pub dtype: LabelType,
+    /// Of `dense`: what they hold; absent: logits where the loss compares logits, otherwise
+    /// log-probabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub values: Option<DenseValues>,
     /// Of `top_k`: classes per row.
     pub k: Option<u32>,
     /// Of `sampled`: draws per row.
     pub draws: Option<u32>,
+}
+
+impl EncodingSection {
+    /// What dense labels hold for a student that compares them by a divergence.
+    pub fn dense_values(&self, divergence: Divergence) -> DenseValues {
+        match self.values {
+            None if divergence == Divergence::LogitMse => DenseValues::Logits,
+            values => values.unwrap_or_default(),
+        }
+    }
+
+    /// The same in one way of writing it: `values` says logits wherever the labels are logits, and
+    /// nothing otherwise.
+    pub fn explicit(&self, divergence: Divergence) -> Self {
+        let dense = self.kind == EncodingName::Dense;
+        let values = self.dense_values(divergence);
+        Self {
+            values: Some(values).filter(|values| dense && *values == DenseValues::Logits),
+            ..self.clone()
+        }
+    }
+
+    /// The same in one way of writing it, the one of recipes that only follow the loss: `values` says
+    /// logits where they are not what the loss asks for by itself.
+    pub fn implicit(&self, divergence: Divergence) -> Self {
+        let explicit = self.explicit(divergence);
+        let values = explicit.values.filter(|_| divergence != Divergence::LogitMse);
+        Self { values, ..explicit }
+    }
 }
 
 /// How failures that may pass are retried: after a pause that doubles from `initial_ms` to

@@ -7,7 +7,7 @@ use stillhouse_proto::limits::MAX_MEMBERS;
 
 use super::{
     Change, LossSchedule, Recipe, Step, data,
-    teacher::{EncodingName, TeacherKind, TeacherSection},
+    teacher::{DenseValues, EncodingName, EncodingSection, TeacherKind, TeacherSection},
 };
 
 /// A value that is not accepted.
@@ -184,7 +184,14 @@ fn teacher(teacher: &TeacherSection, recipe: &Recipe) -> Result<(), Invalid> {
             let given = teacher.models.len();
             check(given == 0, "teacher.models", given, "none with kind = \"endpoints\"")?;
         }
+        // Where the labels were captured may stay in the recipe: it is not asked.
+        TeacherKind::Captured => {
+            require(teacher.dir.as_ref(), "teacher.dir", "the folder of a capture")?;
+        }
     }
+    let captured = teacher.kind == TeacherKind::Captured;
+    let expected = "none unless kind = \"captured\"";
+    check(captured || teacher.dir.is_none(), "teacher.dir", "a path", expected)?;
     for endpoint in &teacher.endpoints {
         let known = endpoint.strip_prefix("http://").is_some_and(|rest| !rest.is_empty());
         check(known, "teacher.endpoints", format!("{endpoint:?}"), "http://HOST:PORT")?;
@@ -215,11 +222,15 @@ fn teacher(teacher: &TeacherSection, recipe: &Recipe) -> Result<(), Invalid> {
         retry.max_ms,
         &range,
     )?;
-    encoding(teacher, recipe)
+    match &teacher.encoding {
+        // That of the capture, which nobody has opened yet.
+        None if captured => Ok(()),
+        None => encoding(&EncodingSection::default(), recipe),
+        Some(section) => encoding(section, recipe),
+    }
 }
 
-fn encoding(teacher: &TeacherSection, recipe: &Recipe) -> Result<(), Invalid> {
-    let encoding = &teacher.encoding;
+fn encoding(encoding: &EncodingSection, recipe: &Recipe) -> Result<(), Invalid> {
     let classes = recipe.student.classes();
     match (encoding.kind, encoding.k) {
         (EncodingName::TopK, k) => {
@@ -243,6 +254,17 @@ fn encoding(teacher: &TeacherSection, recipe: &Recipe) -> Result<(), Invalid> {
         (_, None) => {}
     }
     let divergence = recipe.loss.divergence;
+    if let Some(values) = encoding.values {
+        let (value, logits) = match values {
+            DenseValues::LogProbabilities => ("\"log_probabilities\"", false),
+            DenseValues::Logits => ("\"logits\"", true),
+        };
+        let dense = encoding.kind == EncodingName::Dense;
+        check(dense, "teacher.encoding.values", value, "none unless kind = \"dense\"")?;
+        let suits = logits || divergence != Divergence::LogitMse;
+        let expected = "\"logits\" with loss.divergence = logit_mse";
+        check(suits, "teacher.encoding.values", value, expected)?;
+    }
     let (fits, expected) = match encoding.kind {
         EncodingName::Dense | EncodingName::Hidden => (true, ""),
         EncodingName::TopK => (

@@ -11,7 +11,7 @@ use super::RunError;
 /// A file, written at its end. Each write is with the operating system when it returns, for those
 /// who follow the file.
 #[derive(Debug)]
-pub(super) struct AppendFile {
+pub(crate) struct AppendFile {
     path: PathBuf,
     file: File,
     length: u64,
@@ -21,7 +21,7 @@ impl AppendFile {
     /// Opens the file and cuts it to `length` bytes: 0 starts it anew, what a checkpoint recorded
     /// drops what was written after that checkpoint. A file that has less than that, or is gone, is
     /// started anew, with a warning: nothing is trained on what is in it.
-    pub(super) fn open(path: &Path, length: u64) -> Result<Self, RunError> {
+    pub(crate) fn open(path: &Path, length: u64) -> Result<Self, RunError> {
         let failed = |source| RunError::io(path, source);
         let mut file = OpenOptions::new()
             .create(true)
@@ -43,19 +43,19 @@ impl AppendFile {
     }
 
     /// Whether nothing is in it.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.length == 0
     }
 
     /// Appends bytes.
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), RunError> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), RunError> {
         self.file.write_all(bytes).map_err(|source| RunError::io(&self.path, source))?;
         self.length += bytes.len() as u64;
         Ok(())
     }
 
     /// Puts everything on the disk and returns the length.
-    pub(super) fn sync(&mut self) -> Result<u64, RunError> {
+    pub(crate) fn sync(&mut self) -> Result<u64, RunError> {
         self.file.sync_data().map_err(|source| RunError::io(&self.path, source))?;
         Ok(self.length)
     }

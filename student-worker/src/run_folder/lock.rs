@@ -10,34 +10,39 @@ use super::RunError;
 
 /// ENOLCK: what a network file system without its lock service answers.
 const NO_LOCKS: i32 = 37;
-const LOCK: &str = "run.lock";
 
 /// The lock on a folder: held until dropped, and let go by the system when the process ends,
 /// however it ends. The file stays; it means nothing by itself.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes it.
+    /// Takes that of a run.
     ///
     /// # Errors
     /// [`RunError::Busy`] if another run has it.
     pub(super) fn take(folder: &Path) -> Result<Self, RunError> {
-        let path = folder.join(LOCK);
-        let failed = |source| RunError::io(&path, source);
+        let lock = Self::of_file(&folder.join("run.lock"))?;
+        lock.ok_or_else(|| RunError::Busy { folder: folder.to_owned() })
+    }
+
+    /// Takes the lock on a file, which is made where it is missing; none if another process has it.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub(crate) fn of_file(path: &Path) -> Result<Option<Self>, RunError> {
+        let failed = |source| RunError::io(path, source);
         let file = OpenOptions::new()
             .create(true)
             .write(true)
             .truncate(false)
-            .open(&path)
+            .open(path)
             .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(RunError::Busy { folder: folder.to_owned() });
-            }
+            Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(source))
                 if source.kind() == io::ErrorKind::Unsupported
                     || source.raw_os_error() == Some(NO_LOCKS) =>
@@ -46,7 +51,7 @@ impl Lock {
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        Ok(Self { _file: file })
+        Ok(Some(Self { _file: file }))
     }
 }
 

@@ -12,11 +12,11 @@
 //! run.lock                             locked while a run is at work here
 //! ```
 
-mod append;
+pub(crate) mod append;
 mod checkpoint;
 mod claim;
-mod crc32c;
-mod lock;
+pub(crate) mod crc32c;
+pub(crate) mod lock;
 pub mod metrics;
 pub mod report;
 mod tensorboard;
@@ -122,7 +122,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    fn io(path: &Path, source: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
 }
@@ -276,7 +276,7 @@ fn write_recipe(folder: &Path, recipe: &Recipe) -> Result<(), RunError> {
 }
 
 /// Writes a value as JSON: the file holds it whole, or is as it was.
-fn put_json(path: &Path, value: &impl Serialize) -> Result<(), RunError> {
+pub(crate) fn put_json(path: &Path, value: &impl Serialize) -> Result<(), RunError> {
     let mut text = serde_json::to_vec_pretty(value).map_err(RunError::Encode)?;
     text.push(b'\n');
     let partial = path.with_added_extension("partial");

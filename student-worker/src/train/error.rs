@@ -7,6 +7,7 @@ use stillhouse_runtime::exit;
 use teacher_server::StartError;
 
 use crate::{
+    capture::CaptureError,
     data::DataError,
     label_client::{ClientError, TargetError},
     run_folder::RunError,
@@ -31,6 +32,9 @@ pub enum Error {
     /// The run's folder cannot be used.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// Labels cannot be captured, or those that were cannot be trained on.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// A value of the recipe does not go with the data's size.
     #[error(transparent)]
     Recipe(ModelError),
@@ -82,9 +86,12 @@ impl Error {
         match self {
             Self::Labels(ClientError::Unreachable { .. })
             | Self::Suspended(_)
-            | Self::Run(RunError::Busy { .. }) => exit::TEMPORARY,
+            | Self::Run(RunError::Busy { .. })
+            | Self::Capture(CaptureError::Busy { .. }) => exit::TEMPORARY,
+            Self::Capture(CaptureError::Io(_) | CaptureError::Unstorable { .. }) => exit::FAILED,
             Self::Broken(interrupted) => interrupted.source.exit_code(),
             Self::Data(_)
+            | Self::Capture(_)
             | Self::Recipe(_)
             | Self::Load(_)
             | Self::Labels(ClientError::Address { .. } | ClientError::Unsuitable { .. })

@@ -5,11 +5,51 @@ use std::time::{Duration, Instant};
 use stillhouse_nn::{PackedHead, SoftTarget};
 use tokio::{runtime::Handle, sync::watch};
 
-use super::Error;
-use crate::label_client::{ClientError, OrderedLabels, soft_target};
+use super::{Error, unless};
+use crate::{
+    capture::Replay,
+    label_client::{ClientError, OrderedLabels, soft_target},
+};
+
+/// Where the labels of a run come from.
+pub(super) enum BatchLabels {
+    /// From a teacher, which is asked.
+    Asked(AskedLabels),
+    /// From a folder that they were captured into.
+    Captured(Box<Replay>),
+}
+
+/// The rows of a batch, and when they are trained on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wants<'a> {
+    pub(super) rows: &'a [u32],
+    /// The epoch, from 1.
+    pub(super) epoch: u64,
+    /// The temperature of its loss.
+    pub(super) temperature: f32,
+}
+
+impl BatchLabels {
+    /// Waits for the labels of the next batch and tells how long it waited. None if the run was told
+    /// to stop meanwhile. Not to be called from an async task.
+    pub(super) fn take(
+        &mut self,
+        wants: Wants<'_>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<Option<(SoftTarget, Duration)>, Error> {
+        match self {
+            Self::Asked(labels) => labels.take(wants.rows.len(), stop),
+            Self::Captured(replay) => {
+                let began = Instant::now();
+                let labels = replay.take(wants.rows, wants.epoch, wants.temperature)?;
+                Ok(Some((labels, began.elapsed())))
+            }
+        }
+    }
+}
 
 /// Labels that are asked for ahead, batch by batch.
-pub(super) struct BatchLabels {
+pub(super) struct AskedLabels {
     pub(super) labels: OrderedLabels,
     /// For hidden states.
     pub(super) head: Option<PackedHead>,
@@ -18,11 +58,9 @@ pub(super) struct BatchLabels {
     pub(super) runtime: Handle,
 }
 
-impl BatchLabels {
-    /// Waits for the labels of the next batch, of `rows` rows, and tells how long it waited: what
-    /// the student computes of them is its own work. None if the run was told to stop meanwhile.
-    /// Not to be called from an async task.
-    pub(super) fn take(
+impl AskedLabels {
+    /// What the student computes of the labels is its own work, and no waiting.
+    fn take(
         &mut self,
         rows: usize,
         stop: &mut watch::Receiver<bool>,
@@ -30,13 +68,7 @@ impl BatchLabels {
         let began = Instant::now();
         let mut parts = Vec::new();
         for _ in 0..rows.div_ceil(self.request_rows) {
-            let part = self.runtime.block_on(async {
-                tokio::select! {
-                    part = self.labels.next() => Some(part),
-                    _ = stop.wait_for(|stop| *stop) => None,
-                }
-            });
-            match part {
+            match self.runtime.block_on(unless(stop, self.labels.next())) {
                 None => return Ok(None),
                 Some(Some(part)) => parts.push(part?.batch),
                 Some(None) => {

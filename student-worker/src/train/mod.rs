@@ -2,6 +2,7 @@
 //!
 //! * [`run`]: sets everything up, trains, writes the report; start here.
 //! * `plan`: data, steps and requests, before anything starts.
+//! * `source`: a teacher, or the labels that were captured of one.
 //! * `labels`: the labels of one batch after another.
 //! * `session`: the training loop.
 
@@ -11,27 +12,28 @@ mod labels;
 mod meter;
 mod plan;
 mod session;
+mod source;
+mod teacher;
 
 use std::{
     path::{Path, PathBuf},
     time::Instant,
 };
 
-use labels::BatchLabels;
 use meter::Meter;
-use plan::Plan;
 use serde::{Deserialize, Serialize};
 use session::{Ended, Session};
-use stillhouse_nn::{PackedHead, Trainer, TrainerConfig};
-use stillhouse_proto::v1::EncodingKind;
-use tokio::{runtime::Handle, sync::watch, task::spawn_blocking};
+use source::Source;
+use stillhouse_nn::{Trainer, TrainerConfig};
+use tokio::{sync::watch, task::spawn_blocking};
 
 pub use error::{Error, Interrupted};
+pub(crate) use plan::Plan;
+pub(crate) use teacher::Teacher;
 
 use crate::{
-    label_client::{LabelClient, Patience, Wanted},
     progress::Observer,
-    recipe::{Change, Recipe, TeacherSection, identity::Identity, teacher::TeacherKind},
+    recipe::{Change, Recipe, identity::Identity},
     run_folder::{
         Claim, Existing, RunFolder,
         metrics::TestRecord,
@@ -75,7 +77,7 @@ pub struct Outcome {
 /// If anything that the recipe names cannot be used, no teacher answers for too long, or a step
 /// fails. What was saved before stays.
 pub async fn run(
-    recipe: Recipe,
+    mut recipe: Recipe,
     existing: Existing,
     observer: Box<dyn Observer>,
     mut stop: watch::Receiver<bool>,
@@ -88,6 +90,7 @@ pub async fn run(
         Ok::<_, Error>((plan, sha256))
     })
     .await??;
+    let capture = source::capture(&mut recipe, &plan, data_sha256)?;
     let config = TrainerConfig {
         model: recipe.student.clone(),
         optimizer: recipe.optimizer,
@@ -115,11 +118,11 @@ pub async fn run(
     }
 
     // A student that is trained needs no labels any more.
-    let teacher = match &recipe.teacher {
+    let source = match &recipe.teacher {
         Some(section) if !trained => {
-            let connecting = Box::pin(Teacher::connect(&recipe, section, &plan));
-            match unless(&mut stop, connecting).await {
-                Some(connected) => Some(connected?),
+            let opening = Box::pin(Source::open(&recipe, section, &plan, capture));
+            match unless(&mut stop, opening).await {
+                Some(opened) => Some(opened?),
                 None => return Ok(Outcome { seconds: begun.elapsed().as_secs_f64(), ..stopped }),
             }
         }
@@ -127,7 +130,7 @@ pub async fn run(
     };
     let identity = match claim.checkpoint().filter(|_| trained) {
         Some(checkpoint) => checkpoint.position.identity.clone(),
-        None => identify(teacher.as_ref().map(Teacher::fingerprint)),
+        None => identify(source.as_ref().map(Source::fingerprint)),
     };
     let (run, checkpoint) = RunFolder::open(claim, &recipe, &identity)?;
 
@@ -136,10 +139,10 @@ pub async fn run(
         trainer.load_state(&checkpoint.folder)?;
     }
     let begins_at = trainer.steps_done();
-    let (labels, server) = match teacher {
+    let (labels, server) = match source {
         None => (None, None),
-        Some(teacher) => {
-            let (labels, server) = teacher.labels(&recipe, &plan, begins_at);
+        Some(source) => {
+            let (labels, server) = source.labels(&recipe, &plan, begins_at)?;
             (Some(labels), server)
         }
     };
@@ -186,7 +189,10 @@ pub async fn run(
 }
 
 /// What `work` comes to; none if told to stop first.
-async fn unless<T>(stop: &mut watch::Receiver<bool>, work: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn unless<T>(
+    stop: &mut watch::Receiver<bool>,
+    work: impl Future<Output = T>,
+) -> Option<T> {
     tokio::select! {
         done = work => Some(done),
         Ok(_) = stop.wait_for(|stop| *stop) => None,
@@ -218,65 +224,6 @@ impl Outcome {
 pub fn output_folder(recipe: &Recipe) -> PathBuf {
     let default = || Path::new("runs").join(&recipe.name);
     recipe.output.dir.clone().unwrap_or_else(default)
-}
-
-/// A teacher that is connected, before the first request for labels.
-struct Teacher {
-    client: LabelClient,
-    /// For hidden states.
-    head: Option<PackedHead>,
-    wanted: Wanted,
-    server: Option<teacher_server::Running>,
-}
-
-impl Teacher {
-    async fn connect(
-        recipe: &Recipe,
-        section: &TeacherSection,
-        plan: &Plan,
-    ) -> Result<Self, Error> {
-        let wanted = Wanted::new(recipe, section);
-        let (endpoints, server) = match section.kind {
-            TeacherKind::Endpoints => (section.endpoints.clone(), None),
-            TeacherKind::Embedded => {
-                let server = embedded::start(section, wanted.request_rows).await?;
-                (vec![format!("http://{}", server.address())], Some(server))
-            }
-        };
-        let requests = recipe.train.batch_size.div_ceil(wanted.request_rows);
-        let patience = Patience::new(section, requests);
-        let probe = plan.probe(recipe.student.rescale_factor(), wanted.request_rows);
-        let client = LabelClient::connect(&endpoints, wanted.clone(), probe, patience).await?;
-        let head = match wanted.encoding_kind() {
-            EncodingKind::Hidden => Some(client.fetch_head().await?.pack()?),
-            _ => None,
-        };
-        Ok(Self { client, head, wanted, server })
-    }
-
-    fn fingerprint(&self) -> &[u8] {
-        &self.client.teacher().fingerprint
-    }
-
-    /// Starts asking for the labels from `step` on.
-    fn labels(
-        self,
-        recipe: &Recipe,
-        plan: &Plan,
-        step: u64,
-    ) -> (BatchLabels, Option<teacher_server::Running>) {
-        let factor = recipe.student.rescale_factor();
-        let rescale = (!self.client.teacher().takes_bytes).then_some(factor);
-        let request_rows = self.wanted.request_rows;
-        let jobs = plan.jobs(recipe, step, request_rows, rescale);
-        let labels = BatchLabels {
-            labels: self.client.labels(jobs),
-            head: self.head,
-            request_rows,
-            runtime: Handle::current(),
-        };
-        (labels, self.server)
-    }
 }
 
 /// What was minimised, with what changed over the epochs.

@@ -1,6 +1,6 @@
 //! What a run will do, worked out before anything starts: data, steps, requests.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use stillhouse_nn::Philox;
 use stillhouse_proto::{
@@ -17,19 +17,19 @@ use crate::{
 
 /// Data and its order.
 #[derive(Clone, Debug)]
-pub(super) struct Plan {
-    pub(super) train: Arc<Dataset>,
-    pub(super) test: Dataset,
-    pub(super) augment: Augment,
-    pub(super) seed: u64,
-    pub(super) sampler: Sampler,
-    pub(super) steps_per_epoch: u64,
-    pub(super) total_steps: u64,
+pub(crate) struct Plan {
+    pub(crate) train: Arc<Dataset>,
+    pub(crate) test: Dataset,
+    pub(crate) augment: Augment,
+    pub(crate) seed: u64,
+    pub(crate) sampler: Sampler,
+    pub(crate) steps_per_epoch: u64,
+    pub(crate) total_steps: u64,
 }
 
 impl Plan {
     /// Reads the data that a recipe names.
-    pub(super) fn read(recipe: &Recipe) -> Result<Self, DataError> {
+    pub(crate) fn read(recipe: &Recipe) -> Result<Self, DataError> {
         let fit = Fit::of(&recipe.student);
         let read = |split| data::read(&recipe.data, split, &fit);
         let (train, test) = (read(Split::Train)?, read(Split::Test)?);
@@ -55,13 +55,13 @@ impl Plan {
     }
 
     /// The training rows as they are at a step.
-    pub(super) fn view(&self, step: u64) -> View<'_> {
+    pub(crate) fn view(&self, step: u64) -> View<'_> {
         View::new(&self.train, self.augment, self.seed, step / self.steps_per_epoch)
     }
 
     /// The rows that every teacher is probed with: the first ones as they are, no more than a request
     /// may have.
-    pub(super) fn probe(&self, rescale_factor: f64, request_rows: usize) -> Probe {
+    pub(crate) fn probe(&self, rescale_factor: f64, request_rows: usize) -> Probe {
         let rows: Vec<u32> = (0..PROBE_ROWS).take(self.train.len().min(request_rows)).collect();
         Probe {
             bytes: features(View::plain(&self.train), &rows, None),
@@ -76,10 +76,22 @@ impl Plan {
 
     /// The requests for labels from `step` on. `rescale_factor`: for a teacher that does not take
     /// bytes.
-    pub(super) fn jobs(
+    pub(crate) fn jobs(
         &self,
         recipe: &Recipe,
         step: u64,
+        request_rows: usize,
+        rescale_factor: Option<f64>,
+    ) -> Jobs {
+        let steps = step.max(self.first_soft_step(recipe))..self.total_steps;
+        self.jobs_of(recipe, steps, request_rows, rescale_factor)
+    }
+
+    /// The requests for labels of some steps.
+    pub(crate) fn jobs_of(
+        &self,
+        recipe: &Recipe,
+        steps: Range<u64>,
         request_rows: usize,
         rescale_factor: Option<f64>,
     ) -> Jobs {
@@ -88,7 +100,7 @@ impl Plan {
             augment: self.augment,
             steps_per_epoch: self.steps_per_epoch,
             sampler: self.sampler.clone(),
-            steps: step.max(self.first_soft_step(recipe))..self.total_steps,
+            steps,
             request_rows: request_rows.max(1),
             requests_per_batch: recipe.train.batch_size.div_ceil(request_rows.max(1)) as u64,
             rescale_factor,
@@ -101,12 +113,12 @@ impl Plan {
 
 /// The requests of a run: each step's rows, cut into pieces that a request may hold.
 #[derive(Debug)]
-pub(super) struct Jobs {
+pub(crate) struct Jobs {
     data: Arc<Dataset>,
     augment: Augment,
     steps_per_epoch: u64,
     sampler: Sampler,
-    steps: std::ops::Range<u64>,
+    steps: Range<u64>,
     request_rows: usize,
     requests_per_batch: u64,
     rescale_factor: Option<f64>,

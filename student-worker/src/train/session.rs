@@ -8,7 +8,12 @@ use std::{
 use stillhouse_nn::{Batch, Evaluation, Trainer};
 use tokio::sync::watch;
 
-use super::{Error, Interrupted, labels::BatchLabels, meter::Meter, plan::Plan};
+use super::{
+    Error, Interrupted,
+    labels::{BatchLabels, Wants},
+    meter::Meter,
+    plan::Plan,
+};
 use crate::{
     label_client::ClientError,
     progress::{Event, Observer},
@@ -94,23 +99,27 @@ impl Session {
         let mut waited = Duration::ZERO;
         let epoch = step / self.plan.steps_per_epoch + 1;
         let distils = self.recipe.distils(epoch);
+        let loss = self.recipe.loss_at(epoch);
         let soft = match self.labels.as_mut().filter(|_| distils) {
             None => None,
-            Some(labels) => match labels.take(rows.len(), &mut self.stop) {
-                Ok(Some((soft, time))) => {
-                    waited = time;
-                    Some(soft)
+            Some(labels) => {
+                let temperature = loss.temperature as f32;
+                let wants = Wants { rows: &rows, epoch, temperature };
+                match labels.take(wants, &mut self.stop) {
+                    Ok(Some((soft, time))) => {
+                        waited = time;
+                        Some(soft)
+                    }
+                    Ok(None) => return Ok(false),
+                    Err(error) => return Err(self.interrupt(error)?),
                 }
-                Ok(None) => return Ok(false),
-                Err(error) => return Err(self.interrupt(error)?),
-            },
+            }
         };
         let factor = self.recipe.student.rescale_factor();
         let input = self.plan.view(step).gather_f32(&rows, factor);
         let hard = self.plan.train.gather_labels(&rows);
         let batch =
             Batch { input: &input, rows: rows.len(), hard: hard.as_deref(), soft: soft.as_ref() };
-        let loss = self.recipe.loss_at(epoch);
         let report = self.trainer.step(&batch, &loss)?;
         self.meter.step(began, waited, rows.len());
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod augment;
+mod capture;
 mod command_line;
 mod encodings;
 mod ensemble;

@@ -1,0 +1,36 @@
+//! A teacher's labels, captured into a folder, and replayed from it.
+//!
+//! ```text
+//! capture.json        whose labels, of what, in which encoding; lengths and hashes of the others
+//! labels.bin          the labels, one block per request                             (block.rs)
+//! head.safetensors    of hidden states: the output projection
+//! capture.lock        locked while labels are captured
+//! ```
+//!
+//! Captured are the answers to the requests that a run would send, so that a student that is trained
+//! on them ends with the weights of one that asked the teacher itself, byte for byte. Labels that are
+//! the same in every epoch are captured once; of a temperature that changes, once for each value;
+//! draws, and labels of images that are moved or mirrored, in every epoch.
+//!
+//! * [`run`]: captures; start here.
+//! * [`Manifest`]: what a capture is of, and which recipes it serves.
+//! * `requests`: which rows are in which request.
+//! * `record`, `block`, `files`: the bytes, from the label of one row to a whole file.
+//! * `folder`: who may write, and where to go on.
+//! * `replay`: a capture in the place of a teacher.
+
+mod block;
+mod error;
+mod files;
+mod folder;
+mod head;
+mod manifest;
+mod record;
+mod replay;
+mod requests;
+mod run;
+
+pub use error::CaptureError;
+pub use manifest::{CapturedTeacher, FileFacts, Manifest, Order, Slice};
+pub(crate) use replay::{Capture, Replay};
+pub use run::{Outcome, output_folder, run};
