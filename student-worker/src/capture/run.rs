@@ -207,6 +207,10 @@ impl Writer {
     fn store_some(&mut self, folder: &mut Folder) -> Result<(), Error> {
         let mut rows_done = 0;
         while let Some(place) = self.requests.place(folder.done()) {
+            // Answers that are there already would hide a signal for as long as they last.
+            if *self.stop.borrow() {
+                return Ok(());
+            }
             let (labels, stop) = (&mut self.labels, &mut self.stop);
             let next = self.runtime.block_on(unless(stop, labels.next()));
             let labelled = match next {

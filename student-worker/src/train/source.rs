@@ -1,5 +1,6 @@
 //! Where the labels of a run come from: a teacher, or what was captured of one.
 
+use stillhouse_nn::Head;
 use tokio::{runtime::Handle, task::spawn_blocking};
 
 use super::{
@@ -76,7 +77,7 @@ impl Source {
             Self::Captured(replay, _) => return Ok((BatchLabels::Captured(replay), None)),
             Self::Asked(teacher) => teacher,
         };
-        let head = teacher.head().map(|head| head.pack()).transpose()?;
+        let head = teacher.head().map(Head::pack).transpose()?;
         let request_rows = teacher.request_rows();
         let jobs = plan.jobs(recipe, step, request_rows, teacher.rescale_factor(recipe));
         let (labels, server) = teacher.ask(jobs);
