@@ -149,6 +149,10 @@ fn gap(
     let teacher = find(&run.teacher.as_ref()?.run)?;
     let part = |student: f64, own: f64, teacher: f64| 100.0 * (student - own) / (student - teacher);
     let (from, to) = (mean(&errors(student)), mean(&errors(teacher)));
+    if from == to {
+        // There is no gap.
+        return None;
+    }
     let seeds = errors(index).into_iter().map(|own| part(from, own, to)).collect();
     let paper = |run: usize| plan.sweep.runs[run].paper.errors;
     let paper = match (paper(student), paper(index), paper(teacher)) {

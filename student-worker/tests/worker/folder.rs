@@ -10,6 +10,7 @@ use student_worker::{
     quickstart::{self, Quickstart, Size},
     recipe,
     run_folder::Existing,
+    sweep,
     train::Error,
 };
 use tokio::sync::watch;
@@ -78,11 +79,15 @@ fn every_recipe_of_the_repository_is_valid() {
     for entry in fs::read_dir(repository().join("examples")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "toml") {
-            let recipe = recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
-            names.push(recipe.name);
+            let name = if fs::read_to_string(&path).unwrap().contains("\n[[runs]]") {
+                sweep::load(&path).map(|plan| plan.sweep.name)
+            } else {
+                recipe::load(&path, &[]).map(|recipe| recipe.name)
+            };
+            names.push(name.unwrap_or_else(|error| panic!("{}: {error}", path.display())));
         }
     }
-    assert!(names.len() >= 3, "{names:?}");
+    assert!(names.len() >= 4, "{names:?}");
 }
 
 /// The object that `quickstart --json` prints is these figures.

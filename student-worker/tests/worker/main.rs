@@ -17,5 +17,6 @@ mod replicas;
 mod resume;
 mod stopped_early;
 mod support;
+mod sweep;
 mod teacher_lost;
 mod transfer_set;
