@@ -45,7 +45,7 @@ fn a_killed_capture_ends_with_the_same_bytes_and_needs_no_teacher_after_that() {
     fs::create_dir(&model).unwrap();
     // Slow enough that there is always a request to lose.
     models::write_mlp(&model, 784, &[1200, 1200], 10, 1);
-    let teacher = Teacher::start(&model, &[]);
+    let mut teacher = Teacher::start(&model, &[]);
     let url = teacher.url();
     let live = sections(&format!("kind = \"endpoints\"\nendpoints = [{url:?}]"));
     let asking = Student::new(folder, "asking", 400, &live);
