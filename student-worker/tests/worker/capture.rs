@@ -427,8 +427,6 @@ async fn a_recipe_that_asks_for_other_labels_is_refused() {
         (&bench.path().join("none"), "", "seed=7", "none is no capture: it has no capture.json"),
     ];
     for (folder, more, set, expected) in cases {
-        let more =
-            if set.starts_with("student.num_labels") { more.to_owned() } else { more.to_owned() };
         let recipe = load(&bench, "refused", &captured(folder, more), &[set]);
         let error = run(recipe, Existing::Refuse).await.unwrap_err();
         assert_eq!(error.exit_code(), 64, "{set}: {error}");
