@@ -6,7 +6,13 @@ use stillhouse_runtime::config;
 use toml::{Table, Value};
 
 use super::file::{Run, Sweep, TaughtBy};
-use crate::recipe::{self, Recipe, RecipeError, teacher::EnsembleRule};
+use crate::{
+    capture::labels_change_with_epochs,
+    recipe::{
+        self, Recipe, RecipeError, TeacherSection,
+        teacher::{DenseValues, EncodingName, EncodingSection, EnsembleRule, TeacherKind},
+    },
+};
 
 /// Everything that a sweep trains.
 #[derive(Clone, Debug)]
@@ -19,14 +25,16 @@ pub struct Plan {
     pub(super) jobs: Vec<Job>,
 }
 
-/// One run of one seed.
+/// One run of one seed, or the capture of a teacher's labels for one or more of them.
 #[derive(Clone, Debug)]
 pub(super) struct Job {
-    /// Index into the sweep's runs.
+    /// Index into the sweep's runs; of a capture, of the first run that needs it.
     pub(super) run: usize,
     pub(super) seed: u64,
     pub(super) recipe: Recipe,
-    /// Jobs whose students are this one's teachers.
+    /// Where labels go; none: this trains a student.
+    pub(super) capture: Option<PathBuf>,
+    /// Jobs that come before: those whose students are this one's teachers, or their capture.
     pub(super) after: Vec<usize>,
 }
 
@@ -51,8 +59,9 @@ pub fn load(file: &Path) -> Result<Plan, RecipeError> {
     };
     let mut plan = Plan { output: absolute(&output)?, jobs: vec![], sweep };
     check(&plan.sweep)?;
-    for (index, run) in plan.sweep.runs.iter().enumerate() {
-        for &seed in run.seeds.as_ref().unwrap_or(&plan.sweep.seeds) {
+    let Sweep { seeds, runs, .. } = plan.sweep.clone();
+    for (index, run) in runs.iter().enumerate() {
+        for &seed in run.seeds.as_ref().unwrap_or(&seeds) {
             let named =
                 |reason: String| RecipeError::Section(format!("runs.{}: {reason}", run.name));
             let after = match &run.teacher {
@@ -62,9 +71,10 @@ pub fn load(file: &Path) -> Result<Plan, RecipeError> {
             let folders: Vec<PathBuf> =
                 after.iter().map(|&job| plan.folder(&plan.jobs[job])).collect();
             let table = table(&plan, run, seed, &folders);
-            let recipe =
-                recipe::from_table(table, folder).map_err(|error| named(error.to_string()))?;
-            plan.jobs.push(Job { run: index, seed, recipe, after });
+            let recipe = recipe::from_table(table, folder);
+            let mut recipe = recipe.map_err(|error| named(error.to_string()))?;
+            let after = plan.capture(index, seed, &mut recipe, after);
+            plan.jobs.push(Job { run: index, seed, recipe, capture: None, after });
         }
     }
     Ok(plan)
@@ -99,7 +109,9 @@ fn check(sweep: &Sweep) -> Result<(), RecipeError> {
 
 /// The jobs whose students teach.
 fn teachers(plan: &Plan, teacher: &TaughtBy, seed: u64) -> Result<Vec<usize>, String> {
-    let of_run = |(_, job): &(usize, &Job)| plan.sweep.runs[job.run].name == teacher.run;
+    let of_run = |(_, job): &(usize, &Job)| {
+        plan.sweep.runs[job.run].name == teacher.run && job.capture.is_none()
+    };
     let all: Vec<(usize, &Job)> = plan.jobs.iter().enumerate().filter(of_run).collect();
     if teacher.ensemble.is_some() || all.len() == 1 {
         return Ok(all.into_iter().map(|(index, _)| index).collect());
@@ -142,12 +154,59 @@ fn table(plan: &Plan, run: &Run, seed: u64, teachers: &[PathBuf]) -> Table {
 }
 
 impl Plan {
+    /// Has the labels of a recipe captured before it is run, where they are the same in every epoch: one
+    /// pass of the teacher then serves all epochs, and all runs on the same rows. Returns what comes
+    /// before the run.
+    fn capture(
+        &mut self,
+        run: usize,
+        seed: u64,
+        recipe: &mut Recipe,
+        after: Vec<usize>,
+    ) -> Vec<usize> {
+        if recipe.teacher.is_none() || labels_change_with_epochs(recipe) {
+            return after;
+        }
+        let mut asking = recipe.clone();
+        let Some(section) = &mut asking.teacher else { return after };
+        let encoding = section.encoding();
+        // Logits serve every temperature; only the mean of probabilities has none.
+        let any_temperature = encoding.kind == EncodingName::Dense
+            && section.ensemble != Some(EnsembleRule::Arithmetic);
+        if any_temperature {
+            let values = Some(DenseValues::Logits);
+            section.encoding = Some(EncodingSection { values, ..encoding });
+        }
+        let replaying = section.clone();
+        let serves = |job: &Job| {
+            let (theirs, ours) = (&job.recipe, &asking);
+            let temperatures = (theirs.loss.temperature, &theirs.loss_schedule.temperature)
+                == (ours.loss.temperature, &ours.loss_schedule.temperature);
+            // The seed chooses the rows of a part.
+            let part = ours.data.train_rows.is_some() || ours.data.fraction.is_some();
+            job.capture.is_some()
+                && theirs.teacher == ours.teacher
+                && theirs.data == ours.data
+                && (any_temperature || temperatures)
+                && (!part || theirs.seed == ours.seed)
+        };
+        let known = self.jobs.iter().position(serves);
+        let job = known.unwrap_or_else(|| {
+            let capture = Some(self.output.join("labels").join(&asking.name));
+            self.jobs.push(Job { run, seed, recipe: asking, capture, after });
+            self.jobs.len() - 1
+        });
+        let dir = self.jobs[job].capture.clone();
+        recipe.teacher = Some(TeacherSection { kind: TeacherKind::Captured, dir, ..replaying });
+        vec![job]
+    }
+
     /// Where a job's student is.
     pub(super) fn folder(&self, job: &Job) -> PathBuf {
         self.output.join(format!("{}-{}", self.sweep.runs[job.run].name, job.seed))
     }
 
-    /// Runs over all seeds.
+    /// Runs over all seeds, and captures.
     pub fn len(&self) -> usize {
         self.jobs.len()
     }
@@ -194,20 +253,46 @@ mod tests {
     #[test]
     fn every_run_and_seed_has_a_recipe() {
         let plan = load_text(SWEEP).unwrap();
-        assert_eq!(plan.len(), 5);
+        assert_eq!(plan.len(), 8);
         let names: Vec<&str> = plan.jobs.iter().map(|job| job.recipe.name.as_str()).collect();
-        assert_eq!(names, ["teacher-1", "teacher-2", "student-1", "student-2", "of-all-5"]);
+        // Each student comes after the capture of its labels.
+        let expected = ["teacher-1", "teacher-2", "student-1", "student-1", "student-2"];
+        assert_eq!(names[..5], expected);
+        assert_eq!(names[5..], ["student-2", "of-all-5", "of-all-5"]);
+        let captures: Vec<bool> = plan.jobs.iter().map(|job| job.capture.is_some()).collect();
+        assert_eq!(captures, [false, false, true, false, true, false, true, false]);
         let seeds: Vec<u64> = plan.jobs.iter().map(|job| job.recipe.seed).collect();
-        assert_eq!(seeds, [1, 2, 1, 2, 5]);
+        assert_eq!(seeds, [1, 2, 1, 1, 2, 2, 5, 5]);
         let after: Vec<&[usize]> = plan.jobs.iter().map(|job| job.after.as_slice()).collect();
-        assert_eq!(after, [&[][..], &[], &[0], &[1], &[0, 1]]);
-        let student = &plan.jobs[3].recipe;
+        assert_eq!(after, [&[][..], &[], &[0], &[2], &[1], &[4], &[0, 1], &[6]]);
+        let student = &plan.jobs[5].recipe;
+        assert_eq!(student.teacher.as_ref().unwrap().dir, plan.jobs[4].capture);
         let teacher = student.teacher.as_ref().unwrap();
         assert_eq!(teacher.folders(), [plan.output.join("teacher-2")]);
         assert_eq!(student.output.dir, Some(plan.output.join("student-2")));
         assert!(student.data.dir.as_ref().unwrap().ends_with("mnist"));
-        let all = plan.jobs[4].recipe.teacher.as_ref().unwrap();
+        let all = plan.jobs[7].recipe.teacher.as_ref().unwrap();
         assert_eq!((all.folders().len(), all.ensemble), (2, Some(EnsembleRule::Geometric)));
+    }
+
+    #[test]
+    fn one_capture_serves_every_temperature_but_of_a_mean_of_probabilities() {
+        let hot = "[[runs]]\nname = \"hot\"\nseeds = [1]\nteacher.run = \"teacher\"\n\
+                   set.loss = { alpha = 1.0, temperature = 20.0 }\n";
+        let plan = load_text(&format!("{SWEEP}{hot}")).unwrap();
+        assert_eq!((plan.len(), plan.jobs[8].after.as_slice()), (9, &[2][..]));
+        let mean = hot.replace(
+            "teacher.run = \"teacher\"",
+            "teacher = { run = \"teacher\", ensemble = \"arithmetic\" }",
+        );
+        let cold = mean.replace("hot", "cold").replace("20.0", "2.0");
+        let plan = load_text(&format!("{SWEEP}{mean}{cold}")).unwrap();
+        assert_eq!(plan.len(), 12);
+        // Images that move have other labels in every epoch: the teacher itself is asked.
+        let moved =
+            format!("{hot}set.data.augment.shift = 1\n").replace("set.loss = {", "set.loss = {");
+        let plan = load_text(&format!("{SWEEP}{moved}")).unwrap();
+        assert_eq!((plan.len(), plan.jobs[8].after.as_slice()), (9, &[0][..]));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::{
 
 use super::{Plan, Table, plan::Job, table::Measured};
 use crate::{
+    capture,
     eval::{self, Bias},
     progress::Silent,
     run_folder::Existing,
@@ -86,6 +87,13 @@ fn one(
     let fit = plan.sweep.runs[job.run].fit_bias.clone();
     let folder = plan.folder(&job);
     async move {
+        if let Some(folder) = &job.capture {
+            let capturing =
+                capture::run(job.recipe, folder, Existing::Resume, Box::new(Silent), stop);
+            let outcome = Box::pin(capturing).await?;
+            let measured = Measured { seconds: outcome.seconds, figures: None };
+            return Ok(outcome.finished.then_some(measured));
+        }
         let data = job.recipe.data.clone();
         let training = train::run(job.recipe, Existing::Resume, Box::new(Silent), stop);
         let outcome = Box::pin(training).await?;
@@ -94,18 +102,18 @@ fn one(
         }
         let bias = Bias { fit, ..Bias::default() };
         let figures = spawn_blocking(move || eval::run(&folder, &data, &bias)).await??;
-        Ok(Some(Measured { seconds: outcome.seconds, figures }))
+        Ok(Some(Measured { seconds: outcome.seconds, figures: Some(figures) }))
     }
 }
 
 fn tell(plan: &Plan, job: usize, measured: &Measured, done: usize) {
     let name = &plan.jobs[job].recipe.name;
-    let words = format!(
-        "{done} of {}: {name}: {} errors, {:.0} s",
-        plan.len(),
-        measured.errors(),
-        measured.seconds
-    );
+    let what = match &measured.figures {
+        Some(_) => format!("{} errors", measured.errors()),
+        None => "labels captured".to_owned(),
+    };
+    let (all, seconds) = (plan.len(), measured.seconds);
+    let words = format!("{done} of {all}: {name}: {what}, {seconds:.0} s");
     // Nobody may be listening any more; that must not end the sweep.
     let _ = writeln!(std::io::stderr(), "{words}");
 }

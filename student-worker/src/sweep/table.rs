@@ -9,7 +9,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Plan, file::Run};
+use super::{Plan, file::Run, plan::Job};
 use crate::{
     eval::Figures,
     plot::{Chart, Scale, Series, render},
@@ -20,20 +20,29 @@ use crate::{
 pub(super) struct Measured {
     /// Wall-clock time, in seconds; since the last resumption.
     pub(super) seconds: f64,
-    /// On the test set, with the fitted bias where there is one.
-    pub(super) figures: Figures,
+    /// On the test set, with the fitted bias where there is one; none of a capture.
+    pub(super) figures: Option<Figures>,
 }
 
 impl Measured {
     /// Test errors without a fitted bias.
     pub(super) fn errors(&self) -> u64 {
-        self.figures.fitted.as_ref().map_or(self.figures.errors, |fitted| fitted.errors_before)
+        let before = |figures: &Figures| {
+            figures.fitted.as_ref().map_or(figures.errors, |fitted| fitted.errors_before)
+        };
+        self.figures.as_ref().map_or(0, before)
+    }
+
+    /// Test errors with it.
+    fn errors_after(&self) -> u64 {
+        self.figures.as_ref().map_or(0, |figures| figures.errors)
     }
 
     /// Part of the rows of the fitted classes that are right with the bias, in percent.
     fn right_percent(&self) -> Option<f64> {
-        let fitted = self.figures.fitted.as_ref()?;
-        let own = self.figures.classes.iter().filter(|of| fitted.classes.contains(&of.class));
+        let figures = self.figures.as_ref()?;
+        let fitted = figures.fitted.as_ref()?;
+        let own = figures.classes.iter().filter(|of| fitted.classes.contains(&of.class));
         let (rows, errors) = own.fold((0, 0), |sum, of| (sum.0 + of.rows, sum.1 + of.errors));
         Some(100.0 * (rows - errors) as f64 / rows.max(1) as f64)
     }
@@ -68,7 +77,8 @@ pub struct Table {
 impl Table {
     pub(super) fn new(plan: &Plan, done: &BTreeMap<usize, Measured>) -> Self {
         let of = |run: usize| -> Vec<&Measured> {
-            let own = plan.jobs.iter().enumerate().filter(|(_, job)| job.run == run);
+            let trained = |job: &Job| job.run == run && job.capture.is_none();
+            let own = plan.jobs.iter().enumerate().filter(|(_, job)| trained(job));
             own.filter_map(|(index, _)| done.get(&index)).collect()
         };
         let errors = |run: usize| of(run).iter().map(|m| m.errors() as f64).collect::<Vec<f64>>();
@@ -86,7 +96,7 @@ impl Table {
                 line.push((point.x, mean(&errors(index))));
             }
             if !run.fit_bias.is_empty() {
-                let after = of(index).iter().map(|m| m.figures.errors as f64).collect();
+                let after = of(index).iter().map(|m| m.errors_after() as f64).collect();
                 let classes: Vec<String> = run.fit_bias.iter().map(usize::to_string).collect();
                 let classes = classes.join(", ");
                 let what = format!(", bias of {classes} set");
