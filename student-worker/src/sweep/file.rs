@@ -45,8 +45,8 @@ pub struct Run {
     /// Classes to whose logits one offset is added, the one with the fewest test errors.
     #[serde(default)]
     pub fit_bias: Vec<usize>,
-    /// Whether the table says which part of the way from this run (hard labels) to its teacher
-    /// (given here by name) each student of it comes: `errors` of the three.
+    /// A run, of hard labels, say, from whose errors to the teacher's the table counts: it says which
+    /// part of that way this run's students come.
     #[serde(default)]
     pub gap_from: Option<String>,
     /// What was published for it.
@@ -87,6 +87,6 @@ pub struct Paper {
 pub struct Point {
     /// The line that it belongs to.
     pub line: String,
-    /// Its place on the horizontal axis.
+    /// Its temperature: its place on the horizontal axis, which is logarithmic; above 0.
     pub x: f64,
 }

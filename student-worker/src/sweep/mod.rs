@@ -5,6 +5,7 @@
 //! * [`run`]: trains what is not yet trained, a few runs at a time.
 //! * [`Table`]: what came out.
 
+mod check;
 mod file;
 mod plan;
 mod runner;

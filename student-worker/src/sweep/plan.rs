@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use stillhouse_runtime::config;
 use toml::{Table, Value};
 
-use super::file::{Run, Sweep, TaughtBy};
+use super::{
+    check,
+    file::{Run, Sweep, TaughtBy},
+};
 use crate::{
     capture::labels_change_with_epochs,
     recipe::{
@@ -57,8 +60,8 @@ pub fn load(file: &Path) -> Result<Plan, RecipeError> {
             source,
         })
     };
+    check::sweep(&sweep).map_err(RecipeError::Section)?;
     let mut plan = Plan { output: absolute(&output)?, jobs: vec![], sweep };
-    check(&plan.sweep)?;
     let Sweep { seeds, runs, .. } = plan.sweep.clone();
     for (index, run) in runs.iter().enumerate() {
         for &seed in run.seeds.as_ref().unwrap_or(&seeds) {
@@ -73,38 +76,15 @@ pub fn load(file: &Path) -> Result<Plan, RecipeError> {
             let table = table(&plan, run, seed, &folders);
             let recipe = recipe::from_table(table, folder);
             let mut recipe = recipe.map_err(|error| named(error.to_string()))?;
-            let after = plan.capture(index, seed, &mut recipe, after);
+            check::bias(&run.fit_bias, recipe.student.classes()).map_err(named)?;
+            let after = match &run.teacher {
+                Some(_) => plan.capture(index, seed, &mut recipe, after),
+                None => after,
+            };
             plan.jobs.push(Job { run: index, seed, recipe, capture: None, after });
         }
     }
     Ok(plan)
-}
-
-/// Names and seeds, and what runs say of each other.
-fn check(sweep: &Sweep) -> Result<(), RecipeError> {
-    let refuse = |reason: String| Err(RecipeError::Section(reason));
-    for (index, run) in sweep.runs.iter().enumerate() {
-        let before = &sweep.runs[..index];
-        if before.iter().any(|other| other.name == run.name) {
-            return refuse(format!("runs: {:?} is the name of two runs", run.name));
-        }
-        let teacher = run.teacher.iter().map(|teacher| ("teacher.run", &teacher.run));
-        for (key, name) in teacher.chain(run.gap_from.iter().map(|name| ("gap_from", name))) {
-            if before.iter().all(|other| other.name != *name) {
-                let names: Vec<&str> = before.iter().map(|other| other.name.as_str()).collect();
-                let names = names.join(", ");
-                let reason = format!("{key} is {name:?}, expected a run before it: {names}");
-                return refuse(format!("runs.{}: {reason}", run.name));
-            }
-        }
-        if run.seeds.as_ref().unwrap_or(&sweep.seeds).is_empty() {
-            return refuse(format!("runs.{}: no seeds, expected one or more", run.name));
-        }
-    }
-    if sweep.runs.is_empty() {
-        return refuse("runs is an empty list, expected one run or more".to_owned());
-    }
-    Ok(())
 }
 
 /// The jobs whose students teach.
@@ -164,15 +144,15 @@ impl Plan {
         recipe: &mut Recipe,
         after: Vec<usize>,
     ) -> Vec<usize> {
-        if recipe.teacher.is_none() || labels_change_with_epochs(recipe) {
+        if labels_change_with_epochs(recipe) {
             return after;
         }
         let mut asking = recipe.clone();
         let Some(section) = &mut asking.teacher else { return after };
         let encoding = section.encoding();
-        // Logits serve every temperature; only the mean of probabilities has none.
-        let any_temperature = encoding.kind == EncodingName::Dense
-            && section.ensemble != Some(EnsembleRule::Arithmetic);
+        // Logits serve every temperature. A mean of probabilities has none.
+        let has_logits = after.len() == 1 || section.ensemble == Some(EnsembleRule::Geometric);
+        let any_temperature = encoding.kind == EncodingName::Dense && has_logits;
         if any_temperature {
             let values = Some(DenseValues::Logits);
             section.encoding = Some(EncodingSection { values, ..encoding });
@@ -180,14 +160,20 @@ impl Plan {
         let replaying = section.clone();
         let serves = |job: &Job| {
             let (theirs, ours) = (&job.recipe, &asking);
-            let temperatures = (theirs.loss.temperature, &theirs.loss_schedule.temperature)
-                == (ours.loss.temperature, &ours.loss_schedule.temperature);
+            let over_time = |recipe: &Recipe| {
+                (recipe.loss.temperature, recipe.loss_schedule.clone(), recipe.train.epochs)
+            };
+            let seen = |recipe: &Recipe| {
+                let student = &recipe.student;
+                (student.input_width(), student.classes(), student.rescale_factor())
+            };
             // The seed chooses the rows of a part.
             let part = ours.data.train_rows.is_some() || ours.data.fraction.is_some();
             job.capture.is_some()
                 && theirs.teacher == ours.teacher
                 && theirs.data == ours.data
-                && (any_temperature || temperatures)
+                && seen(theirs) == seen(ours)
+                && (any_temperature || over_time(theirs) == over_time(ours))
                 && (!part || theirs.seed == ours.seed)
         };
         let known = self.jobs.iter().position(serves);
@@ -289,8 +275,7 @@ mod tests {
         let plan = load_text(&format!("{SWEEP}{mean}{cold}")).unwrap();
         assert_eq!(plan.len(), 12);
         // Images that move have other labels in every epoch: the teacher itself is asked.
-        let moved =
-            format!("{hot}set.data.augment.shift = 1\n").replace("set.loss = {", "set.loss = {");
+        let moved = format!("{hot}set.data.augment.shift = 1\n");
         let plan = load_text(&format!("{SWEEP}{moved}")).unwrap();
         assert_eq!((plan.len(), plan.jobs[8].after.as_slice()), (9, &[0][..]));
     }
@@ -301,10 +286,10 @@ mod tests {
             (
                 "\"teacher\"\n        set.loss",
                 "\"nobody\"\n        set.loss",
-                "runs.student: teacher.run is \"nobody\", expected a run before it: teacher",
+                "runs.student: teacher.run is \"nobody\"; expected a run before it: teacher",
             ),
             ("name = \"student\"", "name = \"teacher\"", "\"teacher\" is the name of two runs"),
-            ("seeds = [5]", "seeds = []", "runs.of-all: no seeds"),
+            ("seeds = [5]", "seeds = []", "runs.of-all: seeds is an empty list"),
             (
                 "hidden_sizes = [16, 16]",
                 "hidden_sizes = [0]",

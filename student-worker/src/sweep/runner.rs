@@ -65,7 +65,10 @@ pub async fn run(
             }
             // Told to stop.
             Some(Ok((_, Ok(None)))) => {}
-            Some(Ok((_, Err(error)))) => failed = failed.or(Some(error)),
+            Some(Ok((job, Err(source)))) => {
+                let name = plan.jobs[job].recipe.name.clone();
+                failed = failed.or(Some(Error::OfSweep { name, source: Box::new(source) }));
+            }
         }
         if failed.is_some() {
             end.send_replace(true);

@@ -166,7 +166,9 @@ fn gap(
     let seeds = errors(index).into_iter().map(|own| part(from, own, to)).collect();
     let paper = |run: usize| plan.sweep.runs[run].paper.errors;
     let paper = match (paper(student), paper(index), paper(teacher)) {
-        (Some(student), Some(own), Some(teacher)) => Some(part(student, own, teacher)),
+        (Some(student), Some(own), Some(teacher)) if student != teacher => {
+            Some(part(student, own, teacher))
+        }
         _ => None,
     };
     Some((paper, seeds))

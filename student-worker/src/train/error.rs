@@ -59,6 +59,14 @@ pub enum Error {
         /// The run's name.
         name: String,
     },
+    /// A run of a sweep failed.
+    #[error("{name}: {source}")]
+    OfSweep {
+        /// The run's name.
+        name: String,
+        /// Why.
+        source: Box<Self>,
+    },
     /// The run stopped on an error that may pass, after a checkpoint.
     #[error(transparent)]
     Suspended(Box<Interrupted>),
@@ -90,6 +98,7 @@ impl Error {
             | Self::Capture(CaptureError::Busy { .. }) => exit::TEMPORARY,
             Self::Capture(CaptureError::Io(_) | CaptureError::Unstorable { .. }) => exit::FAILED,
             Self::Broken(interrupted) => interrupted.source.exit_code(),
+            Self::OfSweep { source, .. } => source.exit_code(),
             Self::Data(_)
             | Self::Capture(_)
             | Self::Recipe(_)
