@@ -116,6 +116,16 @@ pub enum ModelError {
         /// The accepted dtypes.
         expected: String,
     },
+    /// A variance below 0.
+    #[error("tensor {tensor} holds {value} at element {index}; expected 0 or more")]
+    Variance {
+        /// Name of the tensor.
+        tensor: String,
+        /// Index of the element.
+        index: usize,
+        /// The element.
+        value: f32,
+    },
     /// A weight that is NaN or infinite.
     #[error("{}: tensor {tensor} holds {value} at element {index}; expected finite values", path.display())]
     NonFiniteWeight {
@@ -260,6 +270,17 @@ pub enum TrainError {
         step: u64,
         /// The norm.
         value: f64,
+    },
+    /// The statistics of the batch overflow in a normalisation.
+    #[error(
+        "step {step}: mean or variance of {layer} is not finite; expected a finite one: lower the \
+         learning rate, or look at image_std"
+    )]
+    NonFiniteStatistics {
+        /// Steps done before this one.
+        step: u64,
+        /// Name of the first such layer.
+        layer: String,
     },
     /// The update overflowed: the trainer can only go on from a saved state.
     #[error(

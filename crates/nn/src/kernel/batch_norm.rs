@@ -4,7 +4,7 @@
 //! With m and v the mean and the biased variance of a channel over all images and pixels, x^ = (x - m) /
 //! sqrt(v + eps) and y = gamma x^ + beta.
 
-use super::conv::{LANES, Lanes};
+use super::conv::{LANES, Lanes, relu};
 
 /// Mean and sum of squared deviations of one block of channels over the pixels of one image.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +42,9 @@ impl Moments {
         // Around `center`, which is the mean but for its rounding.
         for ((square, mean), center) in squares.iter_mut().zip(mean).zip(center) {
             let off = mean - f64::from(center);
-            *square = (*square - off * off * pixels.len() as f64).max(0.0);
+            let around_mean = *square - off * off * pixels.len() as f64;
+            // Rounding may leave less than nothing; what is no number stays none.
+            *square = if around_mean < 0.0 { 0.0 } else { around_mean };
         }
         Self { mean, squares }
     }
@@ -88,9 +90,10 @@ pub(crate) fn lanes(values: impl Iterator<Item = f64>, blocks: usize) -> Vec<Lan
     lanes
 }
 
-/// `out = max(0, x * scale + shift + residual)` of one image. NaN stays NaN.
+/// `out = max(0, x * scale + shift + residual)` of one image. What is not finite stays.
 #[inline(always)]
-pub(crate) fn scale_shift_relu(
+pub(crate) fn scale_shift_relu<S: pulp::Simd>(
+    simd: S,
     x: &[Lanes],
     scale: &[Lanes],
     shift: &[Lanes],
@@ -98,25 +101,16 @@ pub(crate) fn scale_shift_relu(
     out: &mut [Lanes],
 ) {
     let pixels = x.len() / scale.len();
-    let blocks = x.chunks_exact(pixels).zip(out.chunks_exact_mut(pixels));
-    for (block, ((x, out), (scale, shift))) in blocks.zip(scale.iter().zip(shift)).enumerate() {
-        let relu = |y: f32| if y < 0.0 { 0.0 } else { y };
-        match residual {
-            None => {
-                for (x, out) in x.iter().zip(out) {
-                    for l in 0..LANES {
-                        out[l] = relu(x[l].mul_add(scale[l], shift[l]));
-                    }
-                }
+    for (i, (x, out)) in x.iter().zip(out).enumerate() {
+        let (scale, shift) = (&scale[i / pixels], &shift[i / pixels]);
+        let (scale, shift) = (S::as_simd_f32s(scale).0, S::as_simd_f32s(shift).0);
+        let (x, out) = (S::as_simd_f32s(x).0, S::as_mut_simd_f32s(out).0);
+        for (r, out) in out.iter_mut().enumerate() {
+            let mut y = simd.mul_add_f32s(x[r], scale[r], shift[r]);
+            if let Some(residual) = residual {
+                y = simd.add_f32s(y, S::as_simd_f32s(&residual[i]).0[r]);
             }
-            Some(residual) => {
-                let residual = &residual[block * pixels..][..pixels];
-                for ((x, residual), out) in x.iter().zip(residual).zip(out) {
-                    for l in 0..LANES {
-                        out[l] = relu(x[l].mul_add(scale[l], shift[l]) + residual[l]);
-                    }
-                }
-            }
+            *out = relu(simd, y);
         }
     }
 }

@@ -82,6 +82,7 @@ fn check(name: &str, config: &ModelConfig) {
         running.into_iter().for_each(RunningUpdate::commit);
     }
     let after = network.tensors().unwrap();
+    assert!(part(&fixture, "after/").keys().eq(after.keys()));
     for (key, (_, expected)) in part(&fixture, "after/") {
         let off = distance(&after[&key].1, &expected);
         assert!(off < 5e-5, "{name}: {key} after training is off by {off}");

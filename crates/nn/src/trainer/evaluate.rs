@@ -17,8 +17,8 @@ pub struct Evaluation {
 }
 
 impl Trainer {
-    /// Runs `input` [rows, input_width] without dropout, normalised by running statistics, and compares with `hard` \[rows\]. A row's
-    /// logits do not depend on the others.
+    /// Runs `input` [rows, input_width] without dropout, normalised by running statistics, and
+    /// compares with `hard` \[rows\]. A row's logits do not depend on the others.
     ///
     /// # Errors
     ///

@@ -52,7 +52,7 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A model with random weights, drawn from the seed as PyTorch's `nn.Linear` draws them.
+    /// A model with random weights, drawn from the seed as each architecture has them.
     ///
     /// # Errors
     ///
@@ -108,6 +108,10 @@ impl Trainer {
             return Err(TrainError::NonFiniteGradient { step, value: grad_norm });
         }
         let learning_rate = self.config.schedule.lr(step, self.config.total_steps);
+        if let Some(layer) = running.iter().find(|update| !update.is_finite()) {
+            let layer = layer.name().to_owned();
+            return Err(TrainError::NonFiniteStatistics { step, layer });
+        }
         let scale = clip_scale(grad_norm, self.config.clip_norm);
         let update = self.optimizer.step(&parameters, learning_rate, scale)?;
         if let Some(max) = self.config.max_norm {

@@ -1,5 +1,7 @@
 //! What holds of perceptrons holds of image models: batches, resumption and failed steps.
 
+use stillhouse_nn::io::{Tensors, read_tensors, write_tensors};
+use stillhouse_nn::model::WEIGHTS_FILE;
 use stillhouse_nn::{
     Batch, Classifier, LeNetConfig, LossConfig, ModelConfig, Philox, ResNetConfig, SoftTarget,
     Trainer, TrainerConfig,
@@ -89,6 +91,70 @@ fn a_row_is_answered_alike_alone_and_in_any_batch() {
         let error = teacher.infer(&input, 8).unwrap_err().to_string();
         assert!(error.contains(&format!("expected 8 rows of {width}")), "{error}");
     }
+}
+
+/// Neither in normalising nor in a sum that pooling passes over.
+#[test]
+fn an_overflow_is_no_answer() {
+    let config = LeNetConfig {
+        image_size: 4,
+        conv_channels: vec![1],
+        kernel_size: 1,
+        conv_padding: vec![0],
+        hidden_sizes: vec![],
+        ..LeNetConfig::new(2)
+    };
+    let tensors = |weight: f32| {
+        Tensors::from([
+            ("conv1.weight".to_owned(), (vec![1, 1, 1, 1], vec![weight])),
+            ("conv1.bias".to_owned(), (vec![1], vec![0.0])),
+            ("fc1.weight".to_owned(), (vec![2, 4], vec![0.5; 8])),
+            ("fc1.bias".to_owned(), (vec![2], vec![0.1; 2])),
+        ])
+    };
+    for (weight, image_std) in [(4.0, vec![]), (1.0, vec![1e-30])] {
+        let model = ModelConfig::LeNet(LeNetConfig { image_std, ..config.clone() });
+        let dir = tempfile::tempdir().unwrap();
+        model.save(dir.path()).unwrap();
+        write_tensors(&dir.path().join(WEIGHTS_FILE), &tensors(weight)).unwrap();
+        let teacher = Classifier::load(dir.path()).unwrap();
+        let mut input = vec![1e-31; 32];
+        input[5] = -3e38;
+        let inference = teacher.infer(&input, 2).unwrap();
+        assert!(inference.logits[..2].iter().all(|z| z.is_nan()), "{inference:?}");
+        assert!(inference.hidden[..4].iter().all(|h| h.is_nan()), "{inference:?}");
+        assert!(inference.logits[2..].iter().all(|z| z.is_finite()), "{inference:?}");
+    }
+}
+
+#[test]
+fn a_variance_below_zero_is_refused() {
+    let [_, resnet] = models();
+    let dir = tempfile::tempdir().unwrap();
+    trainer(resnet.clone()).save_model(dir.path()).unwrap();
+    let file = dir.path().join(WEIGHTS_FILE);
+    let mut tensors = read_tensors(&file, &resnet.tensors()).unwrap();
+    tensors.get_mut("layer2.0.bn1.running_var").unwrap().1[3] = -0.5;
+    write_tensors(&file, &tensors).unwrap();
+    let error = Classifier::load(dir.path()).unwrap_err().to_string();
+    let expected = "tensor layer2.0.bn1.running_var holds -0.5 at element 3; expected 0 or more";
+    assert_eq!(error, expected);
+}
+
+/// The convolution's output is finite, and its variance is not: normalised it is a constant, which no
+/// loss shows.
+#[test]
+fn statistics_that_overflow_are_told() {
+    let [_, ModelConfig::ResNet(resnet)] = models() else { unreachable!() };
+    let model = ModelConfig::ResNet(ResNetConfig { image_std: vec![1e-25; 3], ..resnet });
+    let mut trainer = trainer(model);
+    let before = read_model(&trainer);
+    let input = normals32(&mut Philox::new(90, 0), 4 * trainer.config().model.input_width());
+    let batch = Batch { input: &input, rows: 4, hard: Some(&[0, 1, 2, 3]), soft: None };
+    let hard_only = LossConfig { alpha: 0.0, ..LossConfig::default() };
+    let error = trainer.step(&batch, &hard_only).unwrap_err().to_string();
+    assert!(error.contains("mean or variance of bn1 is not finite"), "{error}");
+    assert_eq!(read_model(&trainer), before);
 }
 
 #[test]

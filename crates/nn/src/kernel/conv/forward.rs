@@ -147,7 +147,7 @@ fn add<S: pulp::Simd, const R: usize, const TILE: usize>(
 /// Not a maximum: NaN must stay NaN. An overflow to minus infinity stays too, or the layers after it
 /// would answer as if it were a 0.
 #[inline(always)]
-pub(super) fn relu<S: pulp::Simd>(simd: S, x: S::f32s) -> S::f32s {
+pub(crate) fn relu<S: pulp::Simd>(simd: S, x: S::f32s) -> S::f32s {
     let (zero, least) = (simd.splat_f32s(0.0), simd.splat_f32s(f32::NEG_INFINITY));
     let clear = simd.and_m32s(simd.less_than_f32s(x, zero), simd.less_than_f32s(least, x));
     simd.select_f32s(clear, zero, x)

@@ -19,7 +19,7 @@ mod weight;
 mod winograd;
 
 pub(crate) use filters::{Filters, Prepared};
-pub(crate) use forward::{Epilogue, convolve};
+pub(crate) use forward::{Epilogue, convolve, relu};
 pub(crate) use layout::{pack, place, unpack};
 pub(crate) use weight::add_weight_gradient;
 

@@ -50,11 +50,23 @@ pub(crate) struct Normalized {
 /// A batch's statistics on their way into a layer's running ones.
 #[derive(Clone, Debug)]
 pub(crate) struct RunningUpdate {
+    name: String,
     running: Arc<Mutex<Running>>,
     next: Running,
 }
 
 impl RunningUpdate {
+    /// Whether every statistic is a number that inference can use. An overflow in the variance makes
+    /// the layer a constant, which neither loss nor gradient shows.
+    pub(crate) fn is_finite(&self) -> bool {
+        self.next.mean.iter().chain(&self.next.variance).all(|x| x.is_finite())
+    }
+
+    /// The layer: `{name}.running_mean` and `.running_var`.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Takes the batch in.
     pub(crate) fn commit(self) {
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = self.next;
@@ -120,7 +132,11 @@ impl ConvNorm {
     pub(crate) fn set_running(&self, mean: &[f32], variance: &[f32]) -> Result<()> {
         let channels = self.conv.outputs;
         if (mean.len(), variance.len()) != (channels, channels) {
-            candle_core::bail!("{}: expected statistics of {channels} channels", self.name);
+            let (means, variances) = (mean.len(), variance.len());
+            candle_core::bail!(
+                "{}: {means} means and {variances} variances; expected {channels} of each",
+                self.name
+            );
         }
         let next = Running { mean: mean.to_vec(), variance: variance.to_vec() };
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = next;
@@ -183,7 +199,8 @@ impl ConvNorm {
         next.mean.iter_mut().zip(mean).for_each(|(old, &new)| toward(old, new));
         let variances = next.variance.iter_mut().zip(variance);
         variances.for_each(|(old, &new)| toward(old, new * unbiased));
-        RunningUpdate { running: Arc::clone(&self.running), next }
+        let (name, running) = (self.name.clone(), Arc::clone(&self.running));
+        RunningUpdate { name, running, next }
     }
 
     /// Fills the gradients of the parameters from `grad`, that of the output. Gives the gradient past
@@ -319,8 +336,8 @@ impl pulp::WithSimd for Normalize<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
-        scale_shift_relu(self.raw, self.scale, self.shift, self.residual, self.out);
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        scale_shift_relu(simd, self.raw, self.scale, self.shift, self.residual, self.out);
     }
 }
 

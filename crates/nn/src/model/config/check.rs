@@ -1,6 +1,7 @@
 //! Bounds that several architectures share.
 
 use crate::error::ModelError;
+use crate::kernel::conv::{LANES, Shape};
 
 /// Largest width of a layer, and most parameters: bounds what a configuration file can make the
 /// process allocate to about what a machine can hold.
@@ -37,6 +38,28 @@ pub(super) fn parameters(layers: impl Iterator<Item = usize>) -> Result<(), Mode
         return Ok(());
     }
     refuse("number of parameters", sum, &format!("at most {MAX_PARAMETERS}"))
+}
+
+/// Elements of the largest image on the way through a model, the filling of blocks included: a
+/// quarter of a gigabyte, of which inference keeps a few for each thread.
+const MAX_ACTIVATION: usize = 1 << 26;
+
+/// What a convolution reads and gives for one row, and what a row is.
+pub(super) fn images(
+    field: &str,
+    value: usize,
+    shapes: impl Iterator<Item = Shape>,
+) -> Result<(), ModelError> {
+    // No product overflows: every size has been bounded before.
+    let largest = shapes.map(|shape| shape.len().saturating_mul(LANES)).max().unwrap_or(0);
+    if largest <= MAX_ACTIVATION {
+        return Ok(());
+    }
+    let expected = format!(
+        "a size whose images have at most {MAX_ACTIVATION} elements on their way through the \
+         model; they have {largest}"
+    );
+    refuse(field, value, &expected)
 }
 
 pub(super) fn dropout(field: &str, p: f32) -> Result<(), ModelError> {

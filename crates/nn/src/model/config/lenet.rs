@@ -192,6 +192,9 @@ impl Architecture for LeNetConfig {
         check::size("num_labels", self.num_labels, 2)?;
         let weights = |shape: Vec<usize>| shape.into_iter().fold(1usize, usize::saturating_mul);
         check::parameters(self.tensors().into_values().map(weights))?;
+        let shapes =
+            self.convolutions().into_iter().flat_map(|conv| [conv.padded(), conv.output()]);
+        check::images("image_size", self.image_size, shapes)?;
         check::dropout("dropout", self.dropout)?;
         check::rescale_factor(self.rescale_factor)?;
         check::normalization(self.num_channels, &self.image_mean, &self.image_std)
@@ -239,6 +242,10 @@ mod tests {
             (LeNetConfig { image_size: 8, ..base.clone() }, "image_size is 8; expected a size"),
             (LeNetConfig { conv_channels: vec![], ..base.clone() }, "number of conv_channels is 0"),
             (LeNetConfig { num_labels: 1, ..base.clone() }, "num_labels is 1"),
+            (
+                LeNetConfig { image_size: 4096, hidden_sizes: vec![], ..base.clone() },
+                "image_size is 4096; expected a size whose images have at most",
+            ),
             (
                 LeNetConfig { image_std: vec![1.0, 2.0], ..base.clone() },
                 "number of values in image_std is 2; expected one for each of the 1 channels",

@@ -192,8 +192,12 @@ impl Architecture for ResNetConfig {
         check::size("num_labels", self.num_labels, 2)?;
         let weights = |shape: Vec<usize>| shape.into_iter().fold(1usize, usize::saturating_mul);
         check::parameters(self.tensors().into_values().map(weights))?;
-        if !(self.batch_norm_eps.is_finite() && self.batch_norm_eps > 0.0) {
-            return check::refuse("batch_norm_eps", self.batch_norm_eps, "a finite number above 0");
+        let convolutions = self.blocks().into_iter().flat_map(|(_, b)| [b.first, b.second]);
+        let convolutions = convolutions.chain([self.stem()]);
+        let shapes = convolutions.flat_map(|conv| [conv.padded(), conv.output()]);
+        check::images("image_size", self.image_size, shapes)?;
+        if !(1e-12..=1e12).contains(&self.batch_norm_eps) {
+            return check::refuse("batch_norm_eps", self.batch_norm_eps, "1e-12 to 1e12");
         }
         if !(self.batch_norm_momentum > 0.0 && self.batch_norm_momentum <= 1.0) {
             let expected = "above 0, and 1 at most";
@@ -255,6 +259,10 @@ mod tests {
                 "number of hidden_sizes is 0",
             ),
             (ResNetConfig { batch_norm_eps: 0.0, ..base.clone() }, "batch_norm_eps is 0"),
+            (
+                ResNetConfig { image_size: 4096, hidden_sizes: vec![32, 32, 32], ..base.clone() },
+                "image_size is 4096; expected a size whose images have at most 67108864 elements",
+            ),
             (
                 ResNetConfig { batch_norm_momentum: 1.5, ..base.clone() },
                 "batch_norm_momentum is 1.5",

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::super::classifier::Inference;
 use super::check_size;
 use crate::error::ModelError;
-use crate::kernel::conv::{Conv, Epilogue, LANES, Lanes, Prepared, convolve, place};
+use crate::kernel::conv::{Conv, Epilogue, LANES, Lanes, Prepared, Shape, convolve, pack, place};
 use crate::kernel::packed::PackedLinear;
 
 /// A convolution with a bias for each output channel.
@@ -69,20 +69,24 @@ impl pulp::WithSimd for Apply<'_> {
 
 /// Runs each row of `input` through `body`, which turns `input_width` features into `features`
 /// others, and all of those through the linear layers. The next to last layer's output is the hidden
-/// state.
+/// state. Where `body` gives false, the row is NaN throughout.
 pub(super) fn infer_rows<T: Default + Send>(
     input: &[f32],
     rows: usize,
     (input_width, features): (usize, usize),
-    body: impl Fn(&mut T, &[f32], &mut [f32]) + Sync,
+    body: impl Fn(&mut T, &[f32], &mut [f32]) -> bool + Sync,
     linear: &[PackedLinear],
 ) -> Result<Inference, ModelError> {
     check_size(input, rows, input_width)?;
     let mut hidden = vec![0.0; rows * features];
-    hidden
-        .par_chunks_mut(features)
-        .zip(input.par_chunks(input_width))
-        .for_each_init(T::default, |scratch, (out, row)| body(scratch, row, out));
+    hidden.par_chunks_mut(features).zip(input.par_chunks(input_width)).for_each_init(
+        T::default,
+        |scratch, (out, row)| {
+            if !body(scratch, row, out) {
+                out.fill(f32::NAN);
+            }
+        },
+    );
     let mut logits = Vec::new();
     for (i, layer) in linear.iter().enumerate() {
         if i + 1 < linear.len() {
@@ -92,11 +96,8 @@ pub(super) fn infer_rows<T: Default + Send>(
         }
     }
     let (classes, width) = (logits.len() / rows.max(1), hidden.len() / rows.max(1));
-    for (row, features) in input.chunks_exact(input_width).enumerate() {
-        let logits = &mut logits[row * classes..][..classes];
-        // Pooling may leave a feature out of account that is not finite.
-        let finite = |values: &[f32]| values.iter().all(|x| x.is_finite());
-        if !finite(features) || !finite(logits) {
+    for (row, logits) in logits.chunks_exact_mut(classes.max(1)).enumerate() {
+        if logits.iter().any(|z| !z.is_finite()) {
             logits.fill(f32::NAN);
             hidden[row * width..][..width].fill(f32::NAN);
         }
@@ -104,19 +105,21 @@ pub(super) fn infer_rows<T: Default + Send>(
     Ok(Inference { logits, hidden })
 }
 
-/// (x - mean) / std of one row, in blocks of channels.
+/// (x - mean) / std of one row, in blocks of channels; false if an element of it is not finite, which
+/// may be passed over on the way to the logits.
 pub(super) fn normalize(
     row: &[f32],
-    shape: crate::kernel::conv::Shape,
+    shape: Shape,
     mean: &[f32],
     std: &[f32],
     image: &mut Vec<Lanes>,
-) {
+) -> bool {
     image.clear();
     image.resize(shape.len(), [0.0; LANES]);
-    crate::kernel::conv::pack(row, shape, image, |channel, x| {
+    pack(row, shape, image, |channel, x| {
         let mean = mean.get(channel).copied().unwrap_or(0.0);
         let std = std.get(channel).copied().unwrap_or(1.0);
         (x - mean) / std
     });
+    image.as_flattened().iter().all(|x| x.is_finite())
 }

@@ -6,7 +6,7 @@ use super::image::{FrozenConv, infer_rows, normalize};
 use super::values;
 use crate::error::ModelError;
 use crate::io::Tensors;
-use crate::kernel::conv::{LANES, Lanes, unpack};
+use crate::kernel::conv::{LANES, Lanes, Shape, unpack};
 use crate::kernel::packed::PackedLinear;
 use crate::kernel::pool::{MaxPool, halved};
 
@@ -16,6 +16,8 @@ pub(crate) struct FrozenLeNet {
     config: LeNetConfig,
     convolutions: Vec<FrozenConv>,
     linear: Vec<PackedLinear>,
+    /// The last pooling's output.
+    pooled: Shape,
 }
 
 /// Buffers of one thread.
@@ -41,28 +43,28 @@ impl FrozenLeNet {
             Ok(PackedLinear::new(weight, Some(bias), outputs, inputs))
         });
         let linear = linear.collect::<Result<_, ModelError>>()?;
-        Ok(Self { config: config.clone(), convolutions, linear })
+        Ok(Self { config: config.clone(), convolutions, linear, pooled: config.pooled() })
     }
 
     pub(super) fn infer(&self, input: &[f32], rows: usize) -> Result<Inference, ModelError> {
-        let sizes = (self.config.input().features(), self.config.pooled().features());
-        let body = |scratch: &mut Scratch, row: &[f32], out: &mut [f32]| {
-            self.row(scratch, row, out);
-        };
+        let sizes = (self.config.input().features(), self.pooled.features());
+        let body =
+            |scratch: &mut Scratch, row: &[f32], out: &mut [f32]| self.row(scratch, row, out);
         infer_rows(input, rows, sizes, body, &self.linear)
     }
 
-    /// One row through the convolutions.
-    fn row(&self, scratch: &mut Scratch, row: &[f32], pooled: &mut [f32]) {
+    /// One row through the convolutions; false if it is not finite to begin with.
+    fn row(&self, scratch: &mut Scratch, row: &[f32], pooled: &mut [f32]) -> bool {
         let LeNetConfig { image_mean, image_std, .. } = &self.config;
         let Scratch { image, canvas, out } = scratch;
-        normalize(row, self.config.input(), image_mean, image_std, image);
+        let finite = normalize(row, self.config.input(), image_mean, image_std, image);
         for layer in &self.convolutions {
             layer.apply(image, None, canvas, out);
             let shape = layer.conv.output();
             image.resize(halved(shape).len(), [0.0; LANES]);
             pulp::Arch::new().dispatch(MaxPool { image: out, shape, out: image });
         }
-        unpack(image, self.config.pooled(), pooled);
+        unpack(image, self.pooled, pooled);
+        finite
     }
 }

@@ -7,7 +7,7 @@ use super::image::{FrozenConv, infer_rows, normalize};
 use super::values;
 use crate::error::ModelError;
 use crate::io::Tensors;
-use crate::kernel::conv::{Conv, LANES, Lanes};
+use crate::kernel::conv::{Conv, LANES, Lanes, Shape};
 use crate::kernel::packed::PackedLinear;
 use crate::kernel::pool::average;
 
@@ -18,6 +18,8 @@ pub(crate) struct FrozenResNet {
     stem: FrozenConv,
     blocks: Vec<(FrozenConv, FrozenConv, Shortcut)>,
     linear: PackedLinear,
+    /// What is averaged.
+    last: Shape,
 }
 
 /// Buffers of one thread.
@@ -44,22 +46,21 @@ impl FrozenResNet {
         let weight = values(tensors, "linear.weight", &[classes, width])?;
         let bias = values(tensors, "linear.bias", &[classes])?;
         let linear = PackedLinear::new(weight, Some(bias), classes, width);
-        Ok(Self { config: config.clone(), stem, blocks, linear })
+        Ok(Self { config: config.clone(), stem, blocks, linear, last: config.last() })
     }
 
     pub(super) fn infer(&self, input: &[f32], rows: usize) -> Result<Inference, ModelError> {
-        let sizes = (self.config.input().features(), self.config.last().channels);
-        let body = |scratch: &mut Scratch, row: &[f32], out: &mut [f32]| {
-            self.row(scratch, row, out);
-        };
+        let sizes = (self.config.input().features(), self.last.channels);
+        let body =
+            |scratch: &mut Scratch, row: &[f32], out: &mut [f32]| self.row(scratch, row, out);
         infer_rows(input, rows, sizes, body, std::slice::from_ref(&self.linear))
     }
 
-    /// One row through the convolutions and the pooling.
-    fn row(&self, scratch: &mut Scratch, row: &[f32], pooled: &mut [f32]) {
-        let Self { config, stem, blocks, .. } = self;
+    /// One row through the convolutions and the pooling; false if it is not finite to begin with.
+    fn row(&self, scratch: &mut Scratch, row: &[f32], pooled: &mut [f32]) -> bool {
+        let Self { config, stem, blocks, last, .. } = self;
         let Scratch { image, middle, residual, canvas, out } = scratch;
-        normalize(row, config.input(), &config.image_mean, &config.image_std, out);
+        let finite = normalize(row, config.input(), &config.image_mean, &config.image_std, out);
         stem.apply(out, None, canvas, image);
         for (first, second, shortcut) in blocks {
             first.apply(image, None, canvas, middle);
@@ -71,7 +72,8 @@ impl FrozenResNet {
             second.apply(middle, Some(image), canvas, out);
             std::mem::swap(image, out);
         }
-        average(image, config.last(), pooled);
+        average(image, *last, pooled);
+        finite
     }
 }
 
@@ -89,6 +91,10 @@ fn fold(
     let norm = |kind: &str| values(tensors, &format!("{prefix}bn{number}.{kind}"), &[channels]);
     let (gamma, beta) = (norm("weight")?, norm("bias")?);
     let (mean, variance) = (norm("running_mean")?, norm("running_var")?);
+    if let Some(index) = variance.iter().position(|&v| v < 0.0) {
+        let tensor = format!("{prefix}bn{number}.running_var");
+        return Err(ModelError::Variance { tensor, index, value: variance[index] });
+    }
     let scale =
         |c: usize| f64::from(gamma[c]) / (f64::from(variance[c]) + config.batch_norm_eps).sqrt();
     let bias = |c: usize| f64::from(beta[c]) - f64::from(mean[c]) * scale(c);
