@@ -15,10 +15,15 @@ impl Pool {
     pub(crate) fn take(&self, count: usize, shape: Shape) -> Images {
         let length = count * shape.len();
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = free.iter().rposition(|buffer| buffer.len() == length);
-        let buffer = fitting.map(|position| free.swap_remove(position));
+        // One of that length, or else the smallest that has room: a last batch that is short must not
+        // make a second set of buffers.
+        let room = |(_, buffer): &(usize, &Vec<Lanes>)| buffer.capacity() >= length;
+        let fitting = free.iter().enumerate().filter(room);
+        let fitting = fitting.min_by_key(|(_, buffer)| (buffer.len() != length, buffer.capacity()));
+        let buffer = fitting.map(|(at, _)| at).map(|at| free.swap_remove(at));
         drop(free);
-        let data = buffer.unwrap_or_else(|| vec![[0.0; LANES]; length]);
+        let mut data = buffer.unwrap_or_default();
+        data.resize(length, [0.0; LANES]);
         Images { shape, data, pool: self.clone() }
     }
 }
@@ -83,8 +88,11 @@ mod tests {
         let first = pool.take(2, shape);
         let at = first.data.as_ptr();
         drop(first);
-        assert_ne!(pool.take(3, shape).data.len(), 8);
-        assert_eq!(pool.take(2, shape).data.as_ptr(), at);
+        assert_ne!(pool.take(3, shape).data.as_ptr(), at);
+        // A short batch takes one with room, and leaves it for the next long one.
+        assert_eq!(pool.take(1, shape).data.as_ptr(), at);
+        let again = pool.take(2, shape);
+        assert_eq!((again.data.as_ptr(), again.data.len()), (at, 8));
     }
 
     #[test]
