@@ -3,7 +3,7 @@
 use super::winograd::{self, Transformed};
 use super::{Conv, LANES, Lanes};
 
-/// Weights as [`super::convolve`] takes them.
+/// Weights as a [`super::Job`] takes them.
 #[derive(Clone, Debug)]
 pub(crate) enum Prepared {
     Direct(Filters),

@@ -1,7 +1,6 @@
 //! The convolution itself.
 
-use super::winograd;
-use super::{Conv, LANES, Lanes, Prepared};
+use super::{Conv, Filters, LANES, Lanes, Prepared};
 
 /// What happens to a sum before it is stored.
 #[derive(Clone, Copy, Debug)]
@@ -17,58 +16,48 @@ impl Epilogue<'_> {
     pub(crate) const NONE: Self = Self { residual: None, relu: false };
 }
 
-/// One image: `padded` as [`Conv::padded`] says, `bias` one entry per block of outputs, `out` as
-/// [`Conv::output`] says.
-#[inline(always)]
-pub(crate) fn convolve<S: pulp::Simd>(
-    simd: S,
-    conv: &Conv,
-    filters: &Prepared,
-    padded: &[Lanes],
-    bias: &[Lanes],
-    epilogue: Epilogue<'_>,
-    out: &mut [Lanes],
-) {
-    // How many registers hold a block.
-    match LANES / S::F32_LANES {
-        1 => by_algorithm::<S, 1>(simd, conv, filters, padded, bias, epilogue, out),
-        2 => by_algorithm::<S, 2>(simd, conv, filters, padded, bias, epilogue, out),
-        4 => by_algorithm::<S, 4>(simd, conv, filters, padded, bias, epilogue, out),
-        _ => by_algorithm::<S, LANES>(simd, conv, filters, padded, bias, epilogue, out),
+/// One image.
+pub(crate) struct Job<'a, F = Prepared> {
+    pub(crate) conv: &'a Conv,
+    pub(crate) filters: &'a F,
+    /// As [`Conv::padded`] says.
+    pub(crate) padded: &'a [Lanes],
+    /// One entry for each block of outputs.
+    pub(crate) bias: &'a [Lanes],
+    pub(crate) epilogue: Epilogue<'a>,
+    /// As [`Conv::output`] says.
+    pub(crate) out: &'a mut [Lanes],
+}
+
+impl<'a> Job<'a> {
+    /// Convolves.
+    #[inline(always)]
+    pub(crate) fn run<S: pulp::Simd>(self, simd: S) {
+        // How many registers hold a block.
+        match LANES / S::F32_LANES {
+            1 => self.by_algorithm::<S, 1>(simd),
+            2 => self.by_algorithm::<S, 2>(simd),
+            4 => self.by_algorithm::<S, 4>(simd),
+            _ => self.by_algorithm::<S, LANES>(simd),
+        }
+    }
+
+    #[inline(always)]
+    fn by_algorithm<S: pulp::Simd, const R: usize>(self, simd: S) {
+        match self.filters {
+            Prepared::Direct(filters) => self.with(filters).by_stride::<S, R>(simd),
+            Prepared::Winograd(filters) => self.with(filters).by_count::<S, R>(simd),
+        }
+    }
+
+    #[inline(always)]
+    fn with<F>(self, filters: &'a F) -> Job<'a, F> {
+        let Self { conv, padded, bias, epilogue, out, .. } = self;
+        Job { conv, filters, padded, bias, epilogue, out }
     }
 }
 
-#[inline(always)]
-fn by_algorithm<S: pulp::Simd, const R: usize>(
-    simd: S,
-    conv: &Conv,
-    filters: &Prepared,
-    padded: &[Lanes],
-    bias: &[Lanes],
-    epilogue: Epilogue<'_>,
-    out: &mut [Lanes],
-) {
-    match filters {
-        Prepared::Direct(filters) => {
-            let filters = &filters.panels;
-            Job { conv, filters, padded, bias, epilogue, out }.by_stride::<S, R>(simd);
-        }
-        Prepared::Winograd(filters) => {
-            winograd::Job { conv, filters, padded, bias, epilogue, out }.by_count::<S, R>(simd);
-        }
-    }
-}
-
-struct Job<'a> {
-    conv: &'a Conv,
-    filters: &'a [Lanes],
-    padded: &'a [Lanes],
-    bias: &'a [Lanes],
-    epilogue: Epilogue<'a>,
-    out: &'a mut [Lanes],
-}
-
-impl Job<'_> {
+impl Job<'_, Filters> {
     #[inline(always)]
     fn by_stride<S: pulp::Simd, const R: usize>(self, simd: S) {
         match self.conv.stride {
@@ -102,7 +91,7 @@ impl Job<'_> {
     #[allow(clippy::needless_range_loop)]
     fn rows<S: pulp::Simd, const R: usize, const STRIDE: usize, const TILE: usize>(self, simd: S) {
         let Self { conv, filters, padded, bias, epilogue, out } = self;
-        let shape = conv.output();
+        let (shape, filters) = (conv.output(), &filters.panels);
         let per_block = filters.len() / conv.output_blocks();
         for (block, (filters, bias)) in filters.chunks_exact(per_block).zip(bias).enumerate() {
             for row in 0..shape.height {
@@ -200,19 +189,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::reference::{Case, cases, normals};
-    use super::super::{Shape, pack, place, unpack};
+    use super::super::{Shape, pack, place, unpack, winograd};
     use super::*;
     use crate::rng::Philox;
 
-    struct One<'a>(&'a Conv, &'a Prepared, &'a [Lanes], &'a [Lanes], Epilogue<'a>, &'a mut [Lanes]);
-
-    impl pulp::WithSimd for One<'_> {
+    impl pulp::WithSimd for Job<'_> {
         type Output = ();
 
         #[inline(always)]
         fn with_simd<S: pulp::Simd>(self, simd: S) {
-            let Self(conv, filters, padded, bias, epilogue, out) = self;
-            convolve(simd, conv, filters, padded, bias, epilogue, out);
+            self.run(simd);
         }
     }
 
@@ -234,7 +220,8 @@ mod tests {
         let epilogue = Epilogue { residual: residual.as_deref(), relu };
         let mut image = vec![[f32::NAN; LANES]; out.len()];
         let arch = pulp::Arch::new();
-        arch.dispatch(One(conv, &filters, &padded, &bias, epilogue, &mut image));
+        let (filters, padded, bias, out_image) = (&filters, &padded, &bias, &mut image);
+        arch.dispatch(Job { conv, filters, padded, bias, epilogue, out: out_image });
         let mut planes = vec![0.0; out.features()];
         unpack(&image, out, &mut planes);
         planes

@@ -18,6 +18,21 @@ pub(crate) fn pack(
     }
 }
 
+/// Planes into a whole image of blocks, less `mean` and over `std` of each channel (none: 0 and 1).
+/// Channels that do not exist are 0.
+pub(crate) fn pack_normalized(
+    planes: &[f32],
+    shape: Shape,
+    (mean, std): (&[f32], &[f32]),
+    image: &mut [Lanes],
+) {
+    image.fill([0.0; LANES]);
+    let of = |values: &[f32], channel: usize| values.get(channel).copied();
+    pack(planes, shape, image, |channel, x| {
+        (x - of(mean, channel).unwrap_or(0.0)) / of(std, channel).unwrap_or(1.0)
+    });
+}
+
 /// Blocks into planes.
 pub(crate) fn unpack(image: &[Lanes], shape: Shape, planes: &mut [f32]) {
     let pixels = shape.pixels();

@@ -19,8 +19,8 @@ mod weight;
 mod winograd;
 
 pub(crate) use filters::{Filters, Prepared};
-pub(crate) use forward::{Epilogue, convolve, relu};
-pub(crate) use layout::{pack, place, unpack};
+pub(crate) use forward::{Epilogue, Job, relu};
+pub(crate) use layout::{pack, pack_normalized, place, unpack};
 pub(crate) use weight::add_weight_gradient;
 
 /// Channels in a block: one AVX-512 register or two AVX ones.
@@ -81,7 +81,7 @@ impl Conv {
         Shape::new(self.outputs, size(self.input.height), size(self.input.width))
     }
 
-    /// What [`convolve`] reads: the input with its border of zeros, and at the end of an odd number
+    /// What a [`Job`] reads: the input with its border of zeros, and at the end of an odd number
     /// of rows or columns another one where whole tiles are read.
     pub(crate) fn padded(&self) -> Shape {
         let Shape { channels, height, width } = self.input;

@@ -8,7 +8,8 @@
 
 use std::cell::Cell;
 
-use super::{Conv, Epilogue, LANES, Lanes, Shape};
+use super::forward::relu;
+use super::{Conv, Job, LANES, Lanes, Shape};
 
 /// Elements of a transformed tile.
 const POINTS: usize = 16;
@@ -67,16 +68,7 @@ thread_local! {
     static SCRATCH: Cell<Vec<Lanes>> = const { Cell::new(Vec::new()) };
 }
 
-pub(super) struct Job<'a> {
-    pub(super) conv: &'a Conv,
-    pub(super) filters: &'a Transformed,
-    pub(super) padded: &'a [Lanes],
-    pub(super) bias: &'a [Lanes],
-    pub(super) epilogue: Epilogue<'a>,
-    pub(super) out: &'a mut [Lanes],
-}
-
-impl Job<'_> {
+impl Job<'_, Transformed> {
     /// Tiles multiplied at once: as many as registers hold sums of, if there are as many.
     #[inline(always)]
     pub(super) fn by_count<S: pulp::Simd, const R: usize>(self, simd: S) {
@@ -219,7 +211,7 @@ impl Job<'_> {
                             value = simd.add_f32s(value, S::as_simd_f32s(&residual[at]).0[r]);
                         }
                         if self.epilogue.relu {
-                            value = super::forward::relu(simd, value);
+                            value = relu(simd, value);
                         }
                         S::as_mut_simd_f32s(&mut self.out[at]).0[r] = value;
                     }

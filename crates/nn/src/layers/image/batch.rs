@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::kernel::conv::{LANES, Lanes, Shape, pack};
+use crate::kernel::conv::{LANES, Lanes, Shape, pack_normalized};
 
 /// Buffers that are not in use. Fresh ones cost a pass over memory to be zeroed.
 #[derive(Clone, Debug, Default)]
@@ -48,15 +48,7 @@ impl Images {
         let features = shape.features();
         let mut images = pool.take(planes.len() / features, shape);
         let pairs = images.data.par_chunks_mut(shape.len()).zip(planes.par_chunks(features));
-        pairs.for_each(|(image, planes)| {
-            // Channels that do not exist.
-            image.fill([0.0; LANES]);
-            pack(planes, shape, image, |channel, x| {
-                let mean = mean.get(channel).copied().unwrap_or(0.0);
-                let std = std.get(channel).copied().unwrap_or(1.0);
-                (x - mean) / std
-            });
-        });
+        pairs.for_each(|(image, planes)| pack_normalized(planes, shape, (mean, std), image));
         images
     }
 

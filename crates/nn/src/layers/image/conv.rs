@@ -4,16 +4,11 @@ use candle_core::Result;
 use rayon::prelude::*;
 
 use super::batch::{Images, Pool};
+use super::shares::{Share, in_shares};
 use crate::kernel::batch_norm::through_relu;
-use crate::kernel::conv::{
-    Conv, Epilogue, Filters, LANES, Lanes, Prepared, add_weight_gradient, convolve, place,
-};
+use crate::kernel::conv::{Conv, Epilogue, Job, LANES, Lanes, Prepared, place};
 use crate::layers::{Parameter, lock, uniform_fan_in};
 use crate::rng::Philox;
-
-/// Images whose share of a weight's gradient is summed before the shares are: a fixed number, so
-/// that the sum does not depend on the threads.
-pub(super) const SHARE: usize = 8;
 
 /// max(0, input * weight + bias).
 #[derive(Clone, Debug)]
@@ -76,41 +71,34 @@ impl ConvRelu {
         wanted: bool,
     ) -> Result<Option<Images>> {
         let (conv, shape) = (self.conv, self.conv.output());
-        let turned = Prepared::transposed(&conv, &self.weight.values()?);
-        let mut to_input = wanted.then(|| pool.take(input.count(), conv.input));
-        let mut pieces: Vec<&mut [Lanes]> = match &mut to_input {
-            Some(images) => images.data.chunks_mut(conv.input.len()).collect(),
-            None => (0..input.count()).map(|_| &mut [][..]).collect(),
-        };
         let length = shape.len();
-        let shares: Vec<(Filters, Vec<Lanes>)> = grad
-            .data
-            .par_chunks_mut(SHARE * length)
-            .zip(out.data.par_chunks(SHARE * length))
-            .zip(input.data.par_chunks(SHARE * conv.input.len()))
-            .zip(pieces.par_chunks_mut(SHARE))
-            .map(|(((grad, out), input), pieces)| {
-                let mut share = Share::new(conv, &turned);
-                let mut bias = vec![[0.0; LANES]; shape.blocks()];
-                let images = grad.chunks_exact_mut(length).zip(out.chunks_exact(length));
-                let images = images.zip(input.chunks_exact(conv.input.len())).zip(pieces);
-                for (((grad, out), input), to_input) in images {
-                    let job = Backward { share: &mut share, input, out, grad, to_input };
-                    pulp::Arch::new().dispatch(BackwardRelu { job, bias: &mut bias });
-                }
-                (share.filters, bias)
-            })
-            .collect();
-        drop(pieces);
-        let mut sum = Filters::zeros(&conv);
-        let mut bias = vec![[0.0; LANES]; shape.blocks()];
-        for (filters, share) in &shares {
-            sum.add(filters);
-            let pairs = bias.as_flattened_mut().iter_mut().zip(share.as_flattened());
+        let weight = self.weight.values()?;
+        let blank = || vec![[0.0; LANES]; shape.blocks()];
+        let (sum, bias, to_input) = in_shares(
+            (pool, &conv, &weight),
+            &mut grad,
+            wanted,
+            blank,
+            |i, share, bias, grad, to_input| {
+                let input = &input.data[i * conv.input.len()..][..conv.input.len()];
+                let out = &out.data[i * length..][..length];
+                pulp::Arch::new().dispatch(BackwardRelu {
+                    share,
+                    input,
+                    out,
+                    grad,
+                    bias,
+                    to_input,
+                });
+            },
+        );
+        let mut total = blank();
+        for lanes in bias {
+            let pairs = total.as_flattened_mut().iter_mut().zip(lanes.as_flattened());
             pairs.for_each(|(sum, x)| *sum += x);
         }
         lock(self.weight.gradient()).add(&sum.weight(&conv));
-        lock(self.bias.gradient()).add(&bias.as_flattened()[..conv.outputs]);
+        lock(self.bias.gradient()).add(&total.as_flattened()[..conv.outputs]);
         Ok(to_input)
     }
 }
@@ -133,70 +121,18 @@ impl pulp::WithSimd for Forward<'_> {
         let Self { conv, filters, bias, image, padded, out } = self;
         place(image, conv.input, padded, conv.padded(), conv.padding, 1);
         let epilogue = Epilogue { residual: None, relu: true };
-        convolve(simd, conv, filters, padded, bias, epilogue, out);
-    }
-}
-
-/// What one thread needs for the backward pass of some images, and its share of the sum.
-pub(super) struct Share<'a> {
-    conv: Conv,
-    transposed: Conv,
-    turned: &'a Prepared,
-    no_bias: Vec<Lanes>,
-    /// Canvases whose borders stay zero.
-    padded: Vec<Lanes>,
-    spread: Vec<Lanes>,
-    pub(super) filters: Filters,
-}
-
-impl<'a> Share<'a> {
-    pub(super) fn new(conv: Conv, turned: &'a Prepared) -> Self {
-        let transposed = conv.transposed();
-        Self {
-            conv,
-            transposed,
-            turned,
-            no_bias: vec![[0.0; LANES]; conv.input.blocks()],
-            padded: vec![[0.0; LANES]; conv.padded().len()],
-            spread: vec![[0.0; LANES]; transposed.padded().len()],
-            filters: Filters::zeros(&conv),
-        }
-    }
-
-    /// One image: adds to the weight's gradient and, unless `to_input` is empty, computes the
-    /// input's, plus `added`.
-    #[inline(always)]
-    pub(super) fn image<S: pulp::Simd>(
-        &mut self,
-        simd: S,
-        input: &[Lanes],
-        grad: &[Lanes],
-        added: Option<&[Lanes]>,
-        to_input: &mut [Lanes],
-    ) {
-        let Self { conv, transposed, turned, no_bias, padded, spread, filters } = self;
-        place(input, conv.input, padded, conv.padded(), conv.padding, 1);
-        add_weight_gradient(simd, conv, padded, grad, filters);
-        if !to_input.is_empty() {
-            place(grad, conv.output(), spread, transposed.padded(), conv.spread(), conv.stride);
-            let epilogue = Epilogue { residual: added, relu: false };
-            convolve(simd, transposed, turned, spread, no_bias, epilogue, to_input);
-        }
+        Job { conv, filters, padded, bias, epilogue, out }.run(simd);
     }
 }
 
 /// One image backward.
-struct Backward<'a, 'b> {
+struct BackwardRelu<'a, 'b> {
     share: &'a mut Share<'b>,
     input: &'a [Lanes],
     out: &'a [Lanes],
     grad: &'a mut [Lanes],
-    to_input: &'a mut [Lanes],
-}
-
-struct BackwardRelu<'a, 'b> {
-    job: Backward<'a, 'b>,
     bias: &'a mut [Lanes],
+    to_input: &'a mut [Lanes],
 }
 
 impl pulp::WithSimd for BackwardRelu<'_, '_> {
@@ -204,10 +140,10 @@ impl pulp::WithSimd for BackwardRelu<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) {
-        let Backward { share, input, out, grad, to_input } = self.job;
+        let Self { share, input, out, grad, bias, to_input } = self;
         through_relu(simd, grad, out);
-        for (sum, grad) in self.bias.iter_mut().zip(grad.chunks_exact(share.conv.output().pixels()))
-        {
+        let pixels = grad.len() / bias.len();
+        for (sum, grad) in bias.iter_mut().zip(grad.chunks_exact(pixels)) {
             for lanes in grad {
                 let sums = S::as_mut_simd_f32s(sum).0.iter_mut();
                 let grads = S::as_simd_f32s(lanes).0;
@@ -220,6 +156,7 @@ impl pulp::WithSimd for BackwardRelu<'_, '_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::shares::{SHARE, WAVE};
     use super::*;
     use crate::kernel::conv::reference::{Case, normals};
     use crate::kernel::conv::{Shape, unpack};
@@ -235,7 +172,7 @@ mod tests {
     }
 
     /// Every kernel that is picked by size, against the definition in f64; more images than one
-    /// share.
+    /// share, and of the last more than one wave.
     #[test]
     fn gradients_are_those_of_the_definition() {
         for (inputs, outputs, size, kernel, stride, padding) in [
@@ -253,7 +190,8 @@ mod tests {
             let (mut rng, pool) = (Philox::new(3, outputs as u64), Pool::default());
             let layer = ConvRelu::new("conv1", conv, &mut rng).unwrap();
             let [weight, bias] = layer.parameters();
-            let cases: Vec<Case> = (0..SHARE + 3)
+            let count = if size == 5 { WAVE * SHARE + 3 } else { SHARE + 3 };
+            let cases: Vec<Case> = (0..count)
                 .map(|_| Case {
                     weight: weight.values().unwrap(),
                     bias: bias.values().unwrap(),

@@ -6,13 +6,11 @@ use candle_core::Result;
 use rayon::prelude::*;
 
 use super::batch::{Images, Pool};
-use super::conv::{SHARE, Share};
+use super::shares::{Share, in_shares};
 use crate::kernel::batch_norm::{
     Backward, Moments, Statistics, gradient_sums, lanes, scale_shift_relu, through_relu,
 };
-use crate::kernel::conv::{
-    Conv, Epilogue, Filters, LANES, Lanes, Prepared, Shape, convolve, place,
-};
+use crate::kernel::conv::{Conv, Epilogue, Job, LANES, Lanes, Prepared, Shape, place};
 use crate::layers::{Parameter, lock};
 use crate::rng::Philox;
 
@@ -250,43 +248,30 @@ impl ConvNorm {
             mean_grad: &lanes(of(0).map(|sum| sum / elements), blocks),
             mean_product: &lanes(of(1).map(|sum| sum / elements), blocks),
         };
-        let turned = Prepared::transposed(&conv, &self.weight.values()?);
-        let mut to_input = wanted.then(|| pool.take(count, conv.input));
-        let mut pieces: Vec<&mut [Lanes]> = match &mut to_input {
-            Some(images) => images.data.chunks_mut(conv.input.len()).collect(),
-            None => (0..count).map(|_| &mut [][..]).collect(),
-        };
-        let length = shape.len();
-        let shares: Vec<Filters> = grad
-            .data
-            .par_chunks_mut(SHARE * length)
-            .zip(pieces.par_chunks_mut(SHARE))
-            .enumerate()
-            .map(|(i, (grad, pieces))| {
-                let mut share = Share::new(conv, &turned);
-                let mut to_raw = vec![[0.0; LANES]; length];
-                let images = grad.chunks_exact_mut(length).zip(pieces).enumerate();
-                for (image, (grad, to_input)) in images {
-                    let i = i * SHARE + image;
-                    let added = added.map(|images| &images.data[i * conv.input.len()..]);
-                    pulp::Arch::new().dispatch(BackwardNorm {
-                        share: &mut share,
-                        norm,
-                        input: &input.data[i * conv.input.len()..][..conv.input.len()],
-                        out: &out.data[i * length..][..length],
-                        raw: &raw.data[i * length..][..length],
-                        added,
-                        grad,
-                        to_raw: &mut to_raw,
-                        to_input,
-                    });
-                }
-                share.filters
-            })
-            .collect();
-        drop(pieces);
-        let mut sum = Filters::zeros(&conv);
-        shares.iter().for_each(|share| sum.add(share));
+        let (length, weight) = (shape.len(), self.weight.values()?);
+        let (sum, _, to_input) = in_shares(
+            (pool, &conv, &weight),
+            &mut grad,
+            wanted,
+            || vec![[0.0; LANES]; length],
+            |i, share, to_raw, grad, to_input| {
+                let added = added.map(|images| &images.data[i * conv.input.len()..]);
+                let input = &input.data[i * conv.input.len()..][..conv.input.len()];
+                let out = &out.data[i * length..][..length];
+                let raw = &raw.data[i * length..][..length];
+                pulp::Arch::new().dispatch(BackwardNorm {
+                    share,
+                    norm,
+                    input,
+                    out,
+                    raw,
+                    added,
+                    grad,
+                    to_raw,
+                    to_input,
+                });
+            },
+        );
         lock(self.weight.gradient()).add(&sum.weight(&conv));
         Ok((grad, to_input))
     }
@@ -315,7 +300,8 @@ impl pulp::WithSimd for Convolve<'_> {
     fn with_simd<S: pulp::Simd>(self, simd: S) {
         let Self { conv, filters, bias, image, padded, out, moments } = self;
         place(image, conv.input, padded, conv.padded(), conv.padding, 1);
-        convolve(simd, conv, filters, padded, bias, Epilogue::NONE, out);
+        let epilogue = Epilogue::NONE;
+        Job { conv, filters, padded, bias, epilogue, out: &mut *out }.run(simd);
         let shape = conv.output();
         for (moments, block) in moments.iter_mut().zip(out.chunks_exact(shape.pixels())) {
             *moments = Moments::of(block, shape.width);

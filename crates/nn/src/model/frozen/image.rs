@@ -5,7 +5,9 @@ use rayon::prelude::*;
 use super::super::classifier::Inference;
 use super::check_size;
 use crate::error::ModelError;
-use crate::kernel::conv::{Conv, Epilogue, LANES, Lanes, Prepared, Shape, convolve, pack, place};
+use crate::kernel::conv::{
+    Conv, Epilogue, Job, LANES, Lanes, Prepared, Shape, pack_normalized, place,
+};
 use crate::kernel::packed::PackedLinear;
 
 /// A convolution with a bias for each output channel.
@@ -63,7 +65,7 @@ impl pulp::WithSimd for Apply<'_> {
         let FrozenConv { conv, filters, bias } = layer;
         place(image, conv.input, canvas, conv.padded(), conv.padding, 1);
         let epilogue = Epilogue { residual, relu: true };
-        convolve(simd, conv, filters, canvas, bias, epilogue, out);
+        Job { conv, filters, padded: canvas, bias, epilogue, out }.run(simd);
     }
 }
 
@@ -114,12 +116,7 @@ pub(super) fn normalize(
     std: &[f32],
     image: &mut Vec<Lanes>,
 ) -> bool {
-    image.clear();
     image.resize(shape.len(), [0.0; LANES]);
-    pack(row, shape, image, |channel, x| {
-        let mean = mean.get(channel).copied().unwrap_or(0.0);
-        let std = std.get(channel).copied().unwrap_or(1.0);
-        (x - mean) / std
-    });
+    pack_normalized(row, shape, (mean, std), image);
     image.as_flattened().iter().all(|x| x.is_finite())
 }
