@@ -20,6 +20,7 @@ pub use loss_schedule::{Change, LossSchedule, Step};
 pub use sections::{DataFormat, DataSection, OutputSection, Recipe, TrainSection};
 pub use teacher::TeacherSection;
 pub use validate::Invalid;
+pub(crate) use validate::check_name;
 
 /// A recipe without a teacher, for tests.
 #[cfg(test)]

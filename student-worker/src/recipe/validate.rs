@@ -40,18 +40,17 @@ pub(super) fn require<T>(value: Option<&T>, key: &str, expected: &str) -> Result
     check(value.is_some(), key, "no value", expected)
 }
 
+/// Checks a name that becomes a folder.
+pub(crate) fn check_name(key: &str, name: &str) -> Result<(), Invalid> {
+    let plain = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    let fits = !name.is_empty() && name.chars().all(plain) && !name.starts_with('.');
+    let expected = "letters, digits, `-`, `_` and `.`, not starting with `.`";
+    check(fits, key, format!("{name:?}"), expected)
+}
+
 /// Checks every value of a recipe that is not another part's own configuration.
 pub(super) fn validate(recipe: &Recipe) -> Result<(), Invalid> {
-    let name = &recipe.name;
-    let named = !name.is_empty()
-        && name.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c))
-        && !name.starts_with('.');
-    check(
-        named,
-        "name",
-        format!("{name:?}"),
-        "letters, digits, `-`, `_` and `.`, not starting with `.`",
-    )?;
+    check_name("name", &recipe.name)?;
     let seed = recipe.seed;
     check(i64::try_from(seed).is_ok(), "seed", seed, "0 to 9223372036854775807")?;
     data::validate(recipe)?;

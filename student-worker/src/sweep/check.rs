@@ -1,10 +1,11 @@
 //! What a sweep must be, beyond its types and its recipes. Checked before anything is trained.
 
 use super::file::{Run, Sweep};
+use crate::recipe::check_name;
 
 /// Names, seeds and figures, and what runs say of each other.
 pub(super) fn sweep(sweep: &Sweep) -> Result<(), String> {
-    name("name", &sweep.name)?;
+    check_name("name", &sweep.name).map_err(|error| error.to_string())?;
     if sweep.output.as_ref().is_some_and(|output| output.as_os_str().is_empty()) {
         return Err("output is empty; expected a path".to_owned());
     }
@@ -14,7 +15,7 @@ pub(super) fn sweep(sweep: &Sweep) -> Result<(), String> {
     own_keys("base", &sweep.base)?;
     for (index, run) in sweep.runs.iter().enumerate() {
         let before = &sweep.runs[..index];
-        name("runs.name", &run.name)?;
+        check_name("runs.name", &run.name).map_err(|error| error.to_string())?;
         if before.iter().any(|other| other.name == run.name) {
             return Err(format!("runs.name {:?} is the name of two runs", run.name));
         }
@@ -42,16 +43,6 @@ pub(super) fn bias(fit: &[usize], classes: usize) -> Result<(), String> {
         return Err(format!("fit_bias is {fit:?}; expected not all classes"));
     }
     Ok(())
-}
-
-/// Names become folders.
-fn name(key: &str, name: &str) -> Result<(), String> {
-    let plain = |c: char| c.is_alphanumeric() || "-_.".contains(c);
-    if !name.is_empty() && name.chars().all(plain) && !name.starts_with('.') {
-        return Ok(());
-    }
-    let expected = "letters, digits, `-`, `_` and `.`, not starting with `.`";
-    Err(format!("{key} is {name:?}; expected {expected}"))
 }
 
 /// Refuses keys of a recipe that the sweep decides.
@@ -134,8 +125,8 @@ mod tests {
         let check = |text: &str| sweep(&toml::from_str(text).unwrap());
         check(SWEEP).unwrap();
         for (from, to, expected) in [
-            ("\"small\"", "\"../evil\"", "name is \"../evil\"; expected letters"),
-            ("\"student\"", "\"\"", "runs.name is \"\"; expected letters"),
+            ("\"small\"", "\"../evil\"", "name: \"../evil\" is not accepted, expected letters"),
+            ("\"student\"", "\"\"", "runs.name: \"\" is not accepted, expected letters"),
             ("\"student\"", "\"teacher\"", "\"teacher\" is the name of two runs"),
             ("[base]", "[base]\noutput.dir = \"x\"", "base.output is set; expected none"),
             ("[1, 2]", "[1, 1]", "runs.teacher: seeds has 1 twice"),

@@ -15,6 +15,7 @@ use crate::{
         self, Recipe, RecipeError, TeacherSection,
         teacher::{DenseValues, EncodingName, EncodingSection, EnsembleRule, TeacherKind},
     },
+    train::output_folder,
 };
 
 /// Everything that a sweep trains.
@@ -72,8 +73,9 @@ pub fn load(file: &Path) -> Result<Plan, RecipeError> {
                 None => vec![],
             };
             let folders: Vec<PathBuf> =
-                after.iter().map(|&job| plan.folder(&plan.jobs[job])).collect();
+                after.iter().map(|&job| output_folder(&plan.jobs[job].recipe)).collect();
             let table = table(&plan, run, seed, &folders);
+            let table = table.map_err(|error| named(error.to_string()))?;
             let recipe = recipe::from_table(table, folder);
             let mut recipe = recipe.map_err(|error| named(error.to_string()))?;
             check::bias(&run.fit_bias, recipe.student.classes()).map_err(named)?;
@@ -103,7 +105,12 @@ fn teachers(plan: &Plan, teacher: &TaughtBy, seed: u64) -> Result<Vec<usize>, St
 }
 
 /// The recipe of one run and seed, as a recipe's file would hold it.
-fn table(plan: &Plan, run: &Run, seed: u64, teachers: &[PathBuf]) -> Table {
+fn table(
+    plan: &Plan,
+    run: &Run,
+    seed: u64,
+    teachers: &[PathBuf],
+) -> Result<Table, toml::ser::Error> {
     let mut table = plan.sweep.base.clone();
     config::overlay(&mut table, run.set.clone());
     let text = |path: &Path| Value::String(path.to_string_lossy().into_owned());
@@ -121,16 +128,12 @@ fn table(plan: &Plan, run: &Run, seed: u64, teachers: &[PathBuf]) -> Table {
         let models = teachers.iter().map(|path| text(path)).collect();
         put("teacher", "models", Value::Array(models));
         if let Some(rule) = teacher.ensemble {
-            let rule = match rule {
-                EnsembleRule::Arithmetic => "arithmetic",
-                EnsembleRule::Geometric => "geometric",
-            };
-            put("teacher", "ensemble", Value::String(rule.to_owned()));
+            put("teacher", "ensemble", Value::try_from(rule)?);
         }
     }
     table.insert("name".to_owned(), Value::String(name));
     table.insert("seed".to_owned(), Value::Integer(i64::try_from(seed).unwrap_or(-1)));
-    table
+    Ok(table)
 }
 
 impl Plan {
@@ -185,11 +188,6 @@ impl Plan {
         let dir = self.jobs[job].capture.clone();
         recipe.teacher = Some(TeacherSection { kind: TeacherKind::Captured, dir, ..replaying });
         vec![job]
-    }
-
-    /// Where a job's student is.
-    pub(super) fn folder(&self, job: &Job) -> PathBuf {
-        self.output.join(format!("{}-{}", self.sweep.runs[job.run].name, job.seed))
     }
 
     /// Runs over all seeds, and captures.

@@ -88,7 +88,7 @@ fn one(
     stop: watch::Receiver<bool>,
 ) -> impl Future<Output = Result<Option<Measured>, Error>> + Send + use<> {
     let fit = plan.sweep.runs[job.run].fit_bias.clone();
-    let folder = plan.folder(&job);
+    let folder = train::output_folder(&job.recipe);
     async move {
         if let Some(folder) = &job.capture {
             let capturing =

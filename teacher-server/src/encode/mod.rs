@@ -108,8 +108,8 @@ pub(crate) struct Forward {
     pub(crate) hidden: Vec<f32>,
 }
 
-/// Labels, under a rule, of the rows that have some, one set per temperature (one in all where temperature plays
-/// no part), and the rows that have none.
+/// Labels, under a rule, of the rows that have some, one set per temperature (one in all where
+/// temperature plays no part), and the rows that have none.
 pub(crate) fn encode(
     forward: &Forward,
     rule: Rule,
