@@ -1,6 +1,6 @@
 //! Live bars for a terminal.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{Event, Observer, test_words};
 
@@ -13,12 +13,19 @@ const TEMPLATE: &str = "{prefix:.bold} {bar:12.cyan/dim} {pos}/{len}, {msg}, {et
 pub struct Bars {
     bar: Option<ProgressBar>,
     teacher: bool,
+    /// Bars that this one stands among; tests are not told then.
+    among: Option<MultiProgress>,
 }
 
 impl Bars {
     /// Bars on standard error.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A bar below others.
+    pub(super) fn among(bars: MultiProgress) -> Self {
+        Self { among: Some(bars), ..Self::default() }
     }
 }
 
@@ -33,6 +40,7 @@ impl Observer for Bars {
         };
         if let Some((name, done, steps, teacher)) = started {
             let bar = ProgressBar::new(steps).with_prefix(name.to_owned()).with_position(done);
+            let bar = self.among.as_ref().map_or(bar.clone(), |bars| bars.add(bar));
             if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
                 bar.set_style(style);
             }
@@ -58,6 +66,7 @@ impl Observer for Bars {
                 bar.set_message(words);
                 bar.set_position(step.step);
             }
+            Event::Tested(_) if self.among.is_some() => {}
             Event::Tested(test) => bar.println(format!("{} {}", bar.prefix(), test_words(test))),
             Event::Ended { .. } => bar.finish_and_clear(),
         }

@@ -10,6 +10,8 @@ use crate::run_folder::metrics::StepRecord;
 
 /// Time between two lines about steps.
 const EVERY: Duration = Duration::from_secs(5);
+/// The same, for runs among others.
+const EVERY_AMONG_OTHERS: Duration = Duration::from_secs(30);
 
 /// A line at the start, every few seconds, at every test and checkpoint, and at the end.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub struct Lines<W> {
     steps: u64,
     done_before: u64,
     teacher: bool,
+    /// Only steps are told, and less often.
+    among_others: bool,
     started: Instant,
     last: Instant,
 }
@@ -36,8 +40,21 @@ impl<W: Write + Send> Lines<W> {
             steps: 0,
             done_before: 0,
             teacher: false,
+            among_others: false,
             started: now,
             last: now,
+        }
+    }
+
+    /// Lines about steps alone, and fewer of them, for a run among others.
+    pub(super) fn among_others(to: W) -> Self {
+        Self { among_others: true, ..Self::new(to) }
+    }
+
+    /// For what is told beside steps.
+    fn remark(&mut self, words: &str) {
+        if !self.among_others {
+            self.say(words);
         }
     }
 
@@ -78,7 +95,8 @@ impl<W: Write + Send> Lines<W> {
 
     /// Whether it is time for the next line.
     fn is_due(&mut self) -> bool {
-        let due = self.last.elapsed() >= EVERY;
+        let every = if self.among_others { EVERY_AMONG_OTHERS } else { EVERY };
+        let due = self.last.elapsed() >= every;
         if due {
             self.last = Instant::now();
         }
@@ -93,7 +111,7 @@ impl<W: Write + Send> Observer for Lines<W> {
                 self.start(name, "step", done, steps);
                 self.teacher = teacher;
                 let from = going_on(done);
-                self.say(&format!("{steps} steps over {rows} rows{from}"));
+                self.remark(&format!("{steps} steps over {rows} rows{from}"));
             }
             Event::Step(step) => {
                 if self.is_due() {
@@ -101,14 +119,14 @@ impl<W: Write + Send> Observer for Lines<W> {
                     self.say(&words);
                 }
             }
-            Event::Tested(test) => self.say(&test_words(test)),
+            Event::Tested(test) => self.remark(&test_words(test)),
             Event::Checkpoint { step, folder } => {
-                self.say(&format!("checkpoint at step {step}: {}", folder.display()));
+                self.remark(&format!("checkpoint at step {step}: {}", folder.display()));
             }
             Event::CaptureStarted { name, done, requests, rows } => {
                 self.start(name, "request", done, requests);
                 let from = going_on(done);
-                self.say(&format!("{requests} requests for {rows} labels{from}"));
+                self.remark(&format!("{requests} requests for {rows} labels{from}"));
             }
             Event::Captured { requests, rows } => {
                 if self.is_due() {
@@ -117,7 +135,7 @@ impl<W: Write + Send> Observer for Lines<W> {
                 }
             }
             Event::Ended { step } => {
-                self.say(&format!("ended after {} {step} of {}", self.unit, self.steps));
+                self.remark(&format!("ended after {} {step} of {}", self.unit, self.steps));
             }
         }
     }
@@ -161,6 +179,16 @@ mod tests {
         let expected = "m: 300 requests for 9000 labels, going on at 100\n\
                         m: ended after request 300 of 300\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_run_among_others_is_told_by_its_steps_alone() {
+        let mut lines = Lines::among_others(Vec::new());
+        lines.on(&Event::Started { name: "m", done: 0, steps: 2, rows: 8, teacher: false });
+        lines.on(&Event::Ended { step: 2 });
+        assert!(lines.to.is_empty());
+        lines.say("step 1 of 2");
+        assert_eq!(lines.to, b"m: step 1 of 2\n");
     }
 
     #[test]

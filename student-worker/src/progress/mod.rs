@@ -2,14 +2,19 @@
 //!
 //! * [`Bars`]: live bars, for a terminal.
 //! * [`Lines`]: a line every few seconds, for a log.
+//! * [`Several`]: runs side by side, as either of these.
 //! * [`Silent`]: nothing, for programs that read the result only.
 
 mod bars;
 mod lines;
 
-use std::{io::IsTerminal as _, path::Path};
+use std::{
+    io::{IsTerminal as _, Write as _, stderr},
+    path::Path,
+};
 
 pub use bars::Bars;
+use indicatif::MultiProgress;
 pub use lines::Lines;
 
 use crate::run_folder::metrics::{StepRecord, TestRecord};
@@ -85,10 +90,51 @@ impl Observer for Silent {
 pub fn observer(silent: bool) -> Box<dyn Observer> {
     if silent {
         Box::new(Silent)
-    } else if std::io::stderr().is_terminal() {
+    } else if stderr().is_terminal() {
         Box::new(Bars::new())
     } else {
-        Box::new(Lines::new(std::io::stderr()))
+        Box::new(Lines::new(stderr()))
+    }
+}
+
+/// Runs side by side: a bar for each that is under way, or a line for each every half minute.
+#[derive(Clone, Debug)]
+pub enum Several {
+    /// Nothing.
+    Silent,
+    /// For a terminal.
+    Bars(MultiProgress),
+    /// For a log.
+    Lines,
+}
+
+impl Several {
+    /// What suits the process, as [`observer`].
+    pub fn new(silent: bool) -> Self {
+        match (silent, stderr().is_terminal()) {
+            (true, _) => Self::Silent,
+            (false, true) => Self::Bars(MultiProgress::new()),
+            (false, false) => Self::Lines,
+        }
+    }
+
+    /// For one of the runs.
+    pub fn observer(&self) -> Box<dyn Observer> {
+        match self {
+            Self::Silent => Box::new(Silent),
+            Self::Bars(bars) => Box::new(Bars::among(bars.clone())),
+            Self::Lines => Box::new(Lines::among_others(stderr())),
+        }
+    }
+
+    /// Tells something of all of them.
+    pub fn say(&self, words: &str) {
+        // Nobody may be listening any more; that must not end the runs.
+        let _ = match self {
+            Self::Silent => Ok(()),
+            Self::Bars(bars) => bars.println(words),
+            Self::Lines => writeln!(stderr(), "{words}"),
+        };
     }
 }
 

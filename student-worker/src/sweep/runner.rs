@@ -1,9 +1,6 @@
 //! Trains a plan's runs, a few at a time.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io::Write as _,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::{
     sync::watch,
@@ -14,14 +11,14 @@ use super::{Plan, Table, plan::Job, table::Measured};
 use crate::{
     capture,
     eval::{self, Bias},
-    progress::Silent,
+    progress::{Observer, Several},
     run_folder::Existing,
     train::{self, Error},
 };
 
 /// Trains what is not yet trained, `at_once` runs at a time, and tests it. None if told to stop: a
-/// later call goes on from the checkpoints. Each run that is done is told on standard error unless
-/// `silent`.
+/// later call goes on from the checkpoints. What is under way and what is done is told on standard
+/// error unless `silent`.
 ///
 /// # Errors
 /// If a run fails; those beside it end with a checkpoint first.
@@ -34,6 +31,7 @@ pub async fn run(
     let mut waiting: BTreeSet<usize> = (0..plan.len()).collect();
     let mut done: BTreeMap<usize, Measured> = BTreeMap::new();
     let mut running = JoinSet::new();
+    let progress = Several::new(silent);
     // Tells the runs, also when one of them has failed.
     let (end, ending) = watch::channel(false);
     let mut failed = None;
@@ -43,7 +41,7 @@ pub async fn run(
         while !stopped && failed.is_none() && running.len() < at_once.max(1) {
             let Some(job) = waiting.iter().copied().find(ready) else { break };
             waiting.remove(&job);
-            let work = one(plan, plan.jobs[job].clone(), ending.clone());
+            let work = one(plan, plan.jobs[job].clone(), progress.observer(), ending.clone());
             running.spawn(async move { (job, work.await) });
         }
         let ended = tokio::select! {
@@ -58,9 +56,7 @@ pub async fn run(
             None => break,
             Some(Err(error)) => failed = failed.or(Some(Error::Thread(error))),
             Some(Ok((job, Ok(Some(measured))))) => {
-                if !silent {
-                    tell(plan, job, &measured, done.len() + 1);
-                }
+                progress.say(&words(plan, job, &measured, done.len() + 1));
                 done.insert(job, measured);
             }
             // Told to stop.
@@ -85,20 +81,20 @@ pub async fn run(
 fn one(
     plan: &Plan,
     job: Job,
+    observer: Box<dyn Observer>,
     stop: watch::Receiver<bool>,
 ) -> impl Future<Output = Result<Option<Measured>, Error>> + Send + use<> {
     let fit = plan.sweep.runs[job.run].fit_bias.clone();
     let folder = train::output_folder(&job.recipe);
     async move {
         if let Some(folder) = &job.capture {
-            let capturing =
-                capture::run(job.recipe, folder, Existing::Resume, Box::new(Silent), stop);
+            let capturing = capture::run(job.recipe, folder, Existing::Resume, observer, stop);
             let outcome = Box::pin(capturing).await?;
             let measured = Measured { seconds: outcome.seconds, figures: None };
             return Ok(outcome.finished.then_some(measured));
         }
         let data = job.recipe.data.clone();
-        let training = train::run(job.recipe, Existing::Resume, Box::new(Silent), stop);
+        let training = train::run(job.recipe, Existing::Resume, observer, stop);
         let outcome = Box::pin(training).await?;
         if !outcome.finished {
             return Ok(None);
@@ -109,14 +105,12 @@ fn one(
     }
 }
 
-fn tell(plan: &Plan, job: usize, measured: &Measured, done: usize) {
+/// What a job came to.
+fn words(plan: &Plan, job: usize, measured: &Measured, done: usize) -> String {
     let name = &plan.jobs[job].recipe.name;
     let what = match &measured.figures {
         Some(_) => format!("{} errors", measured.errors()),
         None => "labels captured".to_owned(),
     };
-    let (all, seconds) = (plan.len(), measured.seconds);
-    let words = format!("{done} of {all}: {name}: {what}, {seconds:.0} s");
-    // Nobody may be listening any more; that must not end the sweep.
-    let _ = writeln!(std::io::stderr(), "{words}");
+    format!("{done} of {}: {name}: {what}, {:.0} s", plan.len(), measured.seconds)
 }

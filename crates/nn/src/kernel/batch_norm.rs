@@ -28,6 +28,7 @@ impl Moments {
             sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += f64::from(x));
         }
         let mean = sum.map(|sum| sum / pixels.len() as f64);
+        // Off by a rounding, whose square is all that the sum is off by.
         let center = mean.map(|mean| mean as f32);
         let mut squares = [0f64; LANES];
         for row in pixels.chunks_exact(width) {
@@ -38,13 +39,6 @@ impl Moments {
                 }
             }
             squares.iter_mut().zip(part).for_each(|(sum, x)| *sum += f64::from(x));
-        }
-        // Around `center`, which is the mean but for its rounding.
-        for ((square, mean), center) in squares.iter_mut().zip(mean).zip(center) {
-            let off = mean - f64::from(center);
-            let around_mean = *square - off * off * pixels.len() as f64;
-            // Rounding may leave less than nothing; what is no number stays none.
-            *square = if around_mean < 0.0 { 0.0 } else { around_mean };
         }
         Self { mean, squares }
     }
