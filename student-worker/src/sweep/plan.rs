@@ -137,9 +137,9 @@ fn table(
 }
 
 impl Plan {
-    /// Has the labels of a recipe captured before it is run, where they are the same in every epoch: one
-    /// pass of the teacher then serves all epochs, and all runs on the same rows. Returns what comes
-    /// before the run.
+    /// Has the labels of a recipe captured before it is run, where they are the same in every epoch:
+    /// one pass of the teacher then serves all epochs, and all runs on the same rows. Returns what
+    /// comes before the run.
     fn capture(
         &mut self,
         run: usize,
@@ -286,8 +286,6 @@ mod tests {
                 "\"nobody\"\n        set.loss",
                 "runs.student: teacher.run is \"nobody\"; expected a run before it: teacher",
             ),
-            ("name = \"student\"", "name = \"teacher\"", "\"teacher\" is the name of two runs"),
-            ("seeds = [5]", "seeds = []", "runs.of-all: seeds is an empty list"),
             (
                 "hidden_sizes = [16, 16]",
                 "hidden_sizes = [0]",

@@ -63,9 +63,9 @@ impl<'a> Share<'a> {
     }
 }
 
-/// Calls `body` with every image's number, its share, what the share keeps beside (from `beside`), the
-/// gradient of its output and room for that of its input, which is empty unless `wanted`. Returns the
-/// gradient of the `weight`, what the shares kept, in order, and the gradient of the input.
+/// Calls `body` with every image's number, its share, what the share keeps beside (from `beside`),
+/// the gradient of its output and room for that of its input, which is empty unless `wanted`. Returns
+/// the gradient of the `weight`, what the shares kept, in order, and the gradient of the input.
 pub(super) fn in_shares<T: Send>(
     (pool, conv, weight): (&Pool, &Conv, &[f32]),
     grad: &mut Images,
