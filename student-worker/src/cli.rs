@@ -17,10 +17,10 @@ use tokio::sync::watch;
 use crate::{
     capture,
     data::DataError,
-    eval::{self, Bias},
+    eval::{self, Bias, Tested},
     progress,
     quickstart::{self, Quickstart, Size},
-    recipe::{self, DataFormat, DataSection, RecipeError},
+    recipe::{self, DataFormat, DataSection, RecipeError, teacher::EnsembleRule},
     run_folder::Existing,
     sweep, train,
 };
@@ -54,7 +54,7 @@ enum Command {
     /// Store the teacher's labels for everything that `train` would ask for, to train on them with no
     /// teacher: teacher.kind = "captured", teacher.dir = DIR.
     Capture(CaptureArguments),
-    /// Test a trained model.
+    /// Test a trained model, or several as an ensemble.
     Eval(EvalArguments),
     /// Distil a small student from a freshly trained teacher, and compare it with one without.
     Quickstart(QuickstartArguments),
@@ -100,8 +100,12 @@ struct CaptureArguments {
 
 #[derive(Debug, Args)]
 struct EvalArguments {
-    /// Folder with config.json and model.safetensors.
-    model: PathBuf,
+    /// Folder with config.json and model.safetensors; several are tested as one ensemble.
+    #[arg(required = true)]
+    model: Vec<PathBuf>,
+    /// Of several models: the mean of their probabilities, or of their logits.
+    #[arg(long, value_enum, default_value_t)]
+    ensemble: EnsembleRule,
     /// Folder with the data set, under the names that its format has for the files of its test part.
     #[arg(long, value_name = "DIR", required_unless_present = "test_file")]
     data: Option<PathBuf>,
@@ -329,7 +333,8 @@ async fn capture(arguments: CaptureArguments, stop: watch::Receiver<bool>) -> Re
 fn eval(arguments: &EvalArguments) -> Result<u8, Failure> {
     let bias = Bias { add: arguments.bias.clone(), fit: arguments.fit_bias.clone() };
     let data = arguments.data().map_err(train::Error::Data)?;
-    let figures = eval::run(&arguments.model, &data, &bias)?;
+    let tested = Tested { folders: arguments.model.clone(), rule: arguments.ensemble };
+    let figures = eval::run(&tested, &data, &bias)?;
     if arguments.json {
         print_json(&figures)?;
     } else {

@@ -1,7 +1,7 @@
 //! Images as rows of bytes, and their labels.
 
 use std::{
-    fmt::Display,
+    fmt::{self, Display},
     path::{Path, PathBuf},
 };
 
@@ -77,6 +77,13 @@ impl Fit {
         }
     }
 
+    /// What two models ask together; none if no data fit both.
+    pub(crate) fn with(self, other: Self) -> Option<Self> {
+        let image_shape = self.image_shape.or(other.image_shape);
+        let both = Self { image_shape, ..self };
+        (both == Self { image_shape: other.image_shape.or(image_shape), ..other }).then_some(both)
+    }
+
     /// Refuses images of another shape than the model's.
     pub(super) fn check_shape(&self, shape: [usize; 3]) -> Result<(), Fault> {
         let refused = |expected| Err(Fault::new("image shape", by(&shape), expected));
@@ -99,6 +106,16 @@ impl Fit {
             let last = self.classes.max(1) - 1;
             Fault::new("label", label, format!("0 to {last}, the student's num_labels less 1"))
         })
+    }
+}
+
+impl Display for Fit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.image_shape {
+            Some(shape) => write!(f, "{} images", by(shape))?,
+            None => write!(f, "{} values", self.width)?,
+        }
+        write!(f, " and {} classes", self.classes)
     }
 }
 

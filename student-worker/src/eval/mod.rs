@@ -1,25 +1,25 @@
 //! Tests a trained model.
 //!
-//! * [`run`]: a model on a test set, with the errors of every class; start here.
+//! * [`run`]: a model or an ensemble on a test set, with the errors of every class; start here.
+//! * `tested`: the models, and the logits of all of them together.
 //! * `offset`: the offset to the logits of some classes that leaves the fewest errors.
 
 mod offset;
+mod tested;
 
-use std::{fmt, path::Path};
+use std::fmt;
 
 use offset::Duel;
 use serde::Serialize;
-use stillhouse_nn::{Classifier, ModelError};
+use tested::Models;
+pub use tested::Tested;
 
 use crate::{
-    data::{self, DataError, Dataset, Fit, Split},
+    data::{self, DataError, Split},
     recipe::DataSection,
     run_folder::metrics::TestRecord,
     train::Error,
 };
-
-/// Rows that are tested at once.
-const ROWS: usize = 1_000;
 
 /// What is added to logits before a class is decided on.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -99,23 +99,24 @@ impl fmt::Display for Figures {
     }
 }
 
-/// Tests the model in `model` on the test set that `data` names.
+/// Tests a model, or several as one, on the test set that `data` names.
 ///
 /// # Errors
 /// If either cannot be read, they do not fit together, or the bias names a class that is not there
 /// or a value that is not finite.
-pub fn run(model: &Path, data: &DataSection, bias: &Bias) -> Result<Figures, Error> {
-    let classifier = Classifier::load(model).map_err(Error::Load)?;
-    bias.check(classifier.classes())?;
-    let data = data::read(data, Split::Test, &Fit::of(classifier.config()))?;
-    let mut logits = logits(&classifier, &data)?;
+pub fn run(tested: &Tested, data: &DataSection, bias: &Bias) -> Result<Figures, Error> {
+    let models = Models::load(tested)?;
+    let classes = models.fit().classes;
+    bias.check(classes)?;
+    let data = data::read(data, Split::Test, models.fit())?;
+    let mut logits = models.logits(&data)?;
     let labels = data.labels().unwrap_or_default();
     for (class, value) in &bias.add {
-        shift(&mut logits, classifier.classes(), *class, *value);
+        shift(&mut logits, classes, *class, *value);
     }
-    let named = Named::new(&bias.fit, classifier.classes());
+    let named = Named::new(&bias.fit, classes);
     let fitted = (!bias.fit.is_empty()).then(|| {
-        let rows = logits.chunks_exact(classifier.classes()).zip(labels);
+        let rows = logits.chunks_exact(classes).zip(labels);
         let duels: Vec<Duel> = rows.map(|(row, label)| named.duel(row, *label)).collect();
         let best = offset::best(&duels);
         Fitted {
@@ -149,22 +150,6 @@ impl Bias {
         }
         Ok(())
     }
-}
-
-/// The logits of all rows, `[rows, classes]`.
-fn logits(classifier: &Classifier, data: &Dataset) -> Result<Vec<f64>, Error> {
-    let rows: Vec<u32> = (0..data.len() as u32).collect();
-    let mut all = Vec::with_capacity(rows.len() * classifier.classes());
-    for rows in rows.chunks(ROWS) {
-        let input = data.gather_f32(rows, classifier.rescale_factor());
-        let logits = classifier.infer(&input, rows.len())?.logits;
-        let row = |at: usize| rows[at / classifier.classes()] as usize;
-        if let Some(at) = logits.iter().position(|logit| !logit.is_finite()) {
-            return Err(ModelError::NonFiniteLogits { row: row(at) }.into());
-        }
-        all.extend(logits.into_iter().map(f64::from));
-    }
-    Ok(all)
 }
 
 /// Adds to one class's logit in every row.
@@ -241,9 +226,13 @@ impl Named {
 
 /// -log softmax(row)\[label\], in nats.
 fn cross_entropy(row: &[f64], label: usize) -> f64 {
-    let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = row.iter().map(|logit| (logit - max).exp()).sum();
-    sum.ln() + (max - row[label])
+    log_sum_exp(row.iter().copied()) - row[label]
+}
+
+/// log of the sum of `exp(x)`, whatever the size of the largest x.
+fn log_sum_exp(xs: impl Iterator<Item = f64> + Clone) -> f64 {
+    let max = xs.clone().fold(f64::NEG_INFINITY, f64::max);
+    max + xs.map(|x| (x - max).exp()).sum::<f64>().ln()
 }
 
 #[cfg(test)]

@@ -116,11 +116,15 @@ impl Change {
         }
     }
 
-    /// Every value that it can come to beside the one it begins with: others lie between.
-    pub(super) fn values(&self) -> Vec<f64> {
+    /// Every value that it can come to beside the one it begins with, and its key within the table:
+    /// others lie between.
+    pub(super) fn values(&self) -> Vec<(String, f64)> {
         match self {
-            Self::Linear { to, .. } | Self::Cosine { to, .. } => vec![*to],
-            Self::Steps { steps } => steps.iter().map(|step| step.value).collect(),
+            Self::Linear { to, .. } | Self::Cosine { to, .. } => vec![("to".to_owned(), *to)],
+            Self::Steps { steps } => {
+                let key = |at| format!("steps[{at}].value");
+                steps.iter().enumerate().map(|(at, step)| (key(at), step.value)).collect()
+            }
         }
     }
 }

@@ -99,10 +99,11 @@ fn default_timeout_ms() -> u32 {
 
 /// How the distributions of an ensemble's models become one (Hinton et al. 2015, arXiv 1503.02531,
 /// sections 1 and 2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum EnsembleRule {
     /// The mean of the models' probabilities at the temperature.
+    #[default]
     Arithmetic,
     /// The softmax at the temperature of the mean of the models' logits.
     Geometric,

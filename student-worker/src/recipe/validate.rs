@@ -121,22 +121,24 @@ fn loss_schedule(recipe: &Recipe) -> Result<(), Invalid> {
                 let key = format!("{key}.steps");
                 check(!steps.is_empty(), &key, "an empty list", "one step or more")?;
                 let mut before = 0;
-                for Step { epoch, .. } in steps {
+                for (at, Step { epoch, .. }) in steps.iter().enumerate() {
                     let range = format!("above {before}: epochs in order, from 1");
-                    check(*epoch > before, &format!("{key}.epoch"), epoch, &range)?;
+                    check(*epoch > before, &format!("{key}[{at}].epoch"), epoch, &range)?;
                     before = *epoch;
                 }
             }
             None => {}
         }
     }
-    for alpha in schedule.alpha.iter().flat_map(Change::values) {
-        check((0.0..=1.0).contains(&alpha), "loss_schedule.alpha", alpha, "0 to 1")?;
+    for (key, alpha) in schedule.alpha.iter().flat_map(Change::values) {
+        let key = format!("loss_schedule.alpha.{key}");
+        check((0.0..=1.0).contains(&alpha), &key, alpha, "0 to 1")?;
     }
-    for t in schedule.temperature.iter().flat_map(Change::values) {
+    for (key, t) in schedule.temperature.iter().flat_map(Change::values) {
+        let key = format!("loss_schedule.temperature.{key}");
         let expected = "1.2e-38 to 3.4e38, the numbers above 0 that 32 bits hold";
         let fits = (t as f32).is_normal() && t > 0.0;
-        check(fits, "loss_schedule.temperature", format!("{t:e}"), expected)?;
+        check(fits, &key, format!("{t:e}"), expected)?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use tokio::{
 use super::{Plan, Table, plan::Job, table::Measured};
 use crate::{
     capture,
-    eval::{self, Bias},
+    eval::{self, Bias, Tested},
     progress::{Observer, Several},
     run_folder::Existing,
     train::{self, Error},
@@ -86,11 +86,14 @@ fn one(
 ) -> impl Future<Output = Result<Option<Measured>, Error>> + Send + use<> {
     let fit = plan.sweep.runs[job.run].fit_bias.clone();
     let folder = train::output_folder(&job.recipe);
+    let ensemble = job.recipe.teacher.as_ref().and_then(|teacher| {
+        teacher.ensemble.map(|rule| Tested { folders: teacher.folders(), rule })
+    });
     async move {
         if let Some(folder) = &job.capture {
             let capturing = capture::run(job.recipe, folder, Existing::Resume, observer, stop);
             let outcome = Box::pin(capturing).await?;
-            let measured = Measured { seconds: outcome.seconds, figures: None };
+            let measured = Measured { seconds: outcome.seconds, ..Measured::default() };
             return Ok(outcome.finished.then_some(measured));
         }
         let data = job.recipe.data.clone();
@@ -99,9 +102,15 @@ fn one(
         if !outcome.finished {
             return Ok(None);
         }
-        let bias = Bias { fit, ..Bias::default() };
-        let figures = spawn_blocking(move || eval::run(&folder, &data, &bias)).await??;
-        Ok(Some(Measured { seconds: outcome.seconds, figures: Some(figures) }))
+        let seconds = outcome.seconds;
+        let test = move || -> Result<Measured, Error> {
+            let bias = Bias { fit, ..Bias::default() };
+            let figures = Some(eval::run(&folder.into(), &data, &bias)?);
+            let alone = |tested| eval::run(&tested, &data, &Bias::default());
+            let ensemble_errors = ensemble.map(alone).transpose()?.map(|figures| figures.errors);
+            Ok(Measured { seconds, figures, ensemble_errors })
+        };
+        Ok(Some(spawn_blocking(test).await??))
     }
 }
 

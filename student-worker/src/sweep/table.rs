@@ -16,12 +16,14 @@ use crate::{
 };
 
 /// What one run of one seed came to.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Measured {
     /// Wall-clock time, in seconds; since the last resumption.
     pub(super) seconds: f64,
     /// On the test set, with the fitted bias where there is one; none of a capture.
     pub(super) figures: Option<Figures>,
+    /// Test errors of its teachers together, where they are an ensemble.
+    pub(super) ensemble_errors: Option<u64>,
 }
 
 impl Measured {
@@ -91,6 +93,10 @@ impl Table {
                 rows.push(Row { what, paper, mean: mean(&seeds), seeds, unit });
             };
             add("", "", run.paper.errors, errors(index));
+            // They are the same for every seed.
+            if let Some(own) = of(index).first().and_then(|m| m.ensemble_errors) {
+                add(": those teachers together", "", None, vec![own as f64]);
+            }
             if let Some(point) = &run.chart {
                 let line = chart.entry(point.line.clone()).or_default();
                 line.push((point.x, mean(&errors(index))));

@@ -37,7 +37,7 @@ async fn every_encoding_trains_a_student() {
         }
         // The saved model is the one that was tested last.
         let data = DataSection { dir: Some(bench.path().into()), ..DataSection::default() };
-        let figures = eval::run(&folder, &data, &Bias::default()).unwrap();
+        let figures = eval::run(&folder.clone().into(), &data, &Bias::default()).unwrap();
         assert_eq!(Some(figures.errors), outcome.test.map(|test| test.errors), "{name}");
         assert_eq!(Classifier::load(&folder).unwrap().classes(), 3);
     }

@@ -86,6 +86,34 @@ fn an_offset_gives_a_class_back_that_the_student_was_never_shown() {
 }
 
 #[test]
+fn several_models_are_tested_as_one() {
+    let bench = Bench::new();
+    let (a, b) = (bench.teacher(1), bench.teacher(2));
+    let given = ["--data", text(bench.path())];
+    let of = |more: &[&str]| figures(&[&given[..], more].concat());
+    let [alone, other] = [&a, &b].map(|model| of(&[text(model)]));
+    assert_ne!(alone, other);
+    // One model is itself by any rule, and so are two that say the same.
+    for rule in ["arithmetic", "geometric"] {
+        assert_eq!(of(&[text(&a), "--ensemble", rule]), alone);
+        let twice = of(&[text(&a), text(&a), "--ensemble", rule]);
+        assert_eq!(twice["classes"], alone["classes"]);
+        let loss = |figures: &Value| figures["loss"].as_f64().unwrap();
+        assert!((loss(&twice) - loss(&alone)).abs() < 1e-12, "{twice}");
+        // Below the mean of the losses: -log and log-sum-exp are convex.
+        let both = of(&[text(&a), text(&b), "--ensemble", rule]);
+        assert!(loss(&both) < (loss(&alone) + loss(&other)) / 2.0, "{both}");
+    }
+    let rule = |rule: &str| of(&[text(&a), text(&b), "--ensemble", rule]);
+    assert_eq!(of(&[text(&a), text(&b)]), rule("arithmetic"));
+    assert_ne!(rule("geometric"), rule("arithmetic"));
+
+    let resnet = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/resnet20-cifar10");
+    let unlike = ["eval", text(&a), text(&resnet), given[0], given[1]];
+    refused(&unlike, 64, "a model of 3 x 32 x 32 images and 10 classes, expected 16 values and 3");
+}
+
+#[test]
 fn what_cannot_be_tested_is_64() {
     let bench = bench();
     let (model, data) = (bench.path().join("runs/student"), bench.path());

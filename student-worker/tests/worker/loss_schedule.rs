@@ -180,11 +180,11 @@ fn faults_are_named() {
         ),
         (
             "loss_schedule.alpha={kind=\"linear\", to=1.5, begin_epoch=1, end_epoch=2}",
-            "loss_schedule.alpha: 1.5 is not accepted, expected 0 to 1",
+            "loss_schedule.alpha.to: 1.5 is not accepted, expected 0 to 1",
         ),
         (
             "loss_schedule.temperature={kind=\"linear\", to=0.0, begin_epoch=1, end_epoch=2}",
-            "loss_schedule.temperature: 0e0 is not accepted",
+            "loss_schedule.temperature.to: 0e0 is not accepted",
         ),
         (
             "loss_schedule.temperature={kind=\"cosine\", to=2.0, begin_epoch=3, end_epoch=3}",
@@ -192,7 +192,11 @@ fn faults_are_named() {
         ),
         (
             "loss_schedule.alpha={kind=\"steps\", steps=[{epoch=3, value=0.5}, {epoch=2, value=0.4}]}",
-            "loss_schedule.alpha.steps.epoch: 2 is not accepted, expected above 3",
+            "loss_schedule.alpha.steps[1].epoch: 2 is not accepted, expected above 3",
+        ),
+        (
+            "loss_schedule.temperature={kind=\"steps\", steps=[{epoch=2, value=2}, {epoch=3, value=-1}]}",
+            "loss_schedule.temperature.steps[1].value: -1e0 is not accepted",
         ),
         ("loss.soft_weight=-1", "loss.soft_weight is -1; expected a finite number, 0 or more"),
         ("loss.soft_weight=0", "loss.soft_weight: 0 is not accepted, expected above 0 where"),

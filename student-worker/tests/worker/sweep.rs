@@ -3,7 +3,8 @@
 use std::{fs, time::Duration};
 
 use student_worker::{
-    eval::{self, Bias},
+    eval::{self, Bias, Tested},
+    recipe::teacher::EnsembleRule,
     sweep::{self, Plan, Table},
 };
 use tokio::sync::watch;
@@ -69,7 +70,7 @@ async fn the_table_says_what_the_runs_came_to() {
         ..Default::default()
     };
     let errors = |run: &str, bias: &Bias| {
-        eval::run(&plan.output.join(run), &data, bias).unwrap().errors as f64
+        eval::run(&plan.output.join(run).into(), &data, bias).unwrap().errors as f64
     };
     let plain = Bias::default();
     let of = |run: &str| [1, 2].map(|seed| errors(&format!("{run}-{seed}"), &plain)).to_vec();
@@ -91,6 +92,10 @@ async fn the_table_says_what_the_runs_came_to() {
     assert!(after <= before);
     let right = row("unseen, bias of 1 set: of 1 right").mean;
     assert!((0.0..=100.0).contains(&right));
+    let folders = vec![plan.output.join("teacher-1"), plan.output.join("teacher-2")];
+    let both = Tested { folders, rule: EnsembleRule::Arithmetic };
+    let both = eval::run(&both, &data, &plain).unwrap().errors as f64;
+    assert_eq!(row("unseen: those teachers together").seeds, [both]);
     assert_eq!(table.chart["students"], [(3.0, row("distilled").mean)]);
 
     let written = fs::read_to_string(table.write(&plan.output).unwrap()).unwrap();
