@@ -35,33 +35,40 @@ impl AdamWStep {
             .zip(mean.par_chunks_mut(PIECE))
             .zip(mean_square.par_chunks_mut(PIECE))
             .map(|(((values, grad), mean), mean_square)| {
-                pulp::Arch::new().dispatch(
-                    #[inline(always)]
-                    || self.piece(values, grad, mean, mean_square),
-                )
+                let piece = Piece { step: self, values, grad, mean, mean_square };
+                pulp::Arch::new().dispatch(piece)
             })
             .reduce(|| true, |a, b| a & b)
     }
+}
+
+/// A part of the values, in the widest registers that there are. A struct, as a closure that is
+/// called through a function of its own would be compiled for the narrowest.
+struct Piece<'a, T> {
+    step: AdamWStep,
+    values: &'a mut [T],
+    grad: &'a [T],
+    mean: &'a mut [T],
+    mean_square: &'a mut [T],
+}
+
+impl<T: Real> pulp::WithSimd for Piece<'_, T> {
+    type Output = bool;
 
     #[inline(always)]
-    fn piece<T: Real>(
-        self,
-        values: &mut [T],
-        grad: &[T],
-        mean: &mut [T],
-        mean_square: &mut [T],
-    ) -> bool {
-        let step = self.step as f64;
-        let correction = 1.0 - self.beta1.powf(step);
-        let root_correction = (1.0 - self.beta2.powf(step)).sqrt();
-        let keep = T::from_f64(1.0 - self.learning_rate * self.weight_decay);
-        let step_size = T::from_f64(self.learning_rate / correction);
+    fn with_simd<S: pulp::Simd>(self, _: S) -> bool {
+        let Self { step, values, grad, mean, mean_square } = self;
+        let number = step.step as f64;
+        let correction = 1.0 - step.beta1.powf(number);
+        let root_correction = (1.0 - step.beta2.powf(number)).sqrt();
+        let keep = T::from_f64(1.0 - step.learning_rate * step.weight_decay);
+        let step_size = T::from_f64(step.learning_rate / correction);
         let to_root = T::from_f64(1.0 / root_correction);
-        let weight1 = T::from_f64(1.0 - self.beta1);
-        let beta2 = T::from_f64(self.beta2);
-        let weight2 = T::from_f64(1.0 - self.beta2);
-        let eps = T::from_f64(self.eps);
-        let scale = T::from_f64(self.gradient_scale);
+        let weight1 = T::from_f64(1.0 - step.beta1);
+        let beta2 = T::from_f64(step.beta2);
+        let weight2 = T::from_f64(1.0 - step.beta2);
+        let eps = T::from_f64(step.eps);
+        let scale = T::from_f64(step.gradient_scale);
         let mut finite = true;
         for (((x, &g), m), v) in values.iter_mut().zip(grad).zip(mean).zip(mean_square) {
             let g = g * scale;

@@ -26,25 +26,35 @@ impl SgdStep {
             .zip(grad.par_chunks(PIECE))
             .zip(velocity.par_chunks_mut(PIECE))
             .map(|((values, grad), velocity)| {
-                pulp::Arch::new().dispatch(
-                    #[inline(always)]
-                    || self.piece(values, grad, velocity),
-                )
+                pulp::Arch::new().dispatch(Piece { step: self, values, grad, velocity })
             })
             .reduce(|| true, |a, b| a & b)
     }
+}
+
+/// A part of the values, as of AdamW.
+struct Piece<'a, T> {
+    step: SgdStep,
+    values: &'a mut [T],
+    grad: &'a [T],
+    velocity: &'a mut [T],
+}
+
+impl<T: Real> pulp::WithSimd for Piece<'_, T> {
+    type Output = bool;
 
     #[inline(always)]
-    fn piece<T: Real>(self, values: &mut [T], grad: &[T], velocity: &mut [T]) -> bool {
-        let rate = T::from_f64(self.learning_rate);
-        let momentum = T::from_f64(self.momentum);
-        let decay = T::from_f64(self.weight_decay);
-        let scale = T::from_f64(self.gradient_scale);
+    fn with_simd<S: pulp::Simd>(self, _: S) -> bool {
+        let Self { step, values, grad, velocity } = self;
+        let rate = T::from_f64(step.learning_rate);
+        let momentum = T::from_f64(step.momentum);
+        let decay = T::from_f64(step.weight_decay);
+        let scale = T::from_f64(step.gradient_scale);
         let mut finite = true;
         for ((x, &g), v) in values.iter_mut().zip(grad).zip(velocity) {
             let g = g * scale + decay * *x;
             *v = momentum * *v + g;
-            let direction = if self.nesterov { g + momentum * *v } else { *v };
+            let direction = if step.nesterov { g + momentum * *v } else { *v };
             *x -= rate * direction;
             // Not `&&`: a branch would keep the loop out of vector registers.
             finite &= x.is_finite() & v.is_finite();
