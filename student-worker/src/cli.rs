@@ -12,7 +12,7 @@ use stillhouse_runtime::{
     shutdown::Signals,
     telemetry::{self, LogFormat, TelemetryError},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::spawn_blocking};
 
 use crate::{
     capture,
@@ -116,6 +116,9 @@ struct EvalArguments {
     /// the labels.
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     test_file: Vec<PathBuf>,
+    /// Of folder: the folders in its `train` are no classes, as with data.unlabelled.
+    #[arg(long)]
+    unlabelled: bool,
     /// Of parquet: the column of images.
     #[arg(long, value_name = "NAME", default_value = DataSection::IMAGE_COLUMN)]
     image_column: String,
@@ -140,6 +143,7 @@ impl EvalArguments {
         let mut section = DataSection {
             format: self.format,
             dir: self.data.clone(),
+            unlabelled: self.unlabelled,
             image_column: Some(self.image_column.clone()),
             label_column: Some(self.label_column.clone()),
             ..DataSection::default()
@@ -265,7 +269,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
     match arguments.command {
         Command::Train(arguments) => train(arguments, stop).await,
         Command::Capture(arguments) => capture(arguments, stop).await,
-        Command::Eval(arguments) => eval(&arguments),
+        Command::Eval(arguments) => eval(arguments, stop).await,
         Command::Quickstart(arguments) => quickstart(arguments, stop).await,
         Command::Sweep(arguments) => sweep(&arguments, stop).await,
     }
@@ -330,11 +334,16 @@ async fn capture(arguments: CaptureArguments, stop: watch::Receiver<bool>) -> Re
     Ok(if outcome.finished { exit::DONE } else { exit::TERMINATED })
 }
 
-fn eval(arguments: &EvalArguments) -> Result<u8, Failure> {
+async fn eval(arguments: EvalArguments, mut stop: watch::Receiver<bool>) -> Result<u8, Failure> {
     let bias = Bias { add: arguments.bias.clone(), fit: arguments.fit_bias.clone() };
     let data = arguments.data().map_err(train::Error::Data)?;
     let tested = Tested { folders: arguments.model.clone(), rule: arguments.ensemble };
-    let figures = eval::run(&tested, &data, &bias)?;
+    let testing = spawn_blocking(move || eval::run(&tested, &data, &bias));
+    let figures = tokio::select! {
+        figures = testing => figures.map_err(train::Error::Thread)??,
+        // There is nothing to keep.
+        Ok(_) = stop.wait_for(|stop| *stop) => return Ok(exit::TERMINATED),
+    };
     if arguments.json {
         print_json(&figures)?;
     } else {

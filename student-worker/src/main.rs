@@ -24,7 +24,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return exit::fail(NAME, &error, exit::FAILED),
     };
-    match runtime.block_on(cli::run(arguments)) {
+    let ended = runtime.block_on(cli::run(arguments));
+    // What was told to stop and is still at work, such as a test, has nothing to keep.
+    runtime.shutdown_background();
+    match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => exit::fail(NAME, &error, error.exit_code()),
     }

@@ -43,8 +43,14 @@ impl Claim {
         existing: Existing,
         wanted: &Manifest,
     ) -> Result<Self, CaptureError> {
-        let lock = if folder.is_dir() { Some(lock(folder)?) } else { None };
-        let found = look(folder, existing)?;
+        // Nothing is written into a folder that is not for a capture, or whose capture is complete.
+        let mut found = look(folder, existing)?;
+        let complete = found.as_ref().is_some_and(|found| found.complete);
+        let lock = if folder.is_dir() && !complete { Some(lock(folder)?) } else { None };
+        if lock.is_some() {
+            // Somebody may have been here meanwhile.
+            found = look(folder, existing)?;
+        }
         if let Some(found) = &found {
             wanted.goes_on(found, folder, false)?;
         }

@@ -2,7 +2,9 @@
 //!
 //! Classes are numbered in the order of the folders' names, byte by byte: as in torchvision's
 //! `ImageFolder` and the `imagefolder` of Hugging Face's datasets. Names are those of both parts
-//! together, as the latter has it, so that a class which one part lacks moves no number.
+//! together, as the latter has it, so that a class which one part lacks moves no number. What these
+//! would read and this does not is refused: a class with no image, a folder within a class, an image of
+//! another format.
 
 use std::{
     collections::BTreeSet,
@@ -20,12 +22,14 @@ use super::{
 
 /// Endings of image files, in any case.
 const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
+/// Endings of those that are not read.
+const OTHERS: [&str; 8] = ["bmp", "gif", "pgm", "ppm", "tif", "tiff", "webp", "avif"];
 /// Most bytes of an image file.
 const MAX_FILE: u64 = 64 << 20;
 
 /// Reads one part: `train`, or the first there is of `test`, `validation` and `val`. Files are taken
-/// class by class, in the order of their names. Without `labelled`, images that lie in the part's
-/// own folder come first, and folders in it need not be classes.
+/// class by class, in the order of their names. Where `train` is `unlabelled`, images that lie in its
+/// own folder come first, and the folders in it are no classes.
 ///
 /// # Errors
 /// If the folder or an image in it cannot be read, there is no image, there are more classes than
@@ -34,8 +38,9 @@ pub(super) fn read(
     dir: &Path,
     split: Split,
     fit: &Fit,
-    labelled: bool,
+    unlabelled: bool,
 ) -> Result<Dataset, DataError> {
+    let labelled = split == Split::Test || !unlabelled;
     let folder = part(dir, split).ok_or_else(|| {
         let names: Vec<_> = split.names().iter().map(|name| format!("`{name}`")).collect();
         DataError::Empty {
@@ -43,7 +48,8 @@ pub(super) fn read(
             expected: format!("folder {}", names.join(" or ")),
         }
     })?;
-    let classes = if labelled { classes_of_both(dir)? } else { subfolders(&folder)? };
+    let with_classes = if unlabelled { &[Split::Test][..] } else { &[Split::Train, Split::Test] };
+    let classes = if labelled { classes(dir, with_classes)? } else { subfolders(&folder)? };
     if labelled && classes.len() > fit.classes {
         let expected = format!("at most {}, the student's num_labels", fit.classes);
         return Err(Fault::new("class folders", classes.len(), expected).in_file(dir).into());
@@ -57,7 +63,7 @@ pub(super) fn read(
         if !class.is_dir() {
             continue;
         }
-        let files = images(&class)?;
+        let files = class_images(&class)?;
         push_all(&mut rows, &files)?;
         if let Some(labels) = &mut labels {
             labels.extend(files.iter().map(|_| label));
@@ -79,17 +85,27 @@ fn part(dir: &Path, split: Split) -> Option<PathBuf> {
     split.names().iter().map(|name| dir.join(name)).find(|folder| folder.is_dir())
 }
 
-/// Names of the folders in both parts that hold an image, sorted.
-fn classes_of_both(dir: &Path) -> Result<Vec<OsString>, FileError> {
+/// Names of the folders in these parts, sorted. Each must hold an image in one of them.
+fn classes(dir: &Path, parts: &[Split]) -> Result<Vec<OsString>, FileError> {
     let mut classes = BTreeSet::new();
-    for folder in [Split::Train, Split::Test].into_iter().filter_map(|split| part(dir, split)) {
+    let mut empty = Vec::new();
+    for folder in parts.iter().filter_map(|split| part(dir, *split)) {
         for class in subfolders(&folder)? {
-            if !images(&folder.join(&class))?.is_empty() {
+            let within = folder.join(&class);
+            if class_images(&within)?.is_empty() {
+                empty.push((class, within));
+            } else {
                 classes.insert(class);
             }
         }
     }
-    Ok(classes.into_iter().collect())
+    match empty.into_iter().find(|(class, _)| !classes.contains(class)) {
+        None => Ok(classes.into_iter().collect()),
+        Some((_, folder)) => {
+            let expected = format!("one or more ({}) of the class", ENDINGS.join(", "));
+            Err(Fault::new("images", 0, expected).in_file(&folder))
+        }
+    }
 }
 
 /// Names of the folders in a folder, sorted.
@@ -99,12 +115,31 @@ fn subfolders(folder: &Path) -> Result<Vec<OsString>, FileError> {
 
 /// The image files in a folder, sorted.
 fn images(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
-    let is_image = |file: &PathBuf| {
-        let ending = file.extension().and_then(|ending| ending.to_str());
-        ending.is_some_and(|ending| ENDINGS.iter().any(|known| known.eq_ignore_ascii_case(ending)))
-    };
     let files = names(folder)?.into_iter().map(|name| folder.join(name));
-    Ok(files.filter(is_image).filter(|file| file.is_file()).collect())
+    Ok(files.filter(|file| ends_as(file, &ENDINGS) && file.is_file()).collect())
+}
+
+/// The same of a folder in which nothing is to be passed over.
+fn class_images(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
+    for name in names(folder)? {
+        let path = folder.join(&name);
+        let found = if path.is_dir() {
+            format!("the folder {}", name.display())
+        } else if ends_as(&path, &OTHERS) {
+            name.display().to_string()
+        } else {
+            continue;
+        };
+        let expected = format!("images only ({})", ENDINGS.join(", "));
+        return Err(Fault::new("in it", found, expected).in_file(folder));
+    }
+    images(folder)
+}
+
+/// Whether a file's ending is one of these, in any case.
+fn ends_as(file: &Path, endings: &[&str]) -> bool {
+    let ending = file.extension().and_then(|ending| ending.to_str());
+    ending.is_some_and(|ending| endings.iter().any(|known| known.eq_ignore_ascii_case(ending)))
 }
 
 /// Names in a folder that are not hidden, sorted.
@@ -155,7 +190,7 @@ mod tests {
     }
 
     fn read_part(dir: &Path, split: Split, labelled: bool) -> Result<Dataset, String> {
-        read(dir, split, &FIT, labelled).map_err(|error| error.to_string())
+        read(dir, split, &FIT, !labelled).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -173,8 +208,9 @@ mod tests {
                 // None of these counts.
                 ("train/ant/notes.txt", vec![1]),
                 ("train/ant/.hidden.png", vec![1]),
-                ("train/empty/notes.txt", vec![1]),
+                ("train/dog/notes.txt", vec![1]),
                 ("train/stray.png", vec![1]),
+                ("train/stray.webp", vec![1]),
                 ("val/dog/x.png", png(7)),
             ],
         );
@@ -199,6 +235,30 @@ mod tests {
         let data = read_part(dir.path(), Split::Train, false).unwrap();
         assert_eq!((data.labels(), data.len()), (None, 3));
         assert_eq!((data.row(0)[0], data.row(2)[0]), (2, 3));
+        // Its folders are no classes, and move no number of those.
+        write(dir.path(), &[("test/zebra/1.png", grey_png(3, 2, 4))]);
+        let test = read_part(dir.path(), Split::Test, false).unwrap();
+        assert_eq!(test.labels(), Some([0].as_slice()));
+        let test = read_part(dir.path(), Split::Test, true).unwrap();
+        assert_eq!(test.labels(), Some([1].as_slice()));
+    }
+
+    /// torchvision and Hugging Face's datasets would give these a number or a row.
+    #[test]
+    fn nothing_that_others_would_read_is_passed_over() {
+        let png = || grey_png(3, 2, 1);
+        for (more, expected) in [
+            (("train/empty/notes.txt", vec![1]), "train/empty: images is 0, expected one or more"),
+            (("val/cat/more/b.png", png()), "val/cat: in it is the folder more, expected images"),
+            (("train/dog/b.WebP", vec![1]), "train/dog: in it is b.WebP, expected images only"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            write(dir.path(), &[("train/cat/a.png", png()), ("val/dog/a.png", png()), more]);
+            for split in [Split::Train, Split::Test] {
+                let error = read_part(dir.path(), split, true).unwrap_err();
+                assert!(error.contains(expected), "{error}");
+            }
+        }
     }
 
     #[test]
@@ -215,7 +275,7 @@ mod tests {
         let expected = "b/2.png: height x width is 3 x 2, expected 2 x 3, as the first image";
         assert!(error.ends_with(expected), "{error}");
         let few = Fit { classes: 1, ..FIT };
-        let error = read(dir.path(), Split::Train, &few, true).unwrap_err().to_string();
+        let error = read(dir.path(), Split::Train, &few, false).unwrap_err().to_string();
         assert!(error.contains("class folders is 2, expected at most 1"), "{error}");
     }
 }

@@ -43,7 +43,10 @@ impl Rows {
         let reader = ImageReader::new(Cursor::new(encoded)).with_guessed_format();
         let reader = reader.map_err(|error| unreadable(error.to_string()))?;
         match reader.format() {
-            Some(ImageFormat::Png | ImageFormat::Jpeg) => {}
+            Some(ImageFormat::Png) => {}
+            // The decoder would fill what is missing with grey.
+            Some(ImageFormat::Jpeg) if jpeg_ends(encoded) => {}
+            Some(ImageFormat::Jpeg) => return Err(unreadable("a JPEG that is cut".into())),
             Some(other) => return Err(unreadable(format!("{other:?}"))),
             None => return Err(unreadable("of no known format".into())),
         }
@@ -98,6 +101,31 @@ impl Rows {
         }
         Ok(())
     }
+}
+
+/// Whether the last marker of a JPEG file, EOI, is there. Segments are passed over by their lengths (a
+/// thumbnail within one has an EOI of its own), and what is coded between markers byte by byte (ITU-T
+/// T.81, annex B.1).
+fn jpeg_ends(encoded: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some([0xff, marker]) = encoded.get(at..at + 2) {
+        match marker {
+            0xd9 => return true,
+            // Fill bytes before a marker.
+            0xff => at += 1,
+            // Those without a segment: a byte 0xff that was coded, TEM, RST and SOI.
+            0x00 | 0x01 | 0xd0..=0xd8 => at += 2,
+            _ => {
+                let Some(&[high, low]) = encoded.get(at + 2..at + 4) else { return false };
+                at += 2 + usize::from(u16::from_be_bytes([high, low]));
+            }
+        }
+        match encoded.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == 0xff)) {
+            Some(next) => at += next,
+            None => return false,
+        }
+    }
+    false
 }
 
 /// Luma of a pixel that begins with R, G and B.
@@ -205,6 +233,36 @@ pub(crate) mod tests {
                 assert_eq!(all.planes.len(), if taken { 24 } else { 0 }, "byte {at}");
             }
         }
+    }
+
+    fn jpeg(width: u32, height: u32) -> Vec<u8> {
+        let mut file = Vec::new();
+        let pixels: Vec<u8> = (0..width * height).map(|at| (at * at % 251) as u8).collect();
+        let encoder = image::codecs::jpeg::JpegEncoder::new(&mut file);
+        encoder.write_image(&pixels, width, height, ExtendedColorType::L8).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_jpeg_is_whole_or_refused() {
+        let whole = jpeg(24, 16);
+        let push = |encoded: &[u8]| {
+            let mut all = rows(24 * 16, None);
+            all.push(encoded).map(|()| all.planes.len()).map_err(|fault| fault.to_string())
+        };
+        assert_eq!(push(&whole), Ok(24 * 16));
+        // What some programs leave behind the end.
+        assert_eq!(push(&[&whole[..], &[0; 9]].concat()), Ok(24 * 16));
+        for length in 4..whole.len() {
+            let error = push(&whole[..length]).unwrap_err();
+            assert!(error.starts_with("image is "), "cut to {length} bytes: {error}");
+        }
+        // A thumbnail's own end, in a segment of metadata, is not the image's.
+        let thumbnail = [0xff, 0xe1, 0, 6, 0xff, 0xd8, 0xff, 0xd9];
+        let with_it = [&whole[..2], &thumbnail, &whole[2..]].concat();
+        assert_eq!(push(&with_it), Ok(24 * 16));
+        let error = push(&with_it[..with_it.len() - 2]).unwrap_err();
+        assert_eq!(error, format!("image is a JPEG that is cut, expected {FORMATS}"));
     }
 
     /// 60,000 x 60,000 pixels in a header, a few bytes behind it.

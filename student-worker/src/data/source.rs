@@ -18,7 +18,7 @@ pub fn read(data: &DataSection, split: Split, fit: &Fit) -> Result<Dataset, Data
     match data.format {
         DataFormat::Mnist => mnist_files(data, split, labelled)?.read(fit),
         DataFormat::Cifar10 => cifar::read(&files(data, split, cifar::find)?, fit, labelled),
-        DataFormat::Folder => folder::read(dir(data)?, split, fit, labelled),
+        DataFormat::Folder => folder::read(dir(data)?, split, fit, data.unlabelled),
         DataFormat::Parquet => {
             let label = data.label_column.as_deref().unwrap_or(DataSection::LABEL_COLUMN);
             let image = data.image_column.as_deref().unwrap_or(DataSection::IMAGE_COLUMN);

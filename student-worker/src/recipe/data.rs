@@ -79,12 +79,13 @@ fn lists(data: &DataSection) -> [(&'static str, &[std::path::PathBuf]); 2] {
 /// Which rows are trained on, and whether their labels are needed.
 fn rows(recipe: &Recipe) -> Result<(), Invalid> {
     let data = &recipe.data;
-    check(
-        !(data.unlabelled && recipe.needs_hard_labels()),
-        "data.unlabelled",
-        data.unlabelled,
-        "false where the loss has a term for hard labels: a [teacher] and loss.alpha = 1 are needed",
-    )?;
+    if let Some(epoch) = recipe.epoch_with_hard_labels() {
+        let expected = format!(
+            "false where the loss has a term for hard labels, as in epoch {epoch}: a [teacher] and \
+             loss.alpha = 1 are needed throughout"
+        );
+        check(!data.unlabelled, "data.unlabelled", data.unlabelled, &expected)?;
+    }
     let classes = recipe.student.classes();
     let range = format!("0 to {}, the student's classes", classes.max(1) - 1);
     let kept = data.keep.as_deref();

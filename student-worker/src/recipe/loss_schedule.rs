@@ -151,9 +151,10 @@ impl Recipe {
         LossConfig { alpha: at(alpha, base.alpha), temperature, ..base }
     }
 
-    /// Whether any epoch has a weight on hard labels.
-    pub fn needs_hard_labels(&self) -> bool {
-        self.extreme_weights().iter().any(|(_, (hard, _))| *hard > 0.0)
+    /// An epoch with a weight on hard labels, if any has one.
+    pub(super) fn epoch_with_hard_labels(&self) -> Option<u32> {
+        let weights = self.extreme_weights();
+        weights.iter().find(|(_, (hard, _))| *hard > 0.0).map(|(epoch, _)| *epoch)
     }
 
     /// Epochs, and their weights on hard and on soft labels, among which are the largest and the
@@ -240,13 +241,13 @@ mod tests {
         let mut recipe = recipe_for_tests();
         recipe.teacher = Some(TeacherSection::new(TeacherKind::Embedded));
         recipe.loss = LossConfig { alpha: 1.0, temperature: 8.0, ..LossConfig::default() };
-        assert!(!recipe.needs_hard_labels());
+        assert_eq!(recipe.epoch_with_hard_labels(), None);
         recipe.loss_schedule = LossSchedule {
             start_epoch: 3,
             alpha: Some(Change::Linear { to: 0.5, begin_epoch: 3, end_epoch: 5 }),
             temperature: Some(Change::Steps { steps: vec![Step { epoch: 4, value: 2.7 }] }),
         };
-        assert!(recipe.needs_hard_labels());
+        assert_eq!(recipe.epoch_with_hard_labels(), Some(1));
         assert_eq!((recipe.distils(2), recipe.distils(3)), (false, true));
         assert_eq!(recipe.loss_at(2).weights(), (1.0, 0.0));
         assert_eq!(recipe.loss_at(3).weights(), (0.0, 1.0));

@@ -145,7 +145,7 @@ fn loss_schedule(recipe: &Recipe) -> Result<(), Invalid> {
 
 fn train(recipe: &Recipe) -> Result<(), Invalid> {
     let train = &recipe.train;
-    check(train.epochs >= 1, "train.epochs", train.epochs, "1 or more")?;
+    check((1..=1_000_000).contains(&train.epochs), "train.epochs", train.epochs, "1 to 1000000")?;
     let batch = train.batch_size;
     check((1..=1 << 20).contains(&batch), "train.batch_size", batch, "1 to 1048576")?;
     check(train.eval_every >= 1, "train.eval_every", train.eval_every, "1 or more epochs")?;

@@ -1,7 +1,10 @@
 //! What a sweep must be, beyond its types and its recipes. Checked before anything is trained.
 
 use super::file::{Run, Sweep};
-use crate::recipe::check_name;
+use crate::recipe::{
+    Recipe, check_name,
+    teacher::{DenseValues, EncodingName, EnsembleRule},
+};
 
 /// Names, seeds and figures, and what runs say of each other.
 pub(super) fn sweep(sweep: &Sweep) -> Result<(), String> {
@@ -41,6 +44,23 @@ pub(super) fn bias(fit: &[usize], classes: usize) -> Result<(), String> {
     }
     if fit.len() == classes {
         return Err(format!("fit_bias is {fit:?}; expected not all classes"));
+    }
+    Ok(())
+}
+
+/// Refuses what a teacher of several models could not give, long after the first of them was trained.
+pub(super) fn labels_of_several(recipe: &Recipe) -> Result<(), String> {
+    let Some(teacher) = &recipe.teacher else { return Ok(()) };
+    let encoding = teacher.encoding().explicit(recipe.loss.divergence);
+    if encoding.kind == EncodingName::Hidden {
+        let expected = "another: several models have no one hidden state";
+        return Err(format!("teacher.encoding.kind is \"hidden\"; expected {expected}"));
+    }
+    if encoding.values == Some(DenseValues::Logits)
+        && teacher.ensemble != Some(EnsembleRule::Geometric)
+    {
+        let expected = "\"geometric\" where labels are logits: a mean of probabilities has none";
+        return Err(format!("teacher.ensemble is \"arithmetic\"; expected {expected}"));
     }
     Ok(())
 }

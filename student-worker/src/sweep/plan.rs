@@ -79,6 +79,9 @@ pub fn load(file: &Path) -> Result<Plan, RecipeError> {
             let recipe = recipe::from_table(table, folder);
             let mut recipe = recipe.map_err(|error| named(error.to_string()))?;
             check::bias(&run.fit_bias, recipe.student.classes()).map_err(named)?;
+            if after.len() > 1 {
+                check::labels_of_several(&recipe).map_err(named)?;
+            }
             let after = match &run.teacher {
                 Some(_) => plan.capture(index, seed, &mut recipe, after),
                 None => after,
@@ -292,6 +295,16 @@ mod tests {
                 "runs.teacher: student.hidden_sizes[0] is 0",
             ),
             ("seeds = [5]", "sedes = [5]", "sedes"),
+            (
+                "seeds = [5]",
+                "seeds = [5]\nset.teacher.encoding.kind = \"hidden\"",
+                "runs.of-all: teacher.encoding.kind is \"hidden\"; expected another",
+            ),
+            (
+                "ensemble = \"geometric\" }",
+                "ensemble = \"arithmetic\" }\nset.loss.divergence.kind = \"logit_mse\"",
+                "runs.of-all: teacher.ensemble is \"arithmetic\"; expected \"geometric\" where labels",
+            ),
         ] {
             let error = load_text(&SWEEP.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{error}");

@@ -87,7 +87,9 @@ fn one(
     let fit = plan.sweep.runs[job.run].fit_bias.clone();
     let folder = train::output_folder(&job.recipe);
     let ensemble = job.recipe.teacher.as_ref().and_then(|teacher| {
-        teacher.ensemble.map(|rule| Tested { folders: teacher.folders(), rule })
+        let tested = Tested { folders: teacher.folders(), rule: teacher.ensemble? };
+        // Elsewhere, or a single model.
+        (tested.folders.len() > 1).then_some(tested)
     });
     async move {
         if let Some(folder) = &job.capture {

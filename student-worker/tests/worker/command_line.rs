@@ -16,7 +16,7 @@ fn wrong_input_is_64_and_says_what_is_wrong() {
     let recipe = text(&recipe);
     refused(&["train", "none.toml"], 64, "none.toml: cannot be read");
     refused(&["train", recipe, "--set", "train.epoch=1"], 64, "did you mean `train.epochs`?");
-    refused(&["train", recipe, "--set", "train.epochs=0"], 64, "expected 1 or more");
+    refused(&["train", recipe, "--set", "train.epochs=0"], 64, "expected 1 to 1000000");
     refused(&["train", recipe, "--set", "data.dir=nowhere"], 64, "train-images-idx3-ubyte");
     refused(&["train", recipe, "--set", "student.num_labels=2"], 64, "label of row 2 is 2");
     refused(&["train", "--resum", recipe], 64, "--resume");

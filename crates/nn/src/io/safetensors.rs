@@ -64,7 +64,8 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), ModelError> {
 }
 
 /// Reads a file that must hold exactly the tensors of `expected` (name to shape), in F32, F16 or
-/// BF16, all finite. Values are widened to f32, which is exact.
+/// BF16, all finite. Values are widened to f32, which is exact. PyTorch's count of the batches that a
+/// running mean has seen may lie beside it: nothing follows from it.
 ///
 /// # Errors
 ///
@@ -90,7 +91,9 @@ pub(crate) fn parse_tensors(
         reason: reason.to_string(),
     })?;
     for name in file.names() {
-        if !expected.contains_key(name) {
+        let counted = name.strip_suffix("num_batches_tracked");
+        let known = counted.map_or(name.to_owned(), |prefix| format!("{prefix}running_mean"));
+        if !expected.contains_key(&known) {
             return Err(ModelError::UnexpectedTensor {
                 path: path.to_owned(),
                 tensor: name.to_owned(),
@@ -220,6 +223,29 @@ mod tests {
         ];
         let error = parse(&safetensors::serialize(views, None).unwrap()).unwrap_err();
         assert!(error.contains("I16") && error.contains("F32, F16 or BF16"), "{error}");
+    }
+
+    #[test]
+    fn a_count_of_batches_lies_beside_a_running_mean_only() {
+        let count = 7i64.to_le_bytes();
+        let mean = 1.5f32.to_le_bytes();
+        let file = |prefix: &str| {
+            let views = [
+                ("bn1.running_mean".to_owned(), TensorView::new(Dtype::F32, vec![1], &mean)),
+                (
+                    format!("{prefix}num_batches_tracked"),
+                    TensorView::new(Dtype::I64, vec![], &count),
+                ),
+            ];
+            let views = views.map(|(name, view)| (name, view.unwrap()));
+            let bytes = safetensors::serialize(views, None).unwrap();
+            let expected = BTreeMap::from([("bn1.running_mean".to_owned(), vec![1])]);
+            parse_tensors(Path::new("m.st"), &bytes, &expected).map_err(|error| error.to_string())
+        };
+        let found = file("bn1.").unwrap();
+        assert_eq!((found.len(), &found["bn1.running_mean"].1), (1, &vec![1.5]));
+        let error = file("bn2.").unwrap_err();
+        assert!(error.contains("tensor bn2.num_batches_tracked is unexpected"), "{error}");
     }
 
     #[test]

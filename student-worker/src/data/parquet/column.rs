@@ -1,7 +1,7 @@
 //! One column of a row group, a few rows at a time.
 
 use parquet::{
-    basic::Type,
+    basic::{Compression, Type},
     column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader},
     data_type::{ByteArray, DataType},
     file::reader::RowGroupReader,
@@ -100,6 +100,11 @@ impl Column {
         if starts.into_iter().flatten().chain([chunk.compressed_size()]).any(|at| at < 0) {
             let found = "at an offset or of a length below 0";
             return Err(Fault::new(format!("column `{name}`"), found, "within the file"));
+        }
+        let compression = chunk.compression();
+        if !matches!(compression, Compression::UNCOMPRESSED | Compression::SNAPPY) {
+            let what = format!("compression of column `{name}`");
+            return Err(Fault::new(what, compression, "SNAPPY or UNCOMPRESSED"));
         }
         let pages = group
             .get_column_page_reader(number)

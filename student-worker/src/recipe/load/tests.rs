@@ -230,7 +230,7 @@ fn a_value_outside_its_range_names_key_value_and_range() {
     for (change, expected) in [
         ("seed=-1", "seed: "),
         ("name=\"a/b\"", "name: \"a/b\" is not accepted, expected letters"),
-        ("train.epochs=0", "train.epochs: 0 is not accepted, expected 1 or more"),
+        ("train.epochs=0", "train.epochs: 0 is not accepted, expected 1 to 1000000"),
         ("train.batch_size=0", "train.batch_size: 0 is not accepted, expected 1 to 1048576"),
         ("train.eval_every=0", "train.eval_every: 0"),
         ("train.keep_checkpoints=0", "train.keep_checkpoints: 0"),

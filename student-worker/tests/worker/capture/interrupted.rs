@@ -126,6 +126,7 @@ async fn a_capture_of_something_else_is_not_gone_on_with() {
     for existing in [Existing::Refuse, Existing::Resume] {
         let error = capture(recipe.clone(), &foreign, existing).await.unwrap_err();
         assert!(error.to_string().contains("not empty (there is \"thesis.tex\")"), "{error}");
+        assert!(!foreign.join("capture.lock").exists());
     }
 }
 
