@@ -116,6 +116,16 @@ fn a_file_of_pyarrow_gives_the_pixels_of_pillow() {
 }
 
 #[test]
+fn a_compression_that_is_not_read_is_named() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let error = read_file(&fixtures.join("labels-zstd.parquet"), columns()).unwrap_err();
+    let expected = "labels-zstd.parquet: compression of column `label` is ZSTD, expected SNAPPY or";
+    let image = expected.replace("`label`", "`image`");
+    let named = error.contains(expected) || error.contains(&image);
+    assert!(named, "{error}");
+}
+
+#[test]
 fn a_column_that_is_not_there_is_named_with_those_that_are() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.parquet");

@@ -143,6 +143,13 @@ fn an_epoch_without_any_weight_is_named() {
         let error = refused(&set);
         assert!(error.contains(expected), "{set:?}: {error}");
     }
+    // Where no labels are read, every epoch must do without.
+    let unlabelled = ["data.unlabelled=true", "loss.alpha=1"];
+    for (change, epoch) in [("loss_schedule.start_epoch=3", 1), (alpha, 6)] {
+        let error = refused(&[&unlabelled[..], &[change]].concat());
+        let expected = format!("a term for hard labels, as in epoch {epoch}:");
+        assert!(error.contains(&expected), "{change}: {error}");
+    }
     // The schedule ends after the run, and never comes to 0 in it.
     let later = "loss_schedule.alpha={kind=\"linear\", to=0, begin_epoch=2, end_epoch=11}";
     assert!(load_text(RECIPE, &["loss.hard_weight=0", later]).is_ok());
