@@ -104,7 +104,10 @@ impl Column {
         let compression = chunk.compression();
         if !matches!(compression, Compression::UNCOMPRESSED | Compression::SNAPPY) {
             let what = format!("compression of column `{name}`");
-            return Err(Fault::new(what, compression, "SNAPPY or UNCOMPRESSED"));
+            // Without its level, which a file does not say.
+            let codec = compression.to_string();
+            let codec = codec.split('(').next().unwrap_or_default();
+            return Err(Fault::new(what, codec, "SNAPPY or UNCOMPRESSED"));
         }
         let pages = group
             .get_column_page_reader(number)
