@@ -234,6 +234,18 @@ mod tests {
         assert_eq!(View::plain(&data).gather_f32(&all, 0.1), data.gather_f32(&all, 0.1));
     }
 
+    /// A fifth of the pairs agree by chance: 100 of 500, give or take 9.
+    #[test]
+    fn no_word_is_drawn_for_two_rows() {
+        let data = images(1, [1, 8, 8], 1);
+        let view = View::new(&data, BOTH, 3, 0);
+        for apart in 1..4 {
+            let right_and_down = |row: &u32| view.draw(*row).right == view.draw(row + apart).down;
+            let equal = (0..500).filter(right_and_down).count();
+            assert!((60..140).contains(&equal), "{apart} rows apart: {equal}");
+        }
+    }
+
     /// 25 places and 2 directions, each as often as the other: chi-squared over 49 degrees of freedom
     /// is above 85.4 once in 1,000 draws of a uniform distribution.
     #[test]
