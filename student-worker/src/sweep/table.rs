@@ -72,7 +72,7 @@ pub struct Table {
     pub name: String,
     /// Line by line.
     pub rows: Vec<Row>,
-    /// Test errors by line of the chart: place and mean.
+    /// Test errors by line of the chart: place and mean, over the seeds that all of the line's runs have.
     pub chart: BTreeMap<String, Vec<(f64, f64)>>,
 }
 
@@ -85,7 +85,7 @@ impl Table {
         };
         let errors = |run: usize| of(run).iter().map(|m| m.errors() as f64).collect::<Vec<f64>>();
         let mut rows = vec![];
-        let mut chart: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+        let mut lines: BTreeMap<String, Vec<(f64, BTreeMap<u64, f64>)>> = BTreeMap::new();
         for (index, run) in plan.sweep.runs.iter().enumerate() {
             let title = run.title.as_ref().unwrap_or(&run.name);
             let mut add = |what: &str, unit, paper, seeds: Vec<f64>| {
@@ -98,8 +98,9 @@ impl Table {
                 add(": those teachers together", "", None, vec![own as f64]);
             }
             if let Some(point) = &run.chart {
-                let line = chart.entry(point.line.clone()).or_default();
-                line.push((point.x, mean(&errors(index))));
+                let seeds = run.seeds.as_ref().unwrap_or(&plan.sweep.seeds).iter().copied();
+                let by_seed = seeds.zip(errors(index)).collect();
+                lines.entry(point.line.clone()).or_default().push((point.x, by_seed));
             }
             if !run.fit_bias.is_empty() {
                 let after = of(index).iter().map(|m| m.errors_after() as f64).collect();
@@ -115,7 +116,7 @@ impl Table {
                 add(": part of the gap to its teacher made up", "%", gap.0, gap.1);
             }
         }
-        chart.values_mut().for_each(|line| line.sort_by(|a, b| a.0.total_cmp(&b.0)));
+        let chart = lines.into_iter().map(|(name, points)| (name, comparable(points))).collect();
         Self { name: plan.sweep.name.clone(), rows, chart }
     }
 
@@ -180,6 +181,19 @@ fn gap(
     Some((paper, seeds))
 }
 
+/// A line's points in order, each with the mean over the seeds that all have, or over its own where they
+/// have none in common: seeds differ by as much as places do.
+fn comparable(mut points: Vec<(f64, BTreeMap<u64, f64>)>) -> Vec<(f64, f64)> {
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let everywhere = |seed: &u64| points.iter().all(|(_, errors)| errors.contains_key(seed));
+    let any = points.iter().any(|(_, errors)| errors.keys().any(everywhere));
+    let of = |errors: &BTreeMap<u64, f64>| {
+        let taken = errors.iter().filter(|(seed, _)| !any || everywhere(seed));
+        mean(&taken.map(|(_, errors)| *errors).collect::<Vec<f64>>())
+    };
+    points.iter().map(|(x, errors)| (*x, of(errors))).collect()
+}
+
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
@@ -201,5 +215,21 @@ impl fmt::Display for Table {
             writeln!(f, "| {} | {paper} | {} | {seeds} |", row.what, number(&row.mean))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_of_a_line_are_of_the_same_seeds() {
+        let of = |seeds: &[(u64, f64)]| seeds.iter().copied().collect::<BTreeMap<u64, f64>>();
+        let points = vec![(20.0, of(&[(1, 73.0), (2, 81.0), (3, 89.0)])), (4.0, of(&[(1, 76.0)]))];
+        assert_eq!(comparable(points), [(4.0, 76.0), (20.0, 73.0)]);
+        let apart = vec![(1.0, of(&[(1, 3.0), (2, 5.0)])), (2.0, of(&[(3, 7.0)]))];
+        assert_eq!(comparable(apart), [(1.0, 4.0), (2.0, 7.0)]);
+        let shared = vec![(1.0, of(&[(1, 3.0), (2, 5.0)])), (2.0, of(&[(1, 7.0), (2, 8.0)]))];
+        assert_eq!(comparable(shared), [(1.0, 4.0), (2.0, 7.5)]);
     }
 }
