@@ -56,6 +56,19 @@ fn every_format_gives_the_same_figures() {
     }
     let folder = figures(&[text(&model), "--data", text(&at("folder")), "--format", "folder"]);
     assert_eq!(folder["classes"], expected["classes"]);
+    // A folder of unlabelled images, whose name comes before those of the classes.
+    let (more, image) = (at("folder/train/batch"), at("folder/test/class-0/0000.png"));
+    std::fs::create_dir(&more).unwrap();
+    std::fs::copy(image, more.join("1.png")).unwrap();
+    let all = at("folder");
+    let given = ["--data", text(&all), "--format", "folder"];
+    refused(
+        &[&["eval", text(&model)], &given[..]].concat(),
+        64,
+        "class folders is 4, expected at most 3",
+    );
+    let unlabelled = figures(&[&[text(&model)], &given[..], &["--unlabelled"]].concat());
+    assert_eq!(unlabelled["classes"], expected["classes"]);
 }
 
 #[test]
