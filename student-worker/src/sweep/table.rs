@@ -85,7 +85,7 @@ impl Table {
         };
         let errors = |run: usize| of(run).iter().map(|m| m.errors() as f64).collect::<Vec<f64>>();
         let mut rows = vec![];
-        let mut lines: BTreeMap<String, Vec<(f64, BTreeMap<u64, f64>)>> = BTreeMap::new();
+        let mut lines: BTreeMap<String, Points> = BTreeMap::new();
         for (index, run) in plan.sweep.runs.iter().enumerate() {
             let title = run.title.as_ref().unwrap_or(&run.name);
             let mut add = |what: &str, unit, paper, seeds: Vec<f64>| {
@@ -181,9 +181,12 @@ fn gap(
     Some((paper, seeds))
 }
 
+/// Places on a line and, by seed, the test errors there.
+type Points = Vec<(f64, BTreeMap<u64, f64>)>;
+
 /// A line's points in order, each with the mean over the seeds that all have, or over its own where they
 /// have none in common: seeds differ by as much as places do.
-fn comparable(mut points: Vec<(f64, BTreeMap<u64, f64>)>) -> Vec<(f64, f64)> {
+fn comparable(mut points: Points) -> Vec<(f64, f64)> {
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
     let everywhere = |seed: &u64| points.iter().all(|(_, errors)| errors.contains_key(seed));
     let any = points.iter().any(|(_, errors)| errors.keys().any(everywhere));
