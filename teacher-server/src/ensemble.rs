@@ -329,7 +329,7 @@ mod tests {
         }
 
         fn head(&self) -> Head {
-            Head { weight: Vec::new(), bias: None, classes: self.classes, hidden_size: 5 }
+            Head { weight: Vec::new(), bias: None, classes: self.classes, hidden_size: 5, softcap: None }
         }
     }
 

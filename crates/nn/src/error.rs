@@ -180,9 +180,31 @@ pub enum ModelError {
         /// The row.
         row: usize,
     },
+    /// A token id that the model has no embedding of.
+    #[error("token {position} is {id}; expected 0 to {}", vocabulary - 1)]
+    Token {
+        /// Index among the packed ids.
+        position: usize,
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        vocabulary: usize,
+    },
     /// A tensor operation failed.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
+}
+
+impl ModelError {
+    /// Names the file that a field stands in.
+    pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
+        match self {
+            Self::Config { field, value, expected } => {
+                Self::ConfigFile { path: path.to_owned(), field, value, expected }
+            }
+            other => other,
+        }
+    }
 }
 
 /// A loss that cannot be computed.

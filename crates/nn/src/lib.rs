@@ -6,6 +6,7 @@
 //! | [`rng`] | Philox 4x32-10, a counter-based generator that can be sought |
 //! | [`layers`] | differentiable layers on candle's autograd, with their own fused backward |
 //! | [`model`] | architectures, their `config.json`, and [`Classifier`] for inference |
+//! | [`transformer`] | language models and text classifiers, from Hugging Face directories |
 //! | [`loss`] | every distillation loss on dense and on sparse labels |
 //! | [`optim`] | SGD and AdamW in place, learning-rate schedules, gradient clipping |
 //! | [`trainer`] | one optimisation step at a time, with exact save and resume |
@@ -36,6 +37,7 @@ pub mod model;
 pub mod optim;
 pub mod rng;
 pub mod trainer;
+pub mod transformer;
 
 pub use error::{LossError, ModelError, StateError, TrainError};
 pub use loss::{Divergence, LossConfig, SoftTarget, TopKForm};
@@ -46,3 +48,4 @@ pub use model::{
 pub use optim::{OptimizerConfig, ScheduleConfig, ScheduleKind};
 pub use rng::Philox;
 pub use trainer::{Batch, Evaluation, StepReport, Trainer, TrainerConfig, evaluate_logits};
+pub use transformer::{TextModel, TokenBatch, TransformerConfig};

@@ -34,7 +34,7 @@ pub(super) fn read(folder: &Path, classes: usize, hidden_size: usize) -> Result<
     };
     let bias = tensors.remove(BIAS).map(|(_, values)| values);
     let weight = tensors.remove(WEIGHT).map(|(_, values)| values).unwrap_or_default();
-    Ok(Head { weight, bias, classes, hidden_size })
+    Ok(Head { weight, bias, classes, hidden_size, softcap: None })
 }
 
 #[cfg(test)]
@@ -46,7 +46,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for bias in [None, Some(vec![0.5, -0.0])] {
             let weight = vec![1.0, -2.5, 1e-30, 4.0, 5.0, 6.0];
-            let head = Head { weight, bias, classes: 2, hidden_size: 3 };
+            let head = Head { weight, bias, classes: 2, hidden_size: 3, softcap: None };
             write(folder.path(), &head).unwrap();
             assert_eq!(read(folder.path(), 2, 3).unwrap(), head);
             assert!(read(folder.path(), 3, 2).is_err());

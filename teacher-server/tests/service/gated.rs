@@ -89,7 +89,7 @@ impl Model for Gated {
     fn head(&self) -> Head {
         let mut weight = vec![-1.0; CLASSES];
         weight[0] = 1.0;
-        Head { weight, bias: None, classes: CLASSES, hidden_size: 1 }
+        Head { weight, bias: None, classes: CLASSES, hidden_size: 1, softcap: None }
     }
 }
 

@@ -85,29 +85,47 @@ pub(crate) fn parse_tensors(
     bytes: &[u8],
     expected: &BTreeMap<String, Vec<usize>>,
 ) -> Result<Tensors, ModelError> {
+    let counted = |name: &str| {
+        let prefix = name.strip_suffix("num_batches_tracked");
+        prefix.is_some_and(|prefix| expected.contains_key(&format!("{prefix}running_mean")))
+    };
+    let tensors = collect_tensors(path, bytes, expected, counted)?;
+    if let Some((name, shape)) = expected.iter().find(|(name, _)| !tensors.contains_key(*name)) {
+        return Err(ModelError::MissingTensor {
+            path: path.to_owned(),
+            tensor: name.clone(),
+            expected: shape.clone(),
+        });
+    }
+    check_finite(path, &tensors)?;
+    Ok(tensors)
+}
+
+/// The tensors of a file that may be one of several: each must be in `expected`, or is passed over
+/// where `redundant` says so. Values may be anything.
+pub(crate) fn collect_tensors(
+    path: &Path,
+    bytes: &[u8],
+    expected: &BTreeMap<String, Vec<usize>>,
+    redundant: impl Fn(&str) -> bool,
+) -> Result<Tensors, ModelError> {
     let file = SafeTensors::deserialize(bytes).map_err(|reason| ModelError::Malformed {
         path: path.to_owned(),
         length: bytes.len(),
         reason: reason.to_string(),
     })?;
-    for name in file.names() {
-        let counted = name.strip_suffix("num_batches_tracked");
-        let known = counted.map_or(name.to_owned(), |prefix| format!("{prefix}running_mean"));
-        if !expected.contains_key(&known) {
+    let mut tensors = Tensors::new();
+    for (name, view) in file.tensors() {
+        let Some(shape) = expected.get(&name) else {
+            if redundant(&name) {
+                continue;
+            }
             return Err(ModelError::UnexpectedTensor {
                 path: path.to_owned(),
-                tensor: name.to_owned(),
-                expected: expected.keys().cloned().collect::<Vec<_>>().join(", "),
+                tensor: name,
+                expected: listed(expected),
             });
-        }
-    }
-    let mut tensors = Tensors::new();
-    for (name, shape) in expected {
-        let view = file.tensor(name).map_err(|_| ModelError::MissingTensor {
-            path: path.to_owned(),
-            tensor: name.clone(),
-            expected: shape.clone(),
-        })?;
+        };
         if view.shape() != shape {
             return Err(ModelError::WrongShape {
                 path: path.to_owned(),
@@ -122,10 +140,17 @@ pub(crate) fn parse_tensors(
             found: view.dtype().to_string(),
             expected: "F32, F16 or BF16".to_owned(),
         })?;
-        tensors.insert(name.clone(), (shape.clone(), values));
+        tensors.insert(name, (shape.clone(), values));
     }
-    check_finite(path, &tensors)?;
     Ok(tensors)
+}
+
+/// Names for an error, not more than a person reads.
+fn listed(expected: &BTreeMap<String, Vec<usize>>) -> String {
+    const MOST: usize = 40;
+    let names: Vec<&str> = expected.keys().take(MOST).map(String::as_str).collect();
+    let more = if expected.len() > MOST { ", ..." } else { "" };
+    format!("{}{more}", names.join(", "))
 }
 
 /// The elements of a view as f32; none for a dtype that weights do not come in.

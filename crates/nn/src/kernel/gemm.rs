@@ -43,13 +43,33 @@ pub(crate) fn matmul<T: Real>(
     lhs: Matrix<'_, T>,
     rhs: Matrix<'_, T>,
 ) {
-    let (m, n, k) = (lhs.rows, rhs.columns, lhs.columns);
-    assert_eq!(rhs.rows, k, "inner dimensions");
-    assert_eq!(Some(out.len()), m.checked_mul(n), "a {m} x {n} product");
     let parallelism = match rayon::current_num_threads() {
         1 => Parallelism::None,
         threads => Parallelism::Rayon(threads),
     };
+    product(out, accumulate, lhs, rhs, parallelism);
+}
+
+/// [`matmul`] on the thread that calls it.
+pub(crate) fn matmul_serial<T: Real>(
+    out: &mut [T],
+    accumulate: bool,
+    lhs: Matrix<'_, T>,
+    rhs: Matrix<'_, T>,
+) {
+    product(out, accumulate, lhs, rhs, Parallelism::None);
+}
+
+fn product<T: Real>(
+    out: &mut [T],
+    accumulate: bool,
+    lhs: Matrix<'_, T>,
+    rhs: Matrix<'_, T>,
+    parallelism: Parallelism,
+) {
+    let (m, n, k) = (lhs.rows, rhs.columns, lhs.columns);
+    assert_eq!(rhs.rows, k, "inner dimensions");
+    assert_eq!(Some(out.len()), m.checked_mul(n), "a {m} x {n} product");
     // SAFETY: `Matrix` is only made by `new`, which checks that the slice holds rows x columns
     // elements, and `t`, which keeps the set of addresses: every address gemm derives from the
     // strides lies in its slice. `out` holds m x n elements with strides (n, 1), is exclusively

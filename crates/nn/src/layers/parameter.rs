@@ -42,6 +42,23 @@ impl Gradient {
         self.written = true;
     }
 
+    /// Adds each row of `values` [rows, width] to the row of the gradient that `rows` names.
+    pub(crate) fn add_rows(
+        &mut self,
+        width: usize,
+        rows: impl IntoIterator<Item = usize>,
+        values: &[f32],
+    ) {
+        if !self.written {
+            self.values.fill(0.0);
+            self.written = true;
+        }
+        for (row, values) in rows.into_iter().zip(values.chunks_exact(width)) {
+            let sum = &mut self.values[row * width..][..width];
+            sum.iter_mut().zip(values).for_each(|(sum, &x)| *sum += x);
+        }
+    }
+
     /// The gradient of the backward pass that has ended.
     pub(crate) fn values(&self) -> &[f32] {
         &self.values

@@ -8,18 +8,23 @@ use crate::io::Tensors;
 /// Separates these hashes from any other use of SHA-256, and from a later definition.
 const DOMAIN: &[u8] = b"stillhouse model 1";
 
-/// SHA-256 over the configuration (JSON with every field in order of declaration), the element
-/// type that the model computes in, and name, shape and bytes of every tensor in order of name.
-/// Each part is preceded by its length, so that no two models share one encoding.
+/// [`hash_model`] of a configuration's JSON with every field in order of declaration.
 pub(super) fn fingerprint(config: &ModelConfig, tensors: &Tensors) -> [u8; 32] {
+    // Configurations are numbers, names and lists of them: they always have a JSON form.
+    hash_model(&serde_json::to_vec(config).unwrap_or_default(), tensors)
+}
+
+/// SHA-256 over a configuration, the element type that the model computes in, and name, shape and
+/// bytes of every tensor in order of name. Each part is preceded by its length, so that no two models
+/// share one encoding.
+pub(crate) fn hash_model(config: &[u8], tensors: &Tensors) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
     part(DOMAIN);
-    // Configurations are numbers, names and lists of them: they always have a JSON form.
-    part(&serde_json::to_vec(config).unwrap_or_default());
+    part(config);
     part(b"F32");
     for (name, (shape, values)) in tensors {
         part(name.as_bytes());

@@ -1,9 +1,10 @@
 //! The output projection, for clients that rebuild logits from hidden states.
 
 use crate::error::ModelError;
+use crate::kernel::activation;
 use crate::kernel::packed::PackedLinear;
 
-/// `logits = hidden * weight^T + bias`.
+/// `logits = hidden * weight^T + bias`, and where there is a cap, `cap * tanh(logits / cap)` of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Head {
     /// [classes, hidden_size], row-major.
@@ -14,6 +15,8 @@ pub struct Head {
     pub classes: usize,
     /// d.
     pub hidden_size: usize,
+    /// What logits stay within, above 0 (Gemma 2); none: they are left as they are.
+    pub softcap: Option<f32>,
 }
 
 impl Head {
@@ -31,7 +34,7 @@ impl Head {
             check("head bias", bias.len(), bias.len() == v, v.to_string())?;
         }
         let layer = PackedLinear::new(&self.weight, self.bias.as_deref(), v, d);
-        Ok(PackedHead { layer, hidden_size: d })
+        Ok(PackedHead { layer, hidden_size: d, softcap: self.softcap })
     }
 
     /// [`PackedHead::logits`] of a head that is packed for this one call.
@@ -50,6 +53,7 @@ pub struct PackedHead {
     layer: PackedLinear,
     /// d.
     hidden_size: usize,
+    softcap: Option<f32>,
 }
 
 impl PackedHead {
@@ -62,7 +66,11 @@ impl PackedHead {
     pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>, ModelError> {
         let (found, d) = (hidden.len(), self.hidden_size);
         check("hidden", found, found.is_multiple_of(d), format!("a multiple of {d}"))?;
-        Ok(self.layer.apply(hidden, false))
+        let mut logits = self.layer.apply(hidden, false);
+        if let Some(cap) = self.softcap {
+            activation::cap(&mut logits, cap);
+        }
+        Ok(logits)
     }
 }
 
@@ -86,6 +94,7 @@ mod tests {
             bias: Some(vec![0.5, 0.0, -0.5]),
             classes: 3,
             hidden_size: 2,
+            softcap: None,
         };
         assert_eq!(head.logits(&[1.0, 1.0, 0.0, 2.0]).unwrap(), [3.5, 7.0, 10.5, 4.5, 8.0, 11.5]);
         assert_eq!(head.logits(&[]).unwrap(), [0.0; 0]);
@@ -99,7 +108,7 @@ mod tests {
 
     #[test]
     fn sizes_that_do_not_fit_are_errors() {
-        let head = Head { weight: vec![0.0; 6], bias: None, classes: 3, hidden_size: 2 };
+        let head = Head { weight: vec![0.0; 6], bias: None, classes: 3, hidden_size: 2, softcap: None };
         for (head, word) in [
             (head.clone(), "hidden has 3"),
             (Head { hidden_size: 0, ..head.clone() }, "head weight has 6"),

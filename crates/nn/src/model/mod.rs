@@ -21,7 +21,9 @@ mod resnet;
 mod shortcut;
 
 pub use classifier::{Classifier, Inference};
+pub(crate) use config::check;
 pub use config::{Activation, LeNetConfig, MlpConfig, ModelConfig, ResNetConfig};
+pub(crate) use fingerprint::hash_model;
 pub(crate) use frozen::Frozen;
 pub use head::{Head, PackedHead};
 pub(crate) use lenet::LeNet;

@@ -16,6 +16,7 @@ mod loss_temperature;
 mod loss_tiny_temperatures;
 mod model_directory;
 mod pretrained_resnets;
+mod stories;
 mod thread_count;
 mod training_is_deterministic;
 mod training_learns;

@@ -6,9 +6,9 @@ use crate::kernel::conv::{LANES, Shape};
 /// Largest width of a layer, and most parameters: bounds what a configuration file can make the
 /// process allocate to about what a machine can hold.
 const MAX_WIDTH: usize = 1 << 24;
-const MAX_PARAMETERS: usize = 1 << 33;
+const MAX_PARAMETERS: usize = 1 << 36;
 
-pub(super) fn refuse(
+pub(crate) fn refuse(
     field: &str,
     value: impl std::fmt::Display,
     expected: &str,
@@ -17,7 +17,7 @@ pub(super) fn refuse(
     Err(ModelError::Config { field, value: value.to_string(), expected })
 }
 
-pub(super) fn within(
+pub(crate) fn within(
     field: &str,
     value: usize,
     range: std::ops::RangeInclusive<usize>,
@@ -28,11 +28,11 @@ pub(super) fn within(
     refuse(field, value, &format!("{} to {}", range.start(), range.end()))
 }
 
-pub(super) fn size(field: &str, value: usize, least: usize) -> Result<(), ModelError> {
+pub(crate) fn size(field: &str, value: usize, least: usize) -> Result<(), ModelError> {
     within(field, value, least..=MAX_WIDTH)
 }
 
-pub(super) fn parameters(layers: impl Iterator<Item = usize>) -> Result<(), ModelError> {
+pub(crate) fn parameters(layers: impl Iterator<Item = usize>) -> Result<(), ModelError> {
     let sum = layers.fold(0usize, usize::saturating_add);
     if sum <= MAX_PARAMETERS {
         return Ok(());

@@ -1,6 +1,6 @@
 //! `config.json`: what a model is, without its weights.
 
-mod check;
+pub(crate) mod check;
 mod lenet;
 mod mlp;
 mod resnet;
@@ -82,12 +82,7 @@ impl ModelConfig {
             return Err(ModelError::UnknownModelType { path, found, supported });
         }
         let config: Self = serde_json::from_value(value).map_err(json)?;
-        config.validate().map_err(|error| match error {
-            ModelError::Config { field, value, expected } => {
-                ModelError::ConfigFile { path, field, value, expected }
-            }
-            other => other,
-        })?;
+        config.validate().map_err(|error| error.in_file(&path))?;
         Ok(config)
     }
 

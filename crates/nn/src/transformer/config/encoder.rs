@@ -1,0 +1,125 @@
+//! The encoder families, as classifiers of sequences.
+
+use super::reader::Reader;
+use super::spec::{Activation, Family, LayerSpec, Learned, NormKind, Placement, Spec, Task};
+use crate::error::ModelError;
+
+/// Names of a family's keys.
+struct Keys {
+    hidden: &'static str,
+    intermediate: &'static str,
+    layers: &'static str,
+    heads: &'static str,
+    activation: &'static str,
+}
+
+const BERT: Keys = Keys {
+    hidden: "hidden_size",
+    intermediate: "intermediate_size",
+    layers: "num_hidden_layers",
+    heads: "num_attention_heads",
+    activation: "hidden_act",
+};
+
+/// The keys that all encoders share, as a BERT-base has them.
+fn common(
+    reader: &Reader<'_>,
+    keys: &Keys,
+    family: Family,
+    (vocab, layers): (usize, usize),
+) -> Result<Spec, ModelError> {
+    if let Some(names) = reader.texts("architectures")?
+        && !names.iter().all(|name| name.ends_with("ForSequenceClassification"))
+    {
+        return Err(reader.fault("architectures", "a model ..ForSequenceClassification"));
+    }
+    for (key, expected) in [("is_decoder", "false"), ("add_cross_attention", "false")] {
+        if reader.flag(key, false)? {
+            return Err(reader.fault(key, expected));
+        }
+    }
+    if reader.text("position_embedding_type")?.is_some_and(|kind| kind != "absolute") {
+        return Err(reader.fault("position_embedding_type", "absolute"));
+    }
+    let (hidden, heads) = (reader.size(keys.hidden, 768)?, reader.size(keys.heads, 12)?);
+    if !hidden.is_multiple_of(heads) {
+        return Err(reader.fault(keys.hidden, &format!("a multiple of {}", keys.heads)));
+    }
+    let layers = reader.optional_size(keys.layers)?.unwrap_or(layers);
+    if layers > super::MAX_LAYERS {
+        return Err(reader.fault(keys.layers, &format!("0 to {}", super::MAX_LAYERS)));
+    }
+    let head_dim = hidden / heads;
+    let positions = reader.size("max_position_embeddings", 512)?;
+    Ok(Spec {
+        family,
+        task: Task::Classification { labels: reader.labels()?, activation: Activation::Tanh },
+        vocab: reader.size("vocab_size", vocab)?,
+        hidden,
+        intermediate: reader.size(keys.intermediate, 3072)?,
+        heads,
+        kv_heads: heads,
+        head_dim,
+        layers: vec![LayerSpec { window: None, rope: 0 }; layers],
+        max_positions: positions,
+        norm: NormKind::Layer,
+        norm_eps: reader.positive("layer_norm_eps")?.unwrap_or(1e-12),
+        placement: Placement::Outside,
+        activation: reader.activation(keys.activation, Activation::Gelu)?,
+        gated: false,
+        qkv_bias: true,
+        output_bias: true,
+        mlp_bias: true,
+        qk_norm: false,
+        attention_scale: 1.0 / (head_dim as f64).sqrt(),
+        attention_softcap: None,
+        causal: false,
+        ropes: vec![],
+        learned: Some(Learned {
+            positions,
+            first: 0,
+            padding: None,
+            segments: reader.optional_size("type_vocab_size")?.unwrap_or(2),
+        }),
+        embedding_scale: 1.0,
+        initializer_range: reader.positive("initializer_range")?.unwrap_or(0.02),
+    })
+}
+
+pub(super) fn bert(reader: &Reader<'_>) -> Result<Spec, ModelError> {
+    common(reader, &BERT, Family::Bert, (30_522, 12))
+}
+
+/// Positions count from behind the padding token's id, and pass over padding.
+pub(super) fn roberta(reader: &Reader<'_>) -> Result<Spec, ModelError> {
+    let mut spec = common(reader, &BERT, Family::Roberta, (50_265, 12))?;
+    let padding = reader.optional_size("pad_token_id")?.unwrap_or(1);
+    if padding + 1 >= spec.max_positions {
+        return Err(reader.fault("pad_token_id", "below max_position_embeddings less 1"));
+    }
+    spec.max_positions -= padding + 1;
+    if let Some(learned) = &mut spec.learned {
+        learned.first = padding + 1;
+        learned.padding = Some(padding);
+    }
+    Ok(spec)
+}
+
+pub(super) fn distilbert(reader: &Reader<'_>) -> Result<Spec, ModelError> {
+    const KEYS: Keys = Keys {
+        hidden: "dim",
+        intermediate: "hidden_dim",
+        layers: "n_layers",
+        heads: "n_heads",
+        activation: "activation",
+    };
+    let mut spec = common(reader, &KEYS, Family::DistilBert, (30_522, 6))?;
+    spec.norm_eps = 1e-12;
+    if let Some(learned) = &mut spec.learned {
+        learned.segments = 0;
+    }
+    if let Task::Classification { activation, .. } = &mut spec.task {
+        *activation = Activation::Relu;
+    }
+    Ok(spec)
+}

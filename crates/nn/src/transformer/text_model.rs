@@ -1,0 +1,198 @@
+//! A transformer that does not change any more: a teacher, or a student that is evaluated.
+
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+use super::body::{Body, Keep, Tokens};
+use super::config::{Task, TransformerConfig};
+use super::load::{TOKENIZER_FILE, read_weights};
+use super::weights::Arranged;
+use crate::error::ModelError;
+use crate::io::Tensors;
+use crate::kernel::packed::PackedLinear;
+use crate::kernel::rope::Layout;
+use crate::model::{Head, PackedHead, hash_model};
+
+/// Token sequences, one after the other without padding.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenBatch<'a> {
+    /// Of all sequences.
+    pub ids: &'a [u32],
+    /// Tokens of each sequence.
+    pub lengths: &'a [u32],
+}
+
+/// A trained transformer, read-only: a causal language model or a classifier of sequences.
+///
+/// A token's result is bit for bit the same whatever other sequences are in the batch, at whatever
+/// place, on however many threads and with whatever vector registers.
+#[derive(Clone, Debug)]
+pub struct TextModel {
+    config: TransformerConfig,
+    body: Body<PackedLinear, Vec<f32>>,
+    head: Head,
+    packed: PackedHead,
+    parameters: usize,
+    fingerprint: [u8; 32],
+    tokenizer: Option<[u8; 32]>,
+}
+
+impl TextModel {
+    /// Reads `config.json`, the weights (`model.safetensors`, or shards and their index) and, if it is
+    /// there, `tokenizer.json`, of which only the digest is taken.
+    ///
+    /// # Errors
+    ///
+    /// A [`ModelError`] that names the file, the field or tensor, what was found and what was
+    /// expected.
+    pub fn load(dir: &Path) -> Result<Self, ModelError> {
+        let config = TransformerConfig::load(dir)?;
+        let tensors = read_weights(dir, &config)?;
+        let path = dir.join(TOKENIZER_FILE);
+        let tokenizer = match std::fs::read(&path) {
+            Ok(bytes) => Some(Sha256::digest(bytes).into()),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => None,
+            Err(source) => return Err(ModelError::Io { path, source }),
+        };
+        Self::from_tensors(config, &tensors, tokenizer)
+    }
+
+    /// Arranges weights, by the names that they have in files.
+    pub(crate) fn from_tensors(
+        config: TransformerConfig,
+        tensors: &Tensors,
+        tokenizer: Option<[u8; 32]>,
+    ) -> Result<Self, ModelError> {
+        let spec = config.spec();
+        let body = Body::new(&mut Arranged(tensors), spec)?;
+        let (top, classes, d) = (spec.top_names(), spec.classes(), spec.hidden);
+        let take = |name: &str, expected: &[usize]| match tensors.get(name) {
+            Some((shape, values)) if shape == expected => Ok(values.clone()),
+            _ => Err(ModelError::Layer { tensor: name.to_owned(), expected: expected.to_vec() }),
+        };
+        let weight = |name: &str| take(&format!("{name}.weight"), &[classes, d]);
+        let (weight, bias, softcap) = match spec.task {
+            Task::LanguageModel { tied: true, softcap } => {
+                (take(top.tokens, &[classes, d])?, None, softcap)
+            }
+            Task::LanguageModel { tied: false, softcap } => (weight(top.head)?, None, softcap),
+            Task::Classification { .. } => {
+                (weight(top.head)?, Some(take(&format!("{}.bias", top.head), &[classes])?), None)
+            }
+        };
+        let softcap = softcap.map(|cap| cap as f32);
+        let head = Head { weight, bias, classes, hidden_size: d, softcap };
+        Ok(Self {
+            packed: head.pack()?,
+            head,
+            body,
+            parameters: tensors.values().map(|(_, values)| values.len()).sum(),
+            fingerprint: hash_model(&serde_json::to_vec(spec).unwrap_or_default(), tensors),
+            tokenizer,
+            config,
+        })
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &TransformerConfig {
+        &self.config
+    }
+
+    /// Number of weights.
+    pub fn parameters(&self) -> usize {
+        self.parameters
+    }
+
+    /// SHA-256 over architecture, compute dtype and every tensor: equal fingerprints, equal labels.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+
+    /// SHA-256 of `tokenizer.json`, where the directory had one.
+    pub fn tokenizer_sha256(&self) -> Option<[u8; 32]> {
+        self.tokenizer
+    }
+
+    /// The output projection.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The output projection, arranged for use.
+    pub fn packed_head(&self) -> &PackedHead {
+        &self.packed
+    }
+
+    /// Hidden states before the output projection, [labels, d]. Of a language model: of the positions
+    /// `labelled` among the packed ids, ascending, or of all where none are given. Of a classifier:
+    /// one for each sequence. A state that is not finite throughout is NaN throughout.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Size`] or [`ModelError::Token`] for a batch that does not fit the model.
+    pub fn hidden(
+        &self,
+        batch: &TokenBatch<'_>,
+        labelled: Option<&[usize]>,
+    ) -> Result<Vec<f32>, ModelError> {
+        let tokens = checked(&self.config, batch)?;
+        let (x, _) = self.body.forward(&tokens, None, Keep::Nothing)?;
+        let d = self.config.hidden_size();
+        let chosen = match (self.config.is_language_model(), labelled) {
+            (false, _) => rows(&x, d, first_positions(&tokens.layout)),
+            (true, None) => x,
+            (true, Some(labelled)) => {
+                if let Some(&position) = labelled.iter().find(|&&at| at >= batch.ids.len()) {
+                    let expected = format!("positions below {}", batch.ids.len());
+                    return Err(ModelError::Size { field: "labelled", found: position, expected });
+                }
+                rows(&x, d, labelled.iter().copied())
+            }
+        };
+        let (mut hidden, _) = self.body.top(chosen)?;
+        for state in hidden.chunks_exact_mut(d) {
+            if state.iter().any(|h| !h.is_finite()) {
+                state.fill(f32::NAN);
+            }
+        }
+        Ok(hidden)
+    }
+}
+
+/// First position of each sequence among the packed ids.
+pub(super) fn first_positions(layout: &Layout) -> impl Iterator<Item = usize> {
+    layout.lengths.iter().scan(0, |next, length| {
+        let first = *next;
+        *next += length;
+        Some(first)
+    })
+}
+
+/// Copies of chosen rows of `x` [rows, d].
+pub(super) fn rows(x: &[f32], d: usize, chosen: impl Iterator<Item = usize>) -> Vec<f32> {
+    chosen.flat_map(|row| &x[row * d..][..d]).copied().collect()
+}
+
+/// Checks that lengths and ids fit each other and the model.
+pub(super) fn checked<'a>(
+    config: &TransformerConfig,
+    batch: &TokenBatch<'a>,
+) -> Result<Tokens<'a>, ModelError> {
+    let most = config.max_length();
+    let lengths: Vec<usize> = batch.lengths.iter().map(|&length| length as usize).collect();
+    if let Some(&found) = lengths.iter().find(|&&length| !(1..=most).contains(&length)) {
+        let expected = format!("1 to {most} tokens");
+        return Err(ModelError::Size { field: "sequence", found, expected });
+    }
+    let tokens = lengths.iter().fold(0usize, |sum, &length| sum.saturating_add(length));
+    if tokens != batch.ids.len() || tokens == 0 {
+        let expected = format!("{tokens} ids, the sum of the lengths, and at least 1");
+        return Err(ModelError::Size { field: "token ids", found: batch.ids.len(), expected });
+    }
+    let vocabulary = config.vocabulary();
+    if let Some(position) = batch.ids.iter().position(|&id| id as usize >= vocabulary) {
+        return Err(ModelError::Token { position, id: batch.ids[position], vocabulary });
+    }
+    Ok(Tokens { ids: batch.ids, layout: Layout::whole(lengths) })
+}
