@@ -40,12 +40,15 @@ pub mod trainer;
 pub mod transformer;
 
 pub use error::{LossError, ModelError, StateError, TrainError};
-pub use loss::{Divergence, LossConfig, SoftTarget, TopKForm};
+pub use loss::{Divergence, LossConfig, LossSums, SoftLabels, SoftTarget, TopKForm};
 pub use model::{
     Activation, Classifier, Head, Inference, LeNetConfig, MlpConfig, ModelConfig, PackedHead,
     ResNetConfig,
 };
 pub use optim::{OptimizerConfig, ScheduleConfig, ScheduleKind};
 pub use rng::Philox;
-pub use trainer::{Batch, Evaluation, StepReport, Trainer, TrainerConfig, evaluate_logits};
+pub use trainer::{
+    Agreement, Batch, Evaluation, StepReport, TextBatch, TextTrainer, TextTrainerConfig, Trainer,
+    TrainerConfig, UpdateReport, evaluate_logits,
+};
 pub use transformer::{TextModel, TokenBatch, TransformerConfig};

@@ -56,6 +56,26 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
+/// Natural logarithm of a positive normal number within 2 units in the last place, or 1e-7 where that
+/// is more; NaN of other numbers is not promised.
+#[inline(always)]
+pub(crate) fn ln(x: f32) -> f32 {
+    // x = m 2^e with m between sqrt(1/2) and sqrt(2).
+    const SQRT_HALF: u32 = 0x3F35_04F3;
+    let bits = x.to_bits().wrapping_sub(SQRT_HALF);
+    let e = (bits as i32 >> 23) as f32;
+    let m = f32::from_bits((bits & 0x007F_FFFF).wrapping_add(SQRT_HALF));
+    // ln m = 2 artanh s, s = (m - 1) / (m + 1), |s| < 0.172: the series up to s^11.
+    let s = (m - 1.0) / (m + 1.0);
+    let q = s * s;
+    let mut p = 2.0 / 11.0;
+    for c in [2.0 / 9.0, 2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0] {
+        p = q.mul_add(p, c);
+    }
+    let ln_m = (s * q).mul_add(p, 2.0 * s);
+    e.mul_add(LN_2_HIGH, e.mul_add(LN_2_LOW, ln_m))
+}
+
 /// 1 / (1 + e^-x).
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {

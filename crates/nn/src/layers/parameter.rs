@@ -26,27 +26,35 @@ pub(crate) fn lock(gradient: &SharedGradient) -> MutexGuard<'_, Gradient> {
 }
 
 impl Gradient {
-    /// Adds `lhs * rhs` to the gradient: overwrites it the first time in a backward pass.
+    /// Adds `lhs * rhs` to the gradient, or to the first rows of it where the product has fewer:
+    /// overwrites it the first time in a backward pass.
     pub(crate) fn add_product(&mut self, lhs: gemm::Matrix<'_, f32>, rhs: gemm::Matrix<'_, f32>) {
-        gemm::matmul(&mut self.values, self.written, lhs, rhs);
+        let (product, rest) = self.values.split_at_mut(lhs.rows() * rhs.columns());
+        if !self.written {
+            rest.fill(0.0);
+        }
+        gemm::matmul(product, self.written, lhs, rhs);
         self.written = true;
     }
 
-    /// Adds `values` to the gradient: overwrites it the first time in a backward pass.
+    /// Adds `values` to the gradient, or to the beginning of it where they are fewer: overwrites it
+    /// the first time in a backward pass.
     pub(crate) fn add(&mut self, values: &[f32]) {
+        let (sums, rest) = self.values.split_at_mut(values.len());
         if self.written {
-            self.values.iter_mut().zip(values).for_each(|(sum, &x)| *sum += x);
+            sums.iter_mut().zip(values).for_each(|(sum, &x)| *sum += x);
         } else {
-            self.values.copy_from_slice(values);
+            sums.copy_from_slice(values);
+            rest.fill(0.0);
         }
         self.written = true;
     }
 
-    /// Adds each row of `values` [rows, width] to the row of the gradient that `rows` names.
+    /// Adds each row of `values` [rows, width] to the row of the gradient that `rows` names, if any.
     pub(crate) fn add_rows(
         &mut self,
         width: usize,
-        rows: impl IntoIterator<Item = usize>,
+        rows: impl IntoIterator<Item = Option<usize>>,
         values: &[f32],
     ) {
         if !self.written {
@@ -54,6 +62,7 @@ impl Gradient {
             self.written = true;
         }
         for (row, values) in rows.into_iter().zip(values.chunks_exact(width)) {
+            let Some(row) = row else { continue };
             let sum = &mut self.values[row * width..][..width];
             sum.iter_mut().zip(values).for_each(|(sum, &x)| *sum += x);
         }
@@ -152,6 +161,11 @@ impl Parameter {
     /// A copy of the gradient of the last backward pass, row-major.
     pub fn gradient_values(&self) -> Vec<f32> {
         lock(&self.gradient).values.clone()
+    }
+
+    /// Whether a backward pass has left a gradient.
+    pub(crate) fn has_gradient(&self) -> bool {
+        lock(&self.gradient).written
     }
 
     /// Forgets the gradient: the next backward pass overwrites it.

@@ -84,16 +84,24 @@ pub(super) fn evaluate<T: Real>(
     let mean = |term: fn(&(f64, f64)) -> f64| terms.iter().map(term).sum::<f64>() / rows as f64;
     let hard = hard.map(|_| mean(|term| term.0));
     let soft = targets.map(|_| mean(|term| term.1));
-    // A term of weight 0 must not turn the sum into NaN.
-    let weighted = |weight: f64, term: Option<f64>| match term {
-        Some(term) if weight > 0.0 => weight * term,
-        _ => 0.0,
-    };
-    let total = weighted(hard_weight, hard) + weighted(soft_weight, soft);
-    Ok((LossParts { total, hard, soft }, gradient))
+    Ok((LossParts::new(hard, soft, config), gradient))
 }
 
-fn check_hard(hard: &[u32], rows: usize, classes: usize) -> Result<(), LossError> {
+impl LossParts {
+    /// Means over rows, and their sum by the weights of `config`.
+    pub(super) fn new(hard: Option<f64>, soft: Option<f64>, config: &LossConfig) -> Self {
+        // A term of weight 0 must not turn the sum into NaN.
+        let weighted = |weight: f64, term: Option<f64>| match term {
+            Some(term) if weight > 0.0 => weight * term,
+            _ => 0.0,
+        };
+        let (hard_weight, soft_weight) = config.weights();
+        let total = weighted(hard_weight, hard) + weighted(soft_weight, soft);
+        Self { total, hard, soft }
+    }
+}
+
+pub(super) fn check_hard(hard: &[u32], rows: usize, classes: usize) -> Result<(), LossError> {
     if hard.len() != rows {
         return Err(LossError::Size { field: "hard labels", found: hard.len(), expected: rows });
     }
@@ -115,7 +123,7 @@ fn add_scaled(sum: &mut [f64], weight: f64, terms: &[f64]) {
 }
 
 /// D of one row at T, and its derivative by each logit divided by T.
-fn distill(
+pub(super) fn distill(
     row: usize,
     z: &[f64],
     target: RowTarget<'_>,

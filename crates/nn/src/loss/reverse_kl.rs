@@ -3,7 +3,7 @@
 /// ln 2^-149, of the smallest f32 above 0. A teacher's probability that is exactly 0 became so by
 /// rounding, so all that is known of its logarithm is that it lies below; this bound is the mildest
 /// reading. Dropping the outcome instead would make putting mass on it free.
-const LOG_OF_ZERO: f64 = -149.0 * std::f64::consts::LN_2;
+pub(super) const LOG_OF_ZERO: f64 = -149.0 * std::f64::consts::LN_2;
 
 /// q (log q - log p), and the same as its derivative by log q: the derivative of q itself sums to
 /// a constant. q = 0 contributes 0.

@@ -4,7 +4,7 @@ use crate::error::LossError;
 
 /// How far the probabilities of a row may sum from 1: what bf16 makes of them, and no more, so that
 /// logits passed for log-probabilities are noticed.
-const MASS_TOLERANCE: f64 = 0.05;
+pub(super) const MASS_TOLERANCE: f64 = 0.05;
 
 /// A teacher's labels for all rows of a batch, row-major, at the temperature of the loss. A row's
 /// probabilities need to sum to 1 only within 5 %, as half precision leaves them: the loss scales

@@ -37,6 +37,8 @@ pub(crate) enum Update {
 struct Memory {
     parameter: String,
     shape: Vec<usize>,
+    /// Whether the optimizer's weight decay applies to it.
+    decays: bool,
     /// SGD's momentum buffer or AdamW's mean of gradients.
     first: Vec<f32>,
     /// AdamW's mean of squares; empty for SGD.
@@ -46,12 +48,22 @@ struct Memory {
 impl Optimizer {
     /// An optimizer of these parameters that has taken no step.
     pub(crate) fn new(config: OptimizerConfig, parameters: &[&Parameter]) -> Self {
+        Self::with_decay(config, parameters, |_| true)
+    }
+
+    /// [`Self::new`], with weight decay of those parameters only that `decays` says.
+    pub(crate) fn with_decay(
+        config: OptimizerConfig,
+        parameters: &[&Parameter],
+        decays: impl Fn(&Parameter) -> bool,
+    ) -> Self {
         let has_second = matches!(config, OptimizerConfig::AdamW { .. });
         let memory = parameters.iter().map(|p| {
             let count = p.shape().iter().product();
             Memory {
                 parameter: p.name().to_owned(),
                 shape: p.shape().to_vec(),
+                decays: decays(p),
                 first: vec![0.0; count],
                 second: vec![0.0; if has_second { count } else { 0 }],
             }
@@ -129,6 +141,7 @@ impl Optimizer {
             Ok(Memory {
                 parameter: m.parameter.clone(),
                 shape: m.shape.clone(),
+                decays: m.decays,
                 first: take(first, m)?,
                 second: second.map_or(Ok(vec![]), |second| take(second, m))?,
             })
@@ -155,8 +168,10 @@ impl Optimizer {
             let gradient = lock(parameter.gradient());
             let gradient = gradient.values();
             let mut finite = true;
+            let decayed = |rate: f64| if m.decays { rate } else { 0.0 };
             match self.config {
                 OptimizerConfig::Sgd { momentum, nesterov, weight_decay } => {
+                    let weight_decay = decayed(weight_decay);
                     let step =
                         SgdStep { learning_rate, momentum, nesterov, weight_decay, gradient_scale };
                     parameter.update(|x| finite = step.apply(x, gradient, &mut m.first))?;
@@ -167,7 +182,7 @@ impl Optimizer {
                         beta1,
                         beta2,
                         eps,
-                        weight_decay,
+                        weight_decay: decayed(weight_decay),
                         step: self.steps,
                         gradient_scale,
                     };

@@ -80,6 +80,29 @@ impl ScheduleConfig {
         }
         Ok(())
     }
+
+    /// Checks that a run of `total_steps` has any, and warm-up is over before they are.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Config`], naming the field, its value and the accepted range.
+    pub(crate) fn validate_steps(&self, total_steps: u64) -> Result<(), ModelError> {
+        let refuse = |field: &str, value: u64, expected: String| {
+            let (field, value) = (field.to_owned(), value.to_string());
+            Err(ModelError::Config { field, value, expected })
+        };
+        if total_steps == 0 {
+            return refuse("total_steps", 0, "at least 1".to_owned());
+        }
+        let warmup = self.warmup_steps;
+        if warmup >= total_steps {
+            // The learning rate would never be reached, and there would be nothing to decay.
+            let most = total_steps - 1;
+            let expected = format!("0 to {most}, below the {total_steps} steps of the run");
+            return refuse("schedule.warmup_steps", warmup, expected);
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -55,16 +55,7 @@ impl TrainerConfig {
             let (field, expected) = (field.to_owned(), expected.to_owned());
             Err(ModelError::Config { field, value, expected })
         };
-        if self.total_steps == 0 {
-            return refuse("total_steps", "0".to_owned(), "at least 1");
-        }
-        let warmup = self.schedule.warmup_steps;
-        if warmup >= self.total_steps {
-            // The learning rate would never be reached, and there would be nothing to decay.
-            let steps = self.total_steps;
-            let expected = format!("0 to {}, below the {steps} steps of the run", steps - 1);
-            return refuse("schedule.warmup_steps", warmup.to_string(), &expected);
-        }
+        self.schedule.validate_steps(self.total_steps)?;
         for (field, norm) in [("clip_norm", self.clip_norm), ("max_norm", self.max_norm)] {
             if let Some(norm) = norm.filter(|&norm| !fits(norm)) {
                 return refuse(field, norm.to_string(), &format!("{FITS}, or none"));

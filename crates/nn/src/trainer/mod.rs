@@ -11,7 +11,9 @@ mod config;
 mod evaluate;
 mod state;
 mod step;
+mod text;
 
 pub use config::TrainerConfig;
 pub use evaluate::{Evaluation, evaluate_logits};
 pub use step::{Batch, StepReport, Trainer};
+pub use text::{Agreement, TextBatch, TextTrainer, TextTrainerConfig, UpdateReport};

@@ -320,16 +320,20 @@ impl Body<Projection, Parameter> {
         }
         let d = self.spec.hidden;
         if let Some(positions) = &self.positions {
-            lock(positions.gradient()).add_rows(d, self.position_rows(tokens), &grad);
+            let padding = self.spec.learned.and_then(|learned| learned.padding);
+            let rows = self.position_rows(tokens).into_iter();
+            let rows = rows.map(|row| Some(row).filter(|_| padding != Some(row)));
+            lock(positions.gradient()).add_rows(d, rows, &grad);
         }
         if let Some(segments) = &self.segments {
-            lock(segments.gradient()).add_rows(d, tokens.ids.iter().map(|_| 0), &grad);
+            lock(segments.gradient()).add_rows(d, tokens.ids.iter().map(|_| Some(0)), &grad);
         }
         let scale = self.spec.embedding_scale as f32;
         if scale != 1.0 {
             grad.iter_mut().for_each(|g| *g *= scale);
         }
-        let rows = tokens.ids.iter().map(|&id| id as usize);
+        let padding = self.spec.padding;
+        let rows = tokens.ids.iter().map(|&id| Some(id as usize).filter(|_| padding != Some(id as usize)));
         lock(self.tokens.gradient()).add_rows(d, rows, &grad);
         Ok(())
     }

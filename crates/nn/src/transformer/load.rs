@@ -26,7 +26,7 @@ struct Index {
 /// # Errors
 ///
 /// A [`ModelError`] that names the file, the tensor, what was found and what was expected.
-pub(super) fn read_weights(dir: &Path, config: &TransformerConfig) -> Result<Tensors, ModelError> {
+pub(crate) fn read_weights(dir: &Path, config: &TransformerConfig) -> Result<Tensors, ModelError> {
     let expected = config.spec().tensors();
     let files = files(dir)?;
     let mut tensors = Tensors::new();

@@ -19,9 +19,14 @@ mod config;
 mod load;
 mod mlp;
 mod names;
+mod network;
 mod sublayer;
 mod text_model;
 mod weights;
 
+pub(crate) use body::Keep;
 pub use config::TransformerConfig;
+pub(crate) use load::read_weights;
+pub(crate) use network::TextNetwork;
 pub use text_model::{TextModel, TokenBatch};
+pub(crate) use text_model::{check_positions, checked};

@@ -143,10 +143,7 @@ impl TextModel {
             (false, _) => rows(&x, d, first_positions(&tokens.layout)),
             (true, None) => x,
             (true, Some(labelled)) => {
-                if let Some(&position) = labelled.iter().find(|&&at| at >= batch.ids.len()) {
-                    let expected = format!("positions below {}", batch.ids.len());
-                    return Err(ModelError::Size { field: "labelled", found: position, expected });
-                }
+                check_positions(&self.config, labelled, batch.ids.len())?;
                 rows(&x, d, labelled.iter().copied())
             }
         };
@@ -175,7 +172,7 @@ pub(super) fn rows(x: &[f32], d: usize, chosen: impl Iterator<Item = usize>) -> 
 }
 
 /// Checks that lengths and ids fit each other and the model.
-pub(super) fn checked<'a>(
+pub(crate) fn checked<'a>(
     config: &TransformerConfig,
     batch: &TokenBatch<'a>,
 ) -> Result<Tokens<'a>, ModelError> {
@@ -195,4 +192,23 @@ pub(super) fn checked<'a>(
         return Err(ModelError::Token { position, id: batch.ids[position], vocabulary });
     }
     Ok(Tokens { ids: batch.ids, layout: Layout::whole(lengths) })
+}
+
+/// Checks that a language model's labelled positions are some of `tokens`, ascending.
+pub(crate) fn check_positions(
+    config: &TransformerConfig,
+    labelled: &[usize],
+    tokens: usize,
+) -> Result<(), ModelError> {
+    if !config.is_language_model() {
+        return Ok(());
+    }
+    let ascending = labelled.is_sorted_by(|a, b| a < b);
+    match labelled.last() {
+        Some(&last) if ascending && last < tokens => Ok(()),
+        _ => {
+            let expected = format!("at least 1 position, ascending, below {tokens}");
+            Err(ModelError::Size { field: "labelled", found: labelled.len(), expected })
+        }
+    }
 }

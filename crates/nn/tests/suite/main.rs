@@ -17,6 +17,7 @@ mod loss_tiny_temperatures;
 mod model_directory;
 mod pretrained_resnets;
 mod stories;
+mod text_models_equal_transformers;
 mod thread_count;
 mod training_is_deterministic;
 mod training_learns;

@@ -62,5 +62,8 @@ fn batches_that_do_not_fit_are_named() {
     assert!(refusal(&[1, 2], &[2, 0], None).contains("sequence has 0 elements"));
     assert!(refusal(&[1, 2], &[3], None).contains("token ids has 2 elements; expected 3 ids"));
     assert!(refusal(&[], &[], None).contains("at least 1"));
-    assert!(refusal(&[1, 2], &[2], Some(&[2])).contains("labelled has 2 elements"));
+    for labelled in [&[2][..], &[1, 0], &[0, 0], &[]] {
+        let error = refusal(&[1, 2], &[2], Some(labelled));
+        assert!(error.contains("expected at least 1 position, ascending, below 2"), "{error}");
+    }
 }

@@ -33,6 +33,16 @@ fn exp_of_extremes() {
 }
 
 #[test]
+fn ln_is_within_two_units() {
+    for x in grid(1e-3, 3.0).chain(grid(1.0, 1e6)).chain([2e-38, 1e38, f32::MIN_POSITIVE]) {
+        let expected = f64::from(x).ln();
+        let off = (f64::from(ln(x)) - expected).abs();
+        assert!(off < 1e-7 || ulps(ln(x), expected) < 2.0, "ln({x}) is off by {off}");
+    }
+    assert_eq!(ln(1.0), 0.0);
+}
+
+#[test]
 fn tanh_and_sigmoid() {
     for x in grid(-12.0, 12.0) {
         let off = ulps(tanh(x), f64::from(x).tanh());

@@ -16,6 +16,7 @@ struct Defaults {
     head_dim: Option<usize>,
     max_positions: usize,
     tied: bool,
+    padding: Option<usize>,
 }
 
 /// The keys that all decoders share, as a Llama has them.
@@ -42,6 +43,7 @@ fn common(reader: &Reader<'_>, defaults: &Defaults) -> Result<Spec, ModelError> 
         }
     };
     let head_dim = reader.size("head_dim", head_default)?;
+    let vocab = reader.size("vocab_size", defaults.vocab)?;
     let layers = reader.optional_size("num_hidden_layers")?.unwrap_or(defaults.layers);
     if layers > super::MAX_LAYERS {
         return Err(reader.fault("num_hidden_layers", &format!("0 to {}", super::MAX_LAYERS)));
@@ -52,7 +54,7 @@ fn common(reader: &Reader<'_>, defaults: &Defaults) -> Result<Spec, ModelError> 
             tied: reader.flag("tie_word_embeddings", defaults.tied)?,
             softcap: None,
         },
-        vocab: reader.size("vocab_size", defaults.vocab)?,
+        vocab,
         hidden,
         intermediate: reader.size("intermediate_size", defaults.intermediate)?,
         heads,
@@ -76,6 +78,7 @@ fn common(reader: &Reader<'_>, defaults: &Defaults) -> Result<Spec, ModelError> 
         learned: None,
         embedding_scale: 1.0,
         initializer_range: reader.positive("initializer_range")?.unwrap_or(0.02),
+        padding: reader.padding(defaults.padding, vocab),
     })
 }
 
@@ -155,6 +158,7 @@ pub(super) fn llama(reader: &Reader<'_>) -> Result<Spec, ModelError> {
             head_dim: None,
             max_positions: 2048,
             tied: false,
+            padding: None,
         },
     )?;
     let bias = reader.flag("attention_bias", false)?;
@@ -177,6 +181,7 @@ pub(super) fn mistral(reader: &Reader<'_>) -> Result<Spec, ModelError> {
             head_dim: None,
             max_positions: 131_072,
             tied: false,
+            padding: None,
         },
     )?;
     let window = window(reader, 4096)?;
@@ -198,6 +203,7 @@ fn qwen(reader: &Reader<'_>, head_dim: Option<usize>) -> Result<Spec, ModelError
             head_dim,
             max_positions: 32_768,
             tied: false,
+            padding: None,
         },
     )?;
     let window =
@@ -236,6 +242,7 @@ fn gemma(reader: &Reader<'_>, vocab: usize, max_positions: usize) -> Result<Spec
             head_dim: Some(256),
             max_positions,
             tied: true,
+            padding: Some(0),
         },
     )?;
     if reader.flag("use_bidirectional_attention", false)? {

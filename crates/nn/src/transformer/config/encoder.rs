@@ -26,7 +26,7 @@ fn common(
     reader: &Reader<'_>,
     keys: &Keys,
     family: Family,
-    (vocab, layers): (usize, usize),
+    [vocab, layers, padding]: [usize; 3],
 ) -> Result<Spec, ModelError> {
     if let Some(names) = reader.texts("architectures")?
         && !names.iter().all(|name| name.ends_with("ForSequenceClassification"))
@@ -49,12 +49,13 @@ fn common(
     if layers > super::MAX_LAYERS {
         return Err(reader.fault(keys.layers, &format!("0 to {}", super::MAX_LAYERS)));
     }
+    let vocab = reader.size("vocab_size", vocab)?;
     let head_dim = hidden / heads;
     let positions = reader.size("max_position_embeddings", 512)?;
     Ok(Spec {
         family,
         task: Task::Classification { labels: reader.labels()?, activation: Activation::Tanh },
-        vocab: reader.size("vocab_size", vocab)?,
+        vocab,
         hidden,
         intermediate: reader.size(keys.intermediate, 3072)?,
         heads,
@@ -83,16 +84,17 @@ fn common(
         }),
         embedding_scale: 1.0,
         initializer_range: reader.positive("initializer_range")?.unwrap_or(0.02),
+        padding: reader.padding(Some(padding), vocab),
     })
 }
 
 pub(super) fn bert(reader: &Reader<'_>) -> Result<Spec, ModelError> {
-    common(reader, &BERT, Family::Bert, (30_522, 12))
+    common(reader, &BERT, Family::Bert, [30_522, 12, 0])
 }
 
 /// Positions count from behind the padding token's id, and pass over padding.
 pub(super) fn roberta(reader: &Reader<'_>) -> Result<Spec, ModelError> {
-    let mut spec = common(reader, &BERT, Family::Roberta, (50_265, 12))?;
+    let mut spec = common(reader, &BERT, Family::Roberta, [50_265, 12, 1])?;
     let padding = reader.optional_size("pad_token_id")?.unwrap_or(1);
     if padding + 1 >= spec.max_positions {
         return Err(reader.fault("pad_token_id", "below max_position_embeddings less 1"));
@@ -113,7 +115,7 @@ pub(super) fn distilbert(reader: &Reader<'_>) -> Result<Spec, ModelError> {
         heads: "n_heads",
         activation: "activation",
     };
-    let mut spec = common(reader, &KEYS, Family::DistilBert, (30_522, 6))?;
+    let mut spec = common(reader, &KEYS, Family::DistilBert, [30_522, 6, 0])?;
     spec.norm_eps = 1e-12;
     if let Some(learned) = &mut spec.learned {
         learned.segments = 0;

@@ -9,8 +9,10 @@ mod reader;
 mod rope;
 mod spec;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use reader::Reader;
@@ -39,11 +41,13 @@ const MAX_LAYERS: usize = 1024;
 const MAX_HEADS: usize = 4096;
 const MAX_HEAD_DIM: usize = 1024;
 
-/// A transformer of one of the supported families.
-#[derive(Clone, Debug, PartialEq)]
+/// A transformer of one of the supported families. As JSON it is its `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TransformerConfig {
     /// The whole file.
+    #[serde(flatten)]
     raw: Map<String, Value>,
+    #[serde(skip)]
     spec: Spec,
 }
 
@@ -121,6 +125,11 @@ impl TransformerConfig {
             .map_err(|source| ModelError::Json { path: path.clone(), source })?;
         text.push(b'\n');
         write_atomic(&path, &text)
+    }
+
+    /// Name and shape of every tensor of the model's file.
+    pub fn tensors(&self) -> BTreeMap<String, Vec<usize>> {
+        self.spec.tensors()
     }
 
     pub(crate) fn spec(&self) -> &Spec {

@@ -65,6 +65,15 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// `pad_token_id`, where it is a token: some files hold -1.
+    pub(super) fn padding(&self, default: Option<usize>, vocab: usize) -> Option<usize> {
+        let found = match self.object.get("pad_token_id") {
+            None => default,
+            Some(value) => value.as_u64().and_then(|id| usize::try_from(id).ok()),
+        };
+        found.filter(|&id| id < vocab)
+    }
+
     pub(super) fn optional_number(&self, key: &str) -> Result<Option<f64>, ModelError> {
         match self.get(key) {
             None => Ok(None),

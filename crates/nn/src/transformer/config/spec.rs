@@ -46,6 +46,10 @@ pub(crate) struct Spec {
     /// What embeddings are multiplied by.
     pub(crate) embedding_scale: f64,
     pub(crate) initializer_range: f64,
+    /// Token whose embedding does not learn as an input, as in PyTorch's `Embedding` with a
+    /// `padding_idx`. It decides no label.
+    #[serde(skip)]
+    pub(crate) padding: Option<usize>,
 }
 
 /// Where tensor names come from.

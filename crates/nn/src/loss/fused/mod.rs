@@ -1,0 +1,331 @@
+//! The loss of an output projection: linear layer, softmax and divergence in one, a block of rows at a
+//! time.
+//!
+//! Neither the logits of a whole batch nor their gradient is ever held: of a block of rows the
+//! student's logits (and the teacher's, from its hidden states) are computed, turned into the gradient
+//! where they stand, and multiplied on to the gradients of hidden states and weight. The memory is that
+//! of one block, [`BLOCK`] elements for each side, whatever the number of rows and the vocabulary; no
+//! product is computed twice. (Liger Kernel, arXiv 2410.10989, has the idea; cutting the vocabulary as
+//! well would cost a second product for the gradient.)
+//!
+//! Rows are computed in f32, their sums in f64.
+
+mod dense;
+mod row;
+mod sparse;
+#[cfg(test)]
+mod tests;
+
+use rayon::prelude::*;
+
+use super::batch::{LossParts, check_hard, distill};
+use super::config::{LossConfig, TopKForm};
+use super::target::{RowTarget, SoftTarget};
+use crate::error::LossError;
+use crate::kernel::gemm::{Matrix, matmul};
+use crate::kernel::math::tanh;
+use crate::layers::{SharedGradient, lock};
+use crate::model::Head;
+use row::Terms;
+
+/// Logits that are held at once, at least 16 rows of them.
+const BLOCK: usize = 1 << 23;
+const MIN_ROWS: usize = 16;
+const MAX_ROWS: usize = 1024;
+
+/// The student's output projection, [outputs, d].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output<'a> {
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: Option<&'a [f32]>,
+    /// Logits z become `cap * tanh(z / cap)`.
+    pub(crate) softcap: Option<f32>,
+    /// d.
+    pub(crate) width: usize,
+    /// The first of them are the classes; those beyond are padding, which gets neither mass nor
+    /// gradient.
+    pub(crate) classes: usize,
+}
+
+/// What the teacher says of the rows.
+#[derive(Clone, Copy, Debug)]
+pub enum SoftLabels<'a> {
+    /// Labels over the classes.
+    Target(&'a SoftTarget),
+    /// The teacher's hidden states [rows, d of the teacher], from which its head makes logits, of
+    /// which the first `classes` count.
+    Hidden {
+        /// Row-major.
+        states: &'a [f32],
+        /// The teacher's output projection, with at least as many rows as there are classes.
+        head: &'a Head,
+    },
+}
+
+/// Where the gradients go.
+pub(crate) struct Gradients<'a> {
+    /// [rows, d], overwritten.
+    pub(crate) hidden: &'a mut [f32],
+    /// Of the weight [outputs, d], added to.
+    pub(crate) weight: &'a SharedGradient,
+    /// Of the bias, added to.
+    pub(crate) bias: Option<&'a SharedGradient>,
+}
+
+/// A loss as sums over rows: what micro-batches add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossSums {
+    /// -log q\[y\] at T = 1, where there are hard labels.
+    pub hard: Option<f64>,
+    /// T^2 times the divergence, where there are soft labels.
+    pub soft: Option<f64>,
+    /// Rows where teacher and student have the same most probable class; none for draws, which do
+    /// not tell the teacher's.
+    pub agreeing: usize,
+    /// Rows.
+    pub rows: usize,
+}
+
+impl LossSums {
+    /// Sums over `denominator`, usually [`Self::rows`], and their weighted sum.
+    pub fn parts(&self, config: &LossConfig, denominator: f64) -> LossParts {
+        let mean = |sum: Option<f64>| sum.map(|sum| sum / denominator);
+        LossParts::new(mean(self.hard), mean(self.soft), config)
+    }
+
+    /// Takes in the rows of another batch.
+    pub fn add(&mut self, other: &Self) {
+        let add = |sum: &mut Option<f64>, other: Option<f64>| {
+            *sum = match (*sum, other) {
+                (Some(a), Some(b)) => Some(a + b),
+                (a, b) => a.or(b),
+            };
+        };
+        add(&mut self.hard, other.hard);
+        add(&mut self.soft, other.soft);
+        self.agreeing += other.agreeing;
+        self.rows += other.rows;
+    }
+}
+
+/// The loss of `hidden` [rows, d] and, where asked for, its gradients, as sums over the rows divided by
+/// `denominator`: the number of rows of the whole batch, of which these may be a part.
+///
+/// # Errors
+///
+/// A [`LossError`] for a configuration out of range, and labels that are missing, of the wrong size or
+/// no labels at all. Hidden states that are not finite are no error here: they give a loss that is not.
+pub(crate) fn fused_loss(
+    hidden: &[f32],
+    output: Output<'_>,
+    hard: Option<&[u32]>,
+    soft: Option<&SoftLabels<'_>>,
+    config: &LossConfig,
+    denominator: f64,
+    mut gradients: Option<Gradients<'_>>,
+) -> Result<LossSums, LossError> {
+    let classes = output.classes;
+    let rows = count_rows(hidden, &output, soft)?;
+    config.validate()?;
+    let (hard_weight, soft_weight) = config.weights();
+    for (missing, weight, found) in
+        [("hard", hard_weight, hard.is_some()), ("soft", soft_weight, soft.is_some())]
+    {
+        if weight > 0.0 && !found {
+            return Err(LossError::MissingLabels { weight, missing });
+        }
+    }
+    if let Some(hard) = hard {
+        check_hard(hard, rows, classes)?;
+    }
+    let (targets, teacher) = match soft {
+        None => (None, None),
+        Some(SoftLabels::Target(target)) => {
+            config.divergence.supports(target)?;
+            (Some(target.rows(rows, classes)?), None)
+        }
+        Some(SoftLabels::Hidden { states, head }) => (None, Some((*states, *head))),
+    };
+    let wanted = gradients.is_some();
+    let scales = Scales {
+        hard: if wanted { hard_weight / denominator } else { 0.0 },
+        soft: if wanted { soft_weight / denominator } else { 0.0 },
+    };
+    let d = output.width;
+    let weight = &output.weight[..classes * d];
+    let block = (BLOCK / classes).clamp(MIN_ROWS, MAX_ROWS).min(rows.max(1));
+    let mut z = vec![0.0; block * classes];
+    let mut t = vec![0.0; if teacher.is_some() { block * classes } else { 0 }];
+    let mut sums = LossSums {
+        hard: hard.map(|_| 0.0),
+        soft: soft.map(|_| 0.0),
+        agreeing: 0,
+        rows,
+    };
+    for first in (0..rows).step_by(block) {
+        let n = block.min(rows - first);
+        let h = Matrix::new(&hidden[first * d..][..n * d], n, d);
+        let z = &mut z[..n * classes];
+        project(z, h, weight, output.bias, output.softcap, classes, d);
+        if let Some((states, head)) = teacher {
+            let d = head.hidden_size;
+            let states = Matrix::new(&states[first * d..][..n * d], n, d);
+            let t = &mut t[..n * classes];
+            let weight = &head.weight[..classes * d];
+            project(t, states, weight, head.bias.as_deref(), head.softcap, classes, d);
+        }
+        // The slope of the cap, from the logits before they become their gradient.
+        let slopes = match output.softcap {
+            Some(cap) if wanted => z.iter().map(|z| 1.0 - (z / cap) * (z / cap)).collect(),
+            _ => vec![],
+        };
+        let teacher_rows = |row: usize| match (&teacher, &targets) {
+            (Some(_), _) => Some(RowTarget::Logits(&t[row * classes..][..classes])),
+            (None, Some(targets)) => Some(targets[first + row]),
+            (None, None) => None,
+        };
+        let terms: Vec<Terms> = z
+            .par_chunks_exact_mut(classes)
+            .enumerate()
+            .map(|(row, z)| {
+                let hard = hard.map(|hard| hard[first + row] as usize);
+                one_row(first + row, z, hard, teacher_rows(row), config, scales)
+            })
+            .collect::<Result<_, _>>()?;
+        for terms in terms {
+            sums.hard = sums.hard.map(|sum| sum + terms.hard);
+            sums.soft = sums.soft.map(|sum| sum + terms.soft);
+            sums.agreeing += usize::from(terms.agrees);
+        }
+        if let Some(gradients) = &mut gradients {
+            if !slopes.is_empty() {
+                z.iter_mut().zip(&slopes).for_each(|(g, slope)| *g *= slope);
+            }
+            let g = Matrix::new(z, n, classes);
+            let to_hidden = &mut gradients.hidden[first * d..][..n * d];
+            matmul(to_hidden, false, g, Matrix::new(weight, classes, d));
+            lock(gradients.weight).add_product(g.t(), h);
+            if let Some(bias) = gradients.bias {
+                let mut sum = vec![0.0; classes];
+                for row in z.chunks_exact(classes) {
+                    sum.iter_mut().zip(row).for_each(|(sum, &g)| *sum += g);
+                }
+                lock(bias).add(&sum);
+            }
+        }
+    }
+    Ok(sums)
+}
+
+/// What gradients by the logits are multiplied by.
+#[derive(Clone, Copy, Debug)]
+struct Scales {
+    hard: f64,
+    soft: f64,
+}
+
+/// `rows * weight^T`, with bias and cap.
+fn project(
+    out: &mut [f32],
+    rows: Matrix<'_, f32>,
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    softcap: Option<f32>,
+    classes: usize,
+    d: usize,
+) {
+    if let Some(bias) = bias {
+        out.chunks_exact_mut(classes).for_each(|out| out.copy_from_slice(&bias[..classes]));
+    }
+    matmul(out, bias.is_some(), rows, Matrix::new(weight, classes, d).t());
+    if let Some(cap) = softcap {
+        out.par_chunks_mut(classes).for_each(|row| {
+            row.iter_mut().for_each(|z| *z = cap * tanh(*z / cap));
+        });
+    }
+}
+
+/// Number of rows, once all sizes fit each other.
+fn count_rows(
+    hidden: &[f32],
+    output: &Output<'_>,
+    soft: Option<&SoftLabels<'_>>,
+) -> Result<usize, LossError> {
+    let check = |field, found: usize, expected: usize| {
+        if found == expected { Ok(()) } else { Err(LossError::Size { field, found, expected }) }
+    };
+    let &Output { weight, width, classes, .. } = output;
+    let least = classes.saturating_mul(width).max(1);
+    if weight.len() < least {
+        return Err(LossError::Size {
+            field: "output weight",
+            found: weight.len(),
+            expected: least,
+        });
+    }
+    let rows = hidden.len() / width;
+    check("hidden states", hidden.len(), rows.max(1) * width)?;
+    if let Some(SoftLabels::Hidden { states, head }) = soft {
+        check("teacher's hidden states", states.len(), rows.saturating_mul(head.hidden_size))?;
+        check(
+            "teacher's head weight",
+            head.weight.len(),
+            head.classes.saturating_mul(head.hidden_size),
+        )?;
+        if head.classes < classes {
+            let found = head.classes;
+            return Err(LossError::Size { field: "teacher's head", found, expected: classes });
+        }
+    }
+    Ok(rows)
+}
+
+/// Terms of one row of logits, which becomes the gradient of the loss by it.
+fn one_row(
+    row: usize,
+    z: &mut [f32],
+    hard: Option<usize>,
+    target: Option<RowTarget<'_>>,
+    config: &LossConfig,
+    scales: Scales,
+) -> Result<Terms, LossError> {
+    // Beyond, 1 / T or what it multiplies could leave f32.
+    let usual = (1e-6..=1e6).contains(&config.temperature);
+    match target {
+        None => Ok(row::hard_only(z, hard, scales.hard)),
+        Some(target) if !usual => exactly(row, z, hard, target, config, scales),
+        Some(target) if dense::handles(config.divergence, &target) => {
+            dense::row(row, z, hard, target, config, scales)
+        }
+        Some(RowTarget::Sampled { draws, ids, counts }) => {
+            sparse::sampled(row, z, hard, (draws, ids, counts), config, scales)
+        }
+        Some(RowTarget::TopK { ids, log_probabilities, log_tail_mass })
+            if config.top_k_form == TopKForm::TailBucket && ids.len() < z.len() =>
+        {
+            let known = super::top_k::Known { ids, log_probabilities, log_tail_mass };
+            sparse::top_k(row, z, hard, known, config, scales)
+        }
+        Some(target) => exactly(row, z, hard, target, config, scales),
+    }
+}
+
+/// The remaining divergences, in f64.
+fn exactly(
+    row: usize,
+    z: &mut [f32],
+    hard: Option<usize>,
+    target: RowTarget<'_>,
+    config: &LossConfig,
+    scales: Scales,
+) -> Result<Terms, LossError> {
+    let wide: Vec<f64> = z.iter().map(|&z| f64::from(z)).collect();
+    let agrees = row::argmax_of(&target).is_some_and(|class| class == row::argmax(z));
+    let (value, slopes) = distill(row, &wide, target, config)?;
+    let mut terms = row::hard_only(z, hard, scales.hard);
+    let scale = scales.soft * config.temperature;
+    z.iter_mut().zip(slopes).for_each(|(g, slope)| *g += (scale * slope) as f32);
+    terms.soft = config.temperature * config.temperature * value;
+    terms.agrees = agrees;
+    Ok(terms)
+}
