@@ -9,15 +9,16 @@ use std::{
 };
 
 use stillhouse_batcher::Batch;
+use stillhouse_nn::TokenBatch;
 use tokio::sync::watch;
 use tracing::{error, warn};
 
 use crate::{
-    encode::Forward,
-    ensemble::Ensemble,
+    encode::{Computed, Forward, States},
+    ensemble::{Ensemble, Input},
     error::ServeError,
     metrics as names,
-    scheduler::{Done, Job, Scheduler},
+    scheduler::{Done, Job, JobInput, Scheduler},
 };
 
 /// A device that fails this many batches in a row by a panic is lost.
@@ -77,23 +78,28 @@ fn fail_the_rest(scheduler: &Scheduler) {
     }
 }
 
-fn run(ensemble: &Ensemble, scheduler: &Scheduler, batch: Batch<Job>) {
+fn run(ensemble: &Arc<Ensemble>, scheduler: &Scheduler, batch: Batch<Job>) {
     let reason = batch.reason.as_str();
     let (waits, mut jobs): (Vec<_>, Vec<_>) =
         batch.items.into_iter().map(|item| (item.waited, item.payload)).unzip();
     let rows: usize = jobs.iter().map(|job: &Job| job.rows).sum();
-    let input = match jobs.as_mut_slice() {
-        // Alone in its batch: no copy.
-        [job] => std::mem::take(&mut job.input),
-        jobs => jobs.iter().flat_map(|job| job.input.iter().copied()).collect(),
-    };
+    let cost = jobs.iter().map(|job| job.input.cost(job.rows)).sum();
+    let input = join(&mut jobs);
 
     let start = Instant::now();
-    let outputs = ensemble.infer(&input, rows);
+    let outputs = ensemble.infer(&match &input {
+        JobInput::Features(values) => Input::Features { values, rows },
+        JobInput::Tokens { ids, lengths, labelled } => {
+            Input::Tokens { batch: TokenBatch { ids, lengths }, labelled }
+        }
+    });
     let compute = start.elapsed();
-    scheduler.completed(rows, compute);
+    scheduler.completed(cost, compute);
     metrics::counter!(names::BATCHES, "reason" => reason).increment(1);
     metrics::histogram!(names::BATCH_ROWS).record(rows as f64);
+    if let JobInput::Tokens { ids, .. } = &input {
+        metrics::histogram!(names::BATCH_TOKENS).record(ids.len() as f64);
+    }
     metrics::histogram!(names::FORWARD).record(compute);
 
     let outputs = match outputs {
@@ -107,19 +113,63 @@ fn run(ensemble: &Ensemble, scheduler: &Scheduler, batch: Batch<Job>) {
         }
     };
     let mut logits: Vec<&[f32]> = outputs.logits.iter().map(Vec::as_slice).collect();
+    let mut states: Vec<&[f32]> = outputs.states.iter().map(Vec::as_slice).collect();
     let mut hidden = &outputs.hidden[..];
     let (members, classes, width) = (ensemble.len(), ensemble.classes(), ensemble.hidden_size());
     for (job, queue) in jobs.into_iter().zip(waits) {
         metrics::histogram!(names::QUEUE_WAIT).record(queue);
-        let rows = job.rows;
-        let mut own = Vec::with_capacity(members * rows * classes);
-        for member in &mut logits {
-            own.extend_from_slice(take(member, rows * classes));
+        let own_rows = job.rows;
+        let computed = if states.is_empty() {
+            let mut own = Vec::with_capacity(members * own_rows * classes);
+            for member in &mut logits {
+                own.extend_from_slice(take(member, own_rows * classes));
+            }
+            let own_hidden = take(&mut hidden, own_rows * width);
+            let kept = if job.needs_hidden { own_hidden } else { &[] };
+            Computed::Logits(Forward {
+                rows: own_rows,
+                members,
+                logits: own,
+                hidden: kept.to_vec(),
+            })
+        } else {
+            let members = outputs.states.iter().zip(&mut states);
+            let members = members.map(|(all, rest)| {
+                let width = all.len() / rows.max(1);
+                take(rest, own_rows * width).to_vec()
+            });
+            Computed::States(States {
+                rows: own_rows,
+                members: members.collect(),
+                ensemble: Arc::clone(ensemble),
+            })
+        };
+        job.answer(Ok(Done { computed, queue, compute }));
+    }
+}
+
+/// The inputs of all jobs, one after the other. All are of one kind: what the models accept.
+fn join(jobs: &mut [Job]) -> JobInput {
+    // Alone in its batch: no copy.
+    if let [job] = jobs {
+        return std::mem::replace(&mut job.input, JobInput::Features(Vec::new()));
+    }
+    let (mut values, mut all_ids) = (Vec::new(), Vec::new());
+    let (mut all_lengths, mut all_labelled) = (Vec::new(), Vec::new());
+    for job in &*jobs {
+        match &job.input {
+            JobInput::Features(own) => values.extend_from_slice(own),
+            JobInput::Tokens { ids, lengths, labelled } => {
+                let first = all_ids.len();
+                all_labelled.extend(labelled.iter().map(|position| first + position));
+                all_ids.extend_from_slice(ids);
+                all_lengths.extend_from_slice(lengths);
+            }
         }
-        let states = take(&mut hidden, rows * width);
-        let kept = if job.needs_hidden { states } else { &[] };
-        let forward = Forward { rows, members, logits: own, hidden: kept.to_vec() };
-        job.answer(Ok(Done { forward, queue, compute }));
+    }
+    match all_ids.is_empty() {
+        true => JobInput::Features(values),
+        false => JobInput::Tokens { ids: all_ids, lengths: all_lengths, labelled: all_labelled },
     }
 }
 

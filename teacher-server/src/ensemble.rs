@@ -4,20 +4,19 @@ use std::{
     fmt::Debug,
     iter,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use stillhouse_nn::ModelConfig;
+use stillhouse_nn::{AnyConfig, Inference, ModelError, TokenBatch, TokenizerInfo};
 use stillhouse_proto::{
     limits::MAX_NAME_BYTES,
     v1::{self, EnsembleRule},
 };
 use stillhouse_runtime::config::ConfigError;
 
-use crate::{error::ServeError, model::Model};
+use crate::{error::ServeError, model::AnyModel};
 
 /// Separates fingerprints of ensembles from any other use of SHA-256, and from a later definition.
 const DOMAIN: &[u8] = b"stillhouse ensemble 1";
@@ -58,7 +57,7 @@ impl From<Rule> for EnsembleRule {
 /// A model and the folder that it came from.
 struct Member {
     folder: PathBuf,
-    model: Arc<dyn Model>,
+    model: AnyModel,
 }
 
 impl Member {
@@ -86,10 +85,11 @@ impl Ensemble {
     /// # Errors
     /// If there is none, or two do not agree on what a row or a label is: names the first value that
     /// differs, and both folders.
-    pub fn new(
-        members: impl IntoIterator<Item = (PathBuf, Arc<dyn Model>)>,
+    pub fn new<M: Into<AnyModel>>(
+        members: impl IntoIterator<Item = (PathBuf, M)>,
     ) -> Result<Self, ConfigError> {
-        let mut members = members.into_iter().map(|(folder, model)| Member { folder, model });
+        let member = |(folder, model): (PathBuf, M)| Member { folder, model: model.into() };
+        let mut members = members.into_iter().map(member);
         let Some(first) = members.next() else {
             return Err(wrong("is an empty list; must be one model or more".to_owned()));
         };
@@ -97,7 +97,18 @@ impl Ensemble {
         let mut ensemble =
             Self { first, others, arithmetic: Bytes::new(), geometric: Bytes::new() };
         let signatures = ensemble.members();
-        agree(signatures.map(|member| (&*member.folder, Signature::of(&*member.model))))?;
+        agree(signatures.map(|member| (&*member.folder, Signature::of(&member.model))))?;
+        for Member { folder, model } in ensemble.members() {
+            if let AnyModel::Text(model) = model
+                && model.tokenizer().is_none()
+            {
+                let folder = folder.display();
+                return Err(wrong(format!(
+                    "{folder} has no tokenizer.json; labels of token sequences must say which \
+                     tokenizer they are for"
+                )));
+            }
+        }
         ensemble.arithmetic = ensemble.hash(Rule::Arithmetic);
         ensemble.geometric = ensemble.hash(Rule::Geometric);
         Ok(ensemble)
@@ -113,13 +124,34 @@ impl Ensemble {
     }
 
     /// The model, if it is the only one.
-    pub(crate) fn only(&self) -> Option<&Arc<dyn Model>> {
+    pub(crate) fn only(&self) -> Option<&AnyModel> {
         self.others.is_empty().then_some(&self.first.model)
     }
 
-    /// Elements per input row.
-    pub(crate) fn input_width(&self) -> usize {
-        self.first.model.input_width()
+    /// What requests must hold.
+    pub(crate) fn accepts(&self) -> Accepts {
+        match &self.first.model {
+            AnyModel::Features(model) => Accepts::Features {
+                width: model.input_width(),
+                rescale_factor: model.rescale_factor() as f32,
+            },
+            AnyModel::Text(model) => {
+                let lengths = self.members().map(|member| match &member.model {
+                    AnyModel::Text(model) => model.config().max_length(),
+                    AnyModel::Features(_) => usize::MAX,
+                });
+                Accepts::Sequences {
+                    max_length: lengths.min().unwrap_or(1),
+                    vocabulary: match model.config().is_language_model() {
+                        true => model.classes(),
+                        false => model.config().vocabulary(),
+                    },
+                    // `new` has refused models without.
+                    tokenizer: model.tokenizer().map_or([0; 32], |tokenizer| tokenizer.sha256),
+                    every_position: model.config().is_language_model(),
+                }
+            }
+        }
     }
 
     /// Classes, V.
@@ -130,11 +162,6 @@ impl Ensemble {
     /// Width d of the hidden state; 0 for several models, which have none in common.
     pub(crate) fn hidden_size(&self) -> usize {
         self.only().map_or(0, |model| model.hidden_size())
-    }
-
-    /// What U8 features are multiplied by.
-    pub(crate) fn rescale_factor(&self) -> f64 {
-        self.first.model.rescale_factor()
     }
 
     /// What labels under a rule are told apart by, 32 bytes. A single model's own, whatever the rule.
@@ -179,30 +206,106 @@ impl Ensemble {
             .collect()
     }
 
-    /// The forward pass of every member, one after the other. `input` is `[rows, input_width]`.
-    pub(crate) fn infer(&self, input: &[f32], rows: usize) -> Result<Outputs, ServeError> {
+    /// The forward pass of every member, one after the other.
+    pub(crate) fn infer(&self, input: &Input<'_>) -> Result<Outputs, ServeError> {
         let run = |member: &Member| {
-            member.model.infer(input, rows).map_err(|error| match self.only() {
+            member.infer(input).map_err(|error| match self.only() {
                 Some(_) => ServeError::Forward(error.to_string()),
                 None => ServeError::Forward(format!("{}: {error}", member.name())),
             })
         };
-        let first = run(&self.first)?;
-        let mut outputs = Outputs { logits: vec![first.logits], hidden: first.hidden };
-        if !self.others.is_empty() {
-            outputs.hidden = Vec::new();
-        }
-        for member in &self.others {
-            outputs.logits.push(run(member)?.logits);
+        let mut outputs = Outputs::default();
+        for member in self.members() {
+            let Inference { logits, hidden } = run(member)?;
+            if logits.is_empty() {
+                outputs.states.push(hidden);
+            } else {
+                outputs.logits.push(logits);
+                // Several members have none in common.
+                outputs.hidden = if self.others.is_empty() { hidden } else { Vec::new() };
+            }
         }
         Ok(outputs)
     }
+
+    /// The logits that a language model makes of hidden states `[rows, d]`.
+    pub(crate) fn logits(&self, member: usize, states: &[f32]) -> Result<Vec<f32>, ServeError> {
+        match self.members().nth(member).map(|member| &member.model) {
+            Some(AnyModel::Text(model)) => {
+                let logits = model.packed_head().logits(states);
+                logits.map_err(|error| ServeError::Forward(error.to_string()))
+            }
+            _ => Err(ServeError::Forward("no language model to make logits with".to_owned())),
+        }
+    }
+}
+
+impl Member {
+    /// Logits and hidden states. Of a language model, whose logits can be large, hidden states alone.
+    fn infer(&self, input: &Input<'_>) -> Result<Inference, ModelError> {
+        match (&self.model, input) {
+            (AnyModel::Features(model), &Input::Features { values, rows }) => {
+                model.infer(values, rows)
+            }
+            (AnyModel::Text(model), Input::Tokens { batch, labelled }) => {
+                if model.config().is_language_model() {
+                    let hidden = model.hidden(batch, Some(labelled))?;
+                    return Ok(Inference { logits: Vec::new(), hidden });
+                }
+                let hidden = model.hidden(batch, None)?;
+                Ok(Inference { logits: model.packed_head().logits(&hidden)?, hidden })
+            }
+            // Requests are checked against what the ensemble accepts.
+            _ => {
+                let expected = "features of a classifier, tokens of a text model".to_owned();
+                Err(ModelError::Size { field: "input", found: 0, expected })
+            }
+        }
+    }
+}
+
+/// What the models take.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Accepts {
+    Features {
+        /// Elements per input row.
+        width: usize,
+        /// What U8 features are multiplied by.
+        rescale_factor: f32,
+    },
+    Sequences {
+        /// Tokens in a sequence, at most.
+        max_length: usize,
+        /// Every token id is below it.
+        vocabulary: usize,
+        tokenizer: [u8; 32],
+        /// A language model, with a label at every position that is asked for; otherwise one for each
+        /// sequence.
+        every_position: bool,
+    },
+}
+
+/// A batch as models take it.
+pub(crate) enum Input<'a> {
+    Features {
+        /// `[rows, width]`.
+        values: &'a [f32],
+        rows: usize,
+    },
+    Tokens {
+        batch: TokenBatch<'a>,
+        /// Positions to label among the packed ids, ascending.
+        labelled: &'a [usize],
+    },
 }
 
 /// What the members say about a batch.
+#[derive(Default)]
 pub(crate) struct Outputs {
-    /// `[rows, classes]` of each member, in their order.
+    /// `[rows, classes]` of each member, in their order; none of language models.
     pub(crate) logits: Vec<Vec<f32>>,
+    /// Of language models in the place of logits: `[rows, d]` of each member, in their order.
+    pub(crate) states: Vec<Vec<f32>>,
     /// `[rows, hidden_size]` of a single model; empty for several.
     pub(crate) hidden: Vec<f32>,
 }
@@ -210,31 +313,70 @@ pub(crate) struct Outputs {
 /// What models that answer as one must share: what a row of input is, and what is said of it.
 #[derive(Clone, Copy)]
 pub(crate) struct Signature {
-    input_width: usize,
     classes: usize,
-    /// None takes any features, and so those of the other members.
-    image_shape: Option<[usize; 3]>,
-    rescale_factor: f64,
+    input: SignatureInput,
 }
 
-impl Signature {
-    fn of(model: &dyn Model) -> Self {
-        Self {
-            input_width: model.input_width(),
-            classes: model.classes(),
-            image_shape: model.image_shape(),
-            rescale_factor: model.rescale_factor(),
+#[derive(Clone, Copy)]
+enum SignatureInput {
+    Features {
+        width: usize,
+        /// None takes any features, and so those of the other members.
+        image_shape: Option<[usize; 3]>,
+        rescale_factor: f64,
+    },
+    Tokens {
+        language_model: bool,
+        /// Not known before the model is loaded.
+        tokenizer: Option<TokenizerInfo>,
+    },
+}
+
+impl SignatureInput {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Features { .. } => "features",
+            Self::Tokens { language_model: false, .. } => "token sequences",
+            Self::Tokens { language_model: true, .. } => "tokens of a language model",
         }
     }
 }
 
-impl From<&ModelConfig> for Signature {
-    fn from(config: &ModelConfig) -> Self {
-        Self {
-            input_width: config.input_width(),
-            classes: config.classes(),
-            image_shape: config.image_shape(),
-            rescale_factor: config.rescale_factor(),
+impl Signature {
+    fn of(model: &AnyModel) -> Self {
+        let classes = model.classes();
+        match model {
+            AnyModel::Features(model) => {
+                let (width, image_shape) = (model.input_width(), model.image_shape());
+                let rescale_factor = model.rescale_factor();
+                let input = SignatureInput::Features { width, image_shape, rescale_factor };
+                Self { classes, input }
+            }
+            AnyModel::Text(model) => {
+                let language_model = model.config().is_language_model();
+                let tokenizer = model.tokenizer();
+                Self { classes, input: SignatureInput::Tokens { language_model, tokenizer } }
+            }
+        }
+    }
+}
+
+impl From<&AnyConfig> for Signature {
+    fn from(config: &AnyConfig) -> Self {
+        match config {
+            AnyConfig::Features(config) => Self {
+                classes: config.classes(),
+                input: SignatureInput::Features {
+                    width: config.input_width(),
+                    image_shape: config.image_shape(),
+                    rescale_factor: config.rescale_factor(),
+                },
+            },
+            AnyConfig::Text(config) => {
+                let language_model = config.is_language_model();
+                let input = SignatureInput::Tokens { language_model, tokenizer: None };
+                Self { classes: config.classes(), input }
+            }
         }
     }
 }
@@ -260,16 +402,40 @@ pub(crate) fn agree<'a>(
     let mut reference: Option<(&Path, Signature)> = None;
     let mut images: Option<(&Path, [usize; 3])> = None;
     for (folder, found) in members {
-        if let Some((first, expected)) = &reference {
-            same("input width", (first, &expected.input_width), (folder, &found.input_width))?;
-            same("number of classes", (first, &expected.classes), (folder, &found.classes))?;
+        let (first, expected) = *reference.get_or_insert((folder, found));
+        same("input", (first, &expected.input.kind()), (folder, &found.input.kind()))?;
+        match (expected.input, found.input) {
+            (
+                SignatureInput::Features { width, rescale_factor, .. },
+                SignatureInput::Features {
+                    width: own_width,
+                    image_shape,
+                    rescale_factor: own_factor,
+                },
+            ) => {
+                same("input width", (first, &width), (folder, &own_width))?;
+                same("number of classes", (first, &expected.classes), (folder, &found.classes))?;
+                if let Some(shape) = &image_shape {
+                    let (first, expected) = images.get_or_insert((folder, *shape));
+                    same("image shape", (first, &*expected), (folder, shape))?;
+                }
+                same("rescale factor", (first, &rescale_factor), (folder, &own_factor))?;
+            }
+            (
+                SignatureInput::Tokens { tokenizer, .. },
+                SignatureInput::Tokens { tokenizer: own, .. },
+            ) => {
+                same("number of classes", (first, &expected.classes), (folder, &found.classes))?;
+                if tokenizer != own {
+                    let (first, folder) = (first.display(), folder.display());
+                    return Err(wrong(format!(
+                        "tokenizer.json of {first} and of {folder} differ; models that answer as one \
+                         teacher must agree"
+                    )));
+                }
+            }
+            _ => {}
         }
-        if let Some(shape) = &found.image_shape {
-            let (first, expected) = images.get_or_insert((folder, *shape));
-            same("image shape", (first, &*expected), (folder, shape))?;
-        }
-        let (first, expected) = reference.get_or_insert((folder, found));
-        same("rescale factor", (first, &expected.rescale_factor), (folder, &found.rescale_factor))?;
     }
     Ok(())
 }
@@ -280,9 +446,12 @@ fn wrong(reason: String) -> ConfigError {
 
 #[cfg(test)]
 mod tests {
-    use stillhouse_nn::{Head, Inference, ModelError};
+    use std::sync::Arc;
+
+    use stillhouse_nn::Head;
 
     use super::*;
+    use crate::model::Model;
 
     /// A model of which only what it says of itself matters.
     struct Named {
@@ -329,7 +498,13 @@ mod tests {
         }
 
         fn head(&self) -> Head {
-            Head { weight: Vec::new(), bias: None, classes: self.classes, hidden_size: 5, softcap: None }
+            Head {
+                weight: Vec::new(),
+                bias: None,
+                classes: self.classes,
+                hidden_size: 5,
+                softcap: None,
+            }
         }
     }
 
@@ -415,7 +590,14 @@ mod tests {
 
     #[test]
     fn a_member_that_fails_is_named() {
-        let infer = |models| ensemble(models).unwrap().infer(&[], 0).err().unwrap().to_string();
+        let infer = |models| {
+            ensemble(models)
+                .unwrap()
+                .infer(&Input::Features { values: &[], rows: 0 })
+                .err()
+                .unwrap()
+                .to_string()
+        };
         let several = infer(vec![Named::new(1), Named::new(2)]);
         assert!(several.contains("failed: a: "), "{several}");
         let single = infer(vec![Named::new(1)]);

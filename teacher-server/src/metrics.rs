@@ -16,6 +16,12 @@ const SECONDS: &[f64] = &[
 const ROWS: &[f64] =
     &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
 
+/// Upper bounds for tokens in a batch.
+const TOKENS: &[f64] = &[
+    1.0, 4.0, 16.0, 64.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0, 32_768.0,
+    65_536.0,
+];
+
 macro_rules! names {
     ($($constant:ident = $name:literal),* $(,)?) => {
         $(pub(crate) const $constant: &str = concat!("stillhouse_teacher_", $name);)*
@@ -37,6 +43,7 @@ names! {
     QUEUE_WAIT = "queue_wait_seconds",
     BATCHES = "batches_total",
     BATCH_ROWS = "batch_rows",
+    BATCH_TOKENS = "batch_tokens",
     FORWARD = "forward_seconds",
     ENCODE = "encode_seconds",
     DEVICE_PANICS = "device_panics_total",
@@ -127,7 +134,12 @@ pub const CATALOGUE: &[Metric] = &[
         series: REFUSALS,
     },
     metric(STREAMS, Kind::Gauge, Unit::Count, "Open label streams."),
-    metric(QUEUE_ROWS, Kind::Gauge, Unit::Count, "Rows waiting for the device."),
+    metric(
+        QUEUE_ROWS,
+        Kind::Gauge,
+        Unit::Count,
+        "Rows, or tokens of a text model, waiting for the device.",
+    ),
     metric(QUEUE_CLIENTS, Kind::Gauge, Unit::Count, "Clients with rows waiting for the device."),
     metric(
         HELD_BYTES,
@@ -149,6 +161,12 @@ pub const CATALOGUE: &[Metric] = &[
         series: LAUNCHES,
     },
     metric(BATCH_ROWS, Kind::Histogram(ROWS), Unit::Count, "Rows in a forward pass."),
+    metric(
+        BATCH_TOKENS,
+        Kind::Histogram(TOKENS),
+        Unit::Count,
+        "Tokens in a forward pass of a text model.",
+    ),
     metric(FORWARD, Kind::Histogram(SECONDS), Unit::Seconds, "Time of a forward pass."),
     metric(
         ENCODE,

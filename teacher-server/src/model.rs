@@ -1,8 +1,8 @@
 //! What can be served.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-use stillhouse_nn::{Classifier, Head, Inference, ModelConfig, ModelError};
+use stillhouse_nn::{AnyConfig, Classifier, Head, Inference, ModelError, TextModel};
 
 /// A loaded model: a pure function from rows of features to logits and hidden states.
 ///
@@ -65,18 +65,76 @@ impl Model for Classifier {
     }
 }
 
+/// A model, by what it takes.
+#[derive(Clone)]
+pub enum AnyModel {
+    /// Rows of features.
+    Features(Arc<dyn Model>),
+    /// Token sequences.
+    Text(Arc<TextModel>),
+}
+
+impl From<Arc<dyn Model>> for AnyModel {
+    fn from(model: Arc<dyn Model>) -> Self {
+        Self::Features(model)
+    }
+}
+
+impl From<Arc<TextModel>> for AnyModel {
+    fn from(model: Arc<TextModel>) -> Self {
+        Self::Text(model)
+    }
+}
+
+impl AnyModel {
+    /// Classes, or words, V.
+    pub fn classes(&self) -> usize {
+        match self {
+            Self::Features(model) => model.classes(),
+            Self::Text(model) => model.classes(),
+        }
+    }
+
+    /// Width d of the hidden state before the output projection.
+    pub fn hidden_size(&self) -> usize {
+        match self {
+            Self::Features(model) => model.hidden_size(),
+            Self::Text(model) => model.config().hidden_size(),
+        }
+    }
+
+    /// SHA-256 over weights, configuration and compute dtype.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        match self {
+            Self::Features(model) => model.fingerprint(),
+            Self::Text(model) => model.fingerprint(),
+        }
+    }
+
+    /// The output projection.
+    pub fn head(&self) -> Head {
+        match self {
+            Self::Features(model) => model.head(),
+            Self::Text(model) => model.head().clone(),
+        }
+    }
+}
+
 /// Reads what the model of a folder is, without its weights.
 ///
 /// # Errors
 /// If its configuration is missing or describes no model.
-pub fn read_config(folder: &Path) -> Result<ModelConfig, ModelError> {
-    ModelConfig::load(folder)
+pub fn read_config(folder: &Path) -> Result<AnyConfig, ModelError> {
+    AnyConfig::load(folder)
 }
 
-/// Loads the classifier of a folder.
+/// Loads the model of a folder.
 ///
 /// # Errors
 /// If a file is missing or does not hold the model that its configuration describes.
-pub fn load(folder: &Path) -> Result<Classifier, ModelError> {
-    Classifier::load(folder)
+pub fn load(folder: &Path) -> Result<AnyModel, ModelError> {
+    Ok(match AnyConfig::load(folder)? {
+        AnyConfig::Features(_) => AnyModel::Features(Arc::new(Classifier::load(folder)?)),
+        AnyConfig::Text(_) => AnyModel::Text(Arc::new(TextModel::load(folder)?)),
+    })
 }

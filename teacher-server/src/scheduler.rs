@@ -15,16 +15,41 @@ use std::{
 use stillhouse_batcher::{Batch, Batcher, Config, ConfigError, Formed, Forming, Request, Ticket};
 use tokio::sync::oneshot;
 
-use crate::{encode::Forward, error::ServeError, metrics as names, settings::Batching};
+use crate::{encode::Computed, error::ServeError, metrics as names, settings::Bounds};
 
 /// How long a client's dated work may go before its work without a deadline: longer than a full
 /// queue takes on a device that keeps up with its clients at all.
 const AGE_GUARD: Duration = Duration::from_secs(30);
 
-/// The rows of one request, waiting for the device.
-#[derive(Debug)]
+/// What one request asks labels for.
+#[derive(Debug, PartialEq)]
+pub(crate) enum JobInput {
+    /// `[rows, width]`.
+    Features(Vec<f32>),
+    Tokens {
+        /// Of all sequences.
+        ids: Vec<u32>,
+        /// Tokens of each sequence.
+        lengths: Vec<u32>,
+        /// Positions to label among the ids, ascending; empty where every sequence has one label.
+        labelled: Vec<usize>,
+    },
+}
+
+impl JobInput {
+    /// What it costs the device, of `rows` labels: rows of features, or tokens.
+    pub(crate) fn cost(&self, rows: usize) -> u64 {
+        match self {
+            Self::Features(_) => rows as u64,
+            Self::Tokens { ids, .. } => ids.len() as u64,
+        }
+    }
+}
+
+/// One request, waiting for the device.
 pub(crate) struct Job {
-    pub(crate) input: Vec<f32>,
+    pub(crate) input: JobInput,
+    /// Labels that it asks for.
     pub(crate) rows: usize,
     /// Whether the request needs the hidden states too.
     pub(crate) needs_hidden: bool,
@@ -39,15 +64,13 @@ impl Job {
 }
 
 /// What a request gets back from the device.
-#[derive(Debug)]
 pub(crate) struct Done {
-    pub(crate) forward: Forward,
+    pub(crate) computed: Computed,
     pub(crate) queue: Duration,
     pub(crate) compute: Duration,
 }
 
 /// Requests go in on one side, batches come out on the other.
-#[derive(Debug)]
 pub(crate) struct Scheduler {
     /// Owned by whoever holds the lock for a few microseconds: requests to enter and leave, the
     /// device thread to take a batch.
@@ -63,13 +86,13 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(crate) fn new(batching: &Batching) -> Result<Self, ConfigError> {
+    pub(crate) fn new(bounds: &Bounds) -> Result<Self, ConfigError> {
         let batcher = Batcher::new(Config {
-            max_batch_cost: batching.max_batch_rows.into(),
-            max_queue_cost: batching.max_queue_rows.into(),
-            max_client_cost: batching.max_client_rows.into(),
-            max_clients: batching.max_clients as usize,
-            max_wait: Duration::from_micros(batching.max_wait_us.into()),
+            max_batch_cost: bounds.max_batch.into(),
+            max_queue_cost: bounds.max_queue.into(),
+            max_client_cost: bounds.max_client.into(),
+            max_clients: bounds.max_clients as usize,
+            max_wait: Duration::from_micros(bounds.max_wait_us.into()),
             age_guard: AGE_GUARD,
             ..Config::default()
         })?;
@@ -86,7 +109,7 @@ impl Scheduler {
     pub(crate) fn submit(
         self: &Arc<Self>,
         client: Arc<str>,
-        (input, rows): (Vec<f32>, usize),
+        (input, rows): (JobInput, usize),
         needs_hidden: bool,
         deadline: Option<Instant>,
     ) -> Result<Pending, ServeError> {
@@ -108,7 +131,8 @@ impl Scheduler {
                     now,
                     Request {
                         client,
-                        cost: rows as u64,
+                        cost: input.cost(rows),
+                        // Sequences are packed: those of other lengths cost nothing.
                         length: 1,
                         deadline: deadline.map(|at| at.saturating_duration_since(self.epoch)),
                         payload: Job { input, rows, needs_hidden, reply },
@@ -161,8 +185,8 @@ impl Scheduler {
     }
 
     /// Tells how long a batch took, for the estimate behind `RetryInfo`.
-    pub(crate) fn completed(&self, rows: usize, took: Duration) {
-        self.lock().completed(rows as u64, took);
+    pub(crate) fn completed(&self, cost: u64, took: Duration) {
+        self.lock().completed(cost, took);
     }
 
     /// From now on nothing is admitted; what was admitted still runs.
@@ -198,7 +222,6 @@ fn gauge_queue(batcher: &Batcher<Job>) {
 }
 
 /// An admitted request. Dropped before its answer, it leaves the queue.
-#[derive(Debug)]
 pub(crate) struct Pending {
     scheduler: Arc<Scheduler>,
     ticket: Ticket,

@@ -20,10 +20,9 @@ use tracing::{info, warn};
 
 use crate::{
     device,
-    ensemble::{self, Ensemble, Signature},
+    ensemble::{self, Accepts, Ensemble, Signature},
     held::Ledger,
-    metrics as names,
-    model::{self, Model},
+    metrics as names, model,
     scheduler::Scheduler,
     service::{self, Core, Teacher},
     settings::Settings,
@@ -118,8 +117,12 @@ impl Server {
         let address = listener
             .local_addr()
             .map_err(|source| StartError::Bind { address: settings.listen, source })?;
-        let scheduler = Arc::new(Scheduler::new(&settings.batching).map_err(|error| {
-            ConfigError::Value { key: "batching".to_owned(), reason: error.to_string() }
+        let accepts = ensemble.accepts();
+        let tokens = matches!(accepts, Accepts::Sequences { .. });
+        let bounds = settings.batching.bounds(tokens);
+        let scheduler = Arc::new(Scheduler::new(&bounds).map_err(|error| ConfigError::Value {
+            key: "batching".to_owned(),
+            reason: error.to_string(),
         })?);
         let (drain, draining) = watch::channel(false);
         let (lost, device_lost) = watch::channel(false);
@@ -131,12 +134,11 @@ impl Server {
                 name => name.to_owned(),
             },
             contract: Contract {
-                input_width: ensemble.input_width(),
+                accepts,
                 classes: ensemble.classes(),
                 hidden_size: ensemble.hidden_size(),
                 members: ensemble.len(),
                 default_rule: settings.ensemble,
-                rescale_factor: ensemble.rescale_factor() as f32,
                 limits: settings.limits.clone(),
             },
             ensemble,
@@ -310,7 +312,7 @@ fn check_agreement(folders: &[PathBuf]) -> Result<(), StartError> {
 
 fn load(folders: Vec<PathBuf>) -> Result<Ensemble, StartError> {
     let load = |folder: PathBuf| match model::load(&folder) {
-        Ok(model) => Ok((folder, Arc::new(model) as Arc<dyn Model>)),
+        Ok(model) => Ok((folder, model)),
         Err(source) => Err(not_served(&folder, source)),
     };
     let models = folders.into_iter().map(load).collect::<Result<Vec<_>, _>>()?;

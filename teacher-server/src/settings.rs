@@ -56,8 +56,10 @@ pub enum Device {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Rows in one request, 1 to `batching.max_batch_rows`.
+    /// Rows in one request, of a text model its sequences; 1 to `batching.max_batch_rows`.
     pub max_rows: u32,
+    /// Tokens in one request to a text model, 1 to `batching.max_batch_tokens`.
+    pub max_tokens: u32,
     /// Bytes of one message, either way, 65536 to 2^31 - 1. Decoding one that is made to cost much
     /// takes up to 24 times as much memory for a moment, beside `held_bytes`.
     pub max_message_bytes: u32,
@@ -87,6 +89,12 @@ pub struct Batching {
     pub max_queue_rows: u32,
     /// Rows that may wait for one client. At least `max_batch_rows`.
     pub max_client_rows: u32,
+    /// Of a text model, in the place of `max_batch_rows`: tokens in one forward pass, 1 or more.
+    pub max_batch_tokens: u32,
+    /// Of a text model, in the place of `max_queue_rows`. At least `max_batch_tokens`.
+    pub max_queue_tokens: u32,
+    /// Of a text model, in the place of `max_client_rows`. At least `max_batch_tokens`.
+    pub max_client_tokens: u32,
     /// Clients with waiting rows, 1 to 2^20.
     pub max_clients: u32,
     /// How long a batch that is not full waits for more, in microseconds; 0: not at all.
@@ -132,6 +140,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_rows: 1024,
+            max_tokens: 8192,
             max_message_bytes: 16 << 20,
             max_temperatures: MAX_TEMPERATURES,
             max_stream_in_flight: 64,
@@ -148,6 +157,9 @@ impl Default for Batching {
             max_batch_rows: 1024,
             max_queue_rows: 65_536,
             max_client_rows: 16_384,
+            max_batch_tokens: 8192,
+            max_queue_tokens: 524_288,
+            max_client_tokens: 131_072,
             max_clients: 4096,
             max_wait_us: 0,
         }
@@ -163,6 +175,29 @@ impl Default for Drain {
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// What waits for the device and runs on it at once: rows, or tokens.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) max_batch: u32,
+    pub(crate) max_queue: u32,
+    pub(crate) max_client: u32,
+    pub(crate) max_clients: u32,
+    pub(crate) max_wait_us: u32,
+}
+
+impl Batching {
+    /// The bounds of a model that takes tokens, or features.
+    pub(crate) fn bounds(&self, tokens: bool) -> Bounds {
+        let [max_batch, max_queue, max_client] = if tokens {
+            [self.max_batch_tokens, self.max_queue_tokens, self.max_client_tokens]
+        } else {
+            [self.max_batch_rows, self.max_queue_rows, self.max_client_rows]
+        };
+        let (max_clients, max_wait_us) = (self.max_clients, self.max_wait_us);
+        Bounds { max_batch, max_queue, max_client, max_clients, max_wait_us }
     }
 }
 
@@ -194,6 +229,7 @@ impl Settings {
         }
         let Limits {
             max_rows,
+            max_tokens,
             max_message_bytes,
             max_temperatures,
             max_stream_in_flight,
@@ -201,14 +237,26 @@ impl Settings {
             held_bytes,
             client_held_bytes,
         } = self.limits;
-        let Batching { max_batch_rows, max_queue_rows, max_client_rows, max_clients, .. } =
-            self.batching;
+        let Batching {
+            max_batch_rows,
+            max_queue_rows,
+            max_client_rows,
+            max_batch_tokens,
+            max_queue_tokens,
+            max_client_tokens,
+            max_clients,
+            ..
+        } = self.batching;
         let most = u32::MAX;
         let counts = [
             ("batching.max_batch_rows", max_batch_rows, 1, most),
             ("limits.max_rows", max_rows, 1, max_batch_rows),
             ("batching.max_queue_rows", max_queue_rows, max_batch_rows, most),
             ("batching.max_client_rows", max_client_rows, max_batch_rows, most),
+            ("batching.max_batch_tokens", max_batch_tokens, 1, most),
+            ("limits.max_tokens", max_tokens, 1, max_batch_tokens),
+            ("batching.max_queue_tokens", max_queue_tokens, max_batch_tokens, most),
+            ("batching.max_client_tokens", max_client_tokens, max_batch_tokens, most),
             ("batching.max_clients", max_clients, 1, 1 << 20),
             ("limits.max_message_bytes", max_message_bytes, 1 << 16, i32::MAX as u32),
             ("limits.max_temperatures", max_temperatures, 1, MAX_TEMPERATURES),

@@ -4,13 +4,20 @@ use std::time::Duration;
 
 use stillhouse_proto::{
     TensorView,
+    request::SequencesView,
     v1::{
-        self, DType, DenseKind, EnsembleRule, LabelRequest, Tensor, encoding::Kind,
+        self, DType, DenseKind, EnsembleRule, LabelRequest, Sequences, Tensor, encoding::Kind,
         label_request::Inputs,
     },
 };
 
-use crate::{encode::Encoding, ensemble::Rule, error::ServeError, settings::Limits};
+use crate::{
+    encode::{self, Encoding},
+    ensemble::{Accepts, Rule},
+    error::ServeError,
+    scheduler::JobInput,
+    settings::Limits,
+};
 
 /// Longest client name, in bytes.
 const MAX_CLIENT_BYTES: usize = 128;
@@ -24,7 +31,7 @@ const ROW_ERROR: usize = 64;
 /// What the models and the settings allow.
 #[derive(Clone, Debug)]
 pub(crate) struct Contract {
-    pub(crate) input_width: usize,
+    pub(crate) accepts: Accepts,
     pub(crate) classes: usize,
     /// 0 for several models.
     pub(crate) hidden_size: usize,
@@ -32,7 +39,6 @@ pub(crate) struct Contract {
     pub(crate) members: usize,
     /// Of requests that do not say.
     pub(crate) default_rule: Rule,
-    pub(crate) rescale_factor: f32,
     pub(crate) limits: Limits,
 }
 
@@ -45,8 +51,8 @@ pub(crate) struct Accepted {
     pub(crate) id: u64,
     /// Empty: none was given.
     pub(crate) client: String,
-    /// `[rows, input_width]`, as it came.
-    pub(crate) features: Tensor,
+    pub(crate) input: AcceptedInput,
+    /// Labels that it asks for.
     pub(crate) rows: usize,
     pub(crate) temperatures: Vec<f32>,
     pub(crate) rule: Rule,
@@ -57,6 +63,14 @@ pub(crate) struct Accepted {
     pub(crate) bytes: u64,
 }
 
+/// The input of an accepted request, as it came.
+#[derive(Debug)]
+pub(crate) enum AcceptedInput {
+    /// `[rows, width]`.
+    Features(Tensor),
+    Sequences(Sequences),
+}
+
 impl Contract {
     /// Checks a request.
     pub(crate) fn accept(&self, request: LabelRequest) -> Result<Accepted, ServeError> {
@@ -65,20 +79,16 @@ impl Contract {
             return Err(ServeError::invalid("client", found, "at most 128 bytes"));
         }
         self.check_temperatures(&request.temperatures)?;
-        let (features, rows) = self.features(request.inputs)?;
+        let (input, rows) = self.inputs(request.inputs)?;
         let rule = self.rule(request.ensemble_rule)?;
         let encoding = self.encoding(request.encoding, rows, rule)?;
         self.check_draws(&encoding, rows, request.temperatures.len())?;
         let reply = self.reply_size(&encoding, rows, request.temperatures.len())?;
-        let hidden = if encoding.needs_hidden() { self.hidden_size } else { 0 };
-        let logits = self.members.saturating_mul(self.classes);
-        let computed = rows.saturating_mul(logits.saturating_add(hidden));
-        let input = rows.saturating_mul(self.input_width);
-        let values = input.saturating_add(computed).saturating_add(encoding.named().len());
+        let values = self.values(&input, rows, &encoding).saturating_add(encoding.named().len());
         Ok(Accepted {
             id: request.id,
             client: request.client,
-            features,
+            input,
             rows,
             temperatures: request.temperatures,
             rule,
@@ -104,25 +114,90 @@ impl Contract {
         Ok(())
     }
 
-    /// The rows of an accepted request as the model takes them, `[rows, input_width]`.
-    pub(crate) fn input(&self, features: &Tensor) -> Result<Vec<f32>, ServeError> {
-        let view = TensorView::new(features).map_err(|error| ServeError::at("features", error))?;
-        let mut input = view.to_f32();
-        if view.dtype() == DType::U8 {
-            input.iter_mut().for_each(|value| *value *= self.rescale_factor);
+    /// Numbers that a request holds in memory besides its answer: its input and what the device
+    /// computes of it.
+    fn values(&self, input: &AcceptedInput, rows: usize, encoding: &Encoding) -> usize {
+        let per_row = |values: usize| rows.saturating_mul(values);
+        match (&self.accepts, input) {
+            (Accepts::Features { width, .. }, _) => {
+                let hidden = if encoding.needs_hidden() { self.hidden_size } else { 0 };
+                let logits = self.members.saturating_mul(self.classes);
+                per_row(logits.saturating_add(hidden).saturating_add(*width))
+            }
+            (Accepts::Sequences { every_position, .. }, AcceptedInput::Sequences(sequences)) => {
+                // Ids as they came, as the model takes them, and a mark for each.
+                let tokens = sequences.token_ids.len() / 4 * 4;
+                // The states of several models may differ in width: what they do not tell here is
+                // small beside one block of their logits.
+                let width = self.members.saturating_mul(self.hidden_size.max(1));
+                let logits = match every_position {
+                    true => self.members.saturating_mul(encode::block_values(self.classes, rows)),
+                    false => per_row(self.members.saturating_mul(self.classes)),
+                };
+                tokens.saturating_add(per_row(width)).saturating_add(logits)
+            }
+            (Accepts::Sequences { .. }, AcceptedInput::Features(_)) => 0,
         }
-        Ok(input)
     }
 
-    fn features(&self, inputs: Option<Inputs>) -> Result<(Tensor, usize), ServeError> {
-        let tensor = match inputs {
-            Some(Inputs::Features(tensor)) => tensor,
-            Some(Inputs::Sequences(_)) => {
-                let expected = "features: this teacher is a classifier of features";
-                return Err(ServeError::invalid("inputs", "sequences", expected));
+    /// An accepted request's input as the model takes it.
+    pub(crate) fn input(&self, input: AcceptedInput) -> Result<JobInput, ServeError> {
+        match (input, &self.accepts) {
+            (AcceptedInput::Features(features), accepts) => {
+                let view = TensorView::new(&features)
+                    .map_err(|error| ServeError::at("features", error))?;
+                let mut values = view.to_f32();
+                if let (DType::U8, Accepts::Features { rescale_factor, .. }) =
+                    (view.dtype(), accepts)
+                {
+                    values.iter_mut().for_each(|value| *value *= rescale_factor);
+                }
+                Ok(JobInput::Features(values))
             }
-            None => return Err(ServeError::invalid("inputs", "not set", "features")),
-        };
+            (AcceptedInput::Sequences(sequences), accepts) => {
+                let view = SequencesView::new(&sequences, u32::MAX)
+                    .map_err(|error| ServeError::at("sequences", error))?;
+                let labelled = match accepts {
+                    Accepts::Sequences { every_position: true, .. } => {
+                        (0..view.tokens()).filter(|&at| view.is_labelled(at)).collect()
+                    }
+                    _ => Vec::new(),
+                };
+                let ids = view.token_ids();
+                Ok(JobInput::Tokens { ids, lengths: sequences.lengths, labelled })
+            }
+        }
+    }
+
+    /// The input of a request, and how many labels it asks for.
+    fn inputs(&self, inputs: Option<Inputs>) -> Result<(AcceptedInput, usize), ServeError> {
+        match (inputs, &self.accepts) {
+            (Some(Inputs::Features(tensor)), &Accepts::Features { width, .. }) => {
+                let rows = self.features(&tensor, width)?;
+                Ok((AcceptedInput::Features(tensor), rows))
+            }
+            (Some(Inputs::Sequences(sequences)), Accepts::Sequences { .. }) => {
+                let rows = self.sequences(&sequences)?;
+                Ok((AcceptedInput::Sequences(sequences), rows))
+            }
+            (Some(Inputs::Sequences(_)), Accepts::Features { .. }) => {
+                let expected = "features: this teacher is a classifier of features";
+                Err(ServeError::invalid("inputs", "sequences", expected))
+            }
+            (Some(Inputs::Features(_)), Accepts::Sequences { .. }) => {
+                let expected = "sequences: this teacher takes token ids";
+                Err(ServeError::invalid("inputs", "features", expected))
+            }
+            (None, Accepts::Features { .. }) => {
+                Err(ServeError::invalid("inputs", "not set", "features"))
+            }
+            (None, Accepts::Sequences { .. }) => {
+                Err(ServeError::invalid("inputs", "not set", "sequences"))
+            }
+        }
+    }
+
+    fn features(&self, tensor: &Tensor, width: usize) -> Result<usize, ServeError> {
         // Rows first: an empty batch and one above the limit say so, whatever else is wrong.
         let rows = tensor.shape.first().copied().unwrap_or(0);
         let most = u64::from(self.limits.max_rows);
@@ -130,16 +205,53 @@ impl Contract {
             let found = format!("{rows} rows");
             return Err(ServeError::invalid("features.shape[0]", found, format!("1 to {most}")));
         }
-        if tensor.shape.len() != 2 || tensor.shape[1] != self.input_width as u64 {
-            let expected = format!("[rows, {}]", self.input_width);
+        if tensor.shape.len() != 2 || tensor.shape[1] != width as u64 {
+            let expected = format!("[rows, {width}]");
             let found = match tensor.shape.len() {
                 0..=8 => format!("{:?}", tensor.shape),
                 dimensions => format!("of {dimensions} dimensions"),
             };
             return Err(ServeError::invalid("features.shape", found, expected));
         }
-        TensorView::new(&tensor).map_err(|error| ServeError::at("features", error))?;
-        Ok((tensor, rows as usize))
+        TensorView::new(tensor).map_err(|error| ServeError::at("features", error))?;
+        Ok(rows as usize)
+    }
+
+    fn sequences(&self, sequences: &Sequences) -> Result<usize, ServeError> {
+        let &Accepts::Sequences { max_length, vocabulary, every_position, .. } = &self.accepts
+        else {
+            return Ok(0);
+        };
+        let (rows, most) = (sequences.lengths.len(), self.limits.max_rows);
+        if rows > most as usize {
+            let found = format!("of {rows} rows");
+            return Err(ServeError::invalid("sequences.lengths", found, format!("of 1 to {most}")));
+        }
+        let tokens: u64 = sequences.lengths.iter().copied().map(u64::from).sum();
+        let most = self.limits.max_tokens;
+        if tokens > u64::from(most) {
+            let found = format!("{tokens} tokens in all");
+            return Err(ServeError::invalid("sequences.lengths", found, format!("at most {most}")));
+        }
+        let long = |length: &u32| *length as usize > max_length;
+        if let Some(row) = sequences.lengths.iter().position(long) {
+            let found = sequences.lengths[row];
+            let (field, expected) =
+                (format!("sequences.lengths[{row}]"), format!("1 to {max_length}"));
+            return Err(ServeError::invalid(field, found, expected));
+        }
+        let vocabulary = u32::try_from(vocabulary).unwrap_or(u32::MAX);
+        let view = SequencesView::new(sequences, vocabulary)
+            .map_err(|error| ServeError::at("sequences", error))?;
+        if every_position {
+            return Ok(view.labelled_positions());
+        }
+        if !sequences.label_mask.is_empty() {
+            let found = format!("{} bytes long", sequences.label_mask.len());
+            let expected = "empty: this teacher gives every sequence one label";
+            return Err(ServeError::invalid("sequences.label_mask", found, expected));
+        }
+        Ok(view.rows())
     }
 
     fn rule(&self, rule: i32) -> Result<Rule, ServeError> {

@@ -42,8 +42,8 @@ pub mod transformer;
 pub use error::{LossError, ModelError, StateError, TrainError};
 pub use loss::{Divergence, LossConfig, LossSums, SoftLabels, SoftTarget, TopKForm};
 pub use model::{
-    Activation, Classifier, Head, Inference, LeNetConfig, MlpConfig, ModelConfig, PackedHead,
-    ResNetConfig,
+    Activation, AnyConfig, Classifier, Head, Inference, LeNetConfig, MlpConfig, ModelConfig,
+    PackedHead, ResNetConfig,
 };
 pub use optim::{OptimizerConfig, ScheduleConfig, ScheduleKind};
 pub use rng::Philox;
@@ -51,4 +51,4 @@ pub use trainer::{
     Agreement, Batch, Evaluation, StepReport, TextBatch, TextTrainer, TextTrainerConfig, Trainer,
     TrainerConfig, UpdateReport, evaluate_logits,
 };
-pub use transformer::{TextModel, TokenBatch, TransformerConfig};
+pub use transformer::{TextModel, TokenBatch, TokenizerInfo, TransformerConfig};

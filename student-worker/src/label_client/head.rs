@@ -119,7 +119,13 @@ impl Assembly {
         }
         let mut weight = to_f32(DType::F32, &self.bytes);
         let bias = self.has_bias.then(|| weight.split_off(self.classes * self.hidden_size));
-        Ok(Head { weight, bias, classes: self.classes, hidden_size: self.hidden_size, softcap: None })
+        Ok(Head {
+            weight,
+            bias,
+            classes: self.classes,
+            hidden_size: self.hidden_size,
+            softcap: None,
+        })
     }
 }
 

@@ -10,13 +10,18 @@ mod sample;
 mod select;
 mod soften;
 
+use std::{ops::Range, sync::Arc};
+
 use combine::{Combiner, Softened};
 use stillhouse_proto::{
     labels::{self, LabelBatch, SoftLabels},
     v1::{DType, DenseKind, Labels, RowError},
 };
 
-use crate::{ensemble::Rule, error::ServeError};
+use crate::{
+    ensemble::{Ensemble, Rule},
+    error::ServeError,
+};
 
 /// A request's encoding, validated.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,13 +62,19 @@ impl Encoding {
     }
 
     /// How many values are computed, copied or drawn to encode what the device computed.
-    pub(crate) fn work(&self, forward: &Forward, temperatures: usize) -> usize {
-        let rows = forward.rows;
+    pub(crate) fn work(&self, computed: &Computed, temperatures: usize) -> usize {
         let draws = match self {
-            Self::Sampled { draws, .. } => rows.saturating_mul(*draws as usize),
+            Self::Sampled { draws, .. } => computed.rows().saturating_mul(*draws as usize),
             _ => 0,
         };
-        let copied = forward.logits.len().max(forward.hidden.len());
+        let copied = match computed {
+            Computed::Logits(forward) => forward.logits.len().max(forward.hidden.len()),
+            // Each logit is a product of as many terms as a state has.
+            Computed::States(states) if !self.needs_hidden() => {
+                states.values().saturating_mul(states.ensemble.classes())
+            }
+            Computed::States(states) => states.values(),
+        };
         copied.max(draws).saturating_mul(temperatures)
     }
 
@@ -108,37 +119,185 @@ pub(crate) struct Forward {
     pub(crate) hidden: Vec<f32>,
 }
 
+/// What the device computed for the positions of one request to a language model.
+pub(crate) struct States {
+    pub(crate) rows: usize,
+    /// `[rows, d]` of each model of the ensemble.
+    pub(crate) members: Vec<Vec<f32>>,
+    /// Makes logits of them.
+    pub(crate) ensemble: Arc<Ensemble>,
+}
+
+impl States {
+    fn values(&self) -> usize {
+        self.members.iter().map(Vec::len).sum()
+    }
+
+    /// The logits of some rows; with the hidden states of a single model where they are wanted, and
+    /// without logits then.
+    fn block(&self, rows: Range<usize>, needs_hidden: bool) -> Result<Forward, ServeError> {
+        let mut block =
+            Forward { rows: rows.len(), members: 1, logits: Vec::new(), hidden: Vec::new() };
+        let own = |states: &[f32]| {
+            let width = states.len() / self.rows.max(1);
+            rows.start * width..rows.end * width
+        };
+        if let ([states], true) = (&self.members[..], needs_hidden) {
+            block.hidden = states[own(states)].to_vec();
+            return Ok(block);
+        }
+        block.members = self.members.len();
+        for (member, states) in self.members.iter().enumerate() {
+            block.logits.extend(self.ensemble.logits(member, &states[own(states)])?);
+        }
+        Ok(block)
+    }
+}
+
+/// What labels are made of.
+pub(crate) enum Computed {
+    Logits(Forward),
+    /// Of a language model: the logits of all positions at once could be far larger than any answer,
+    /// so they are made a block of rows at a time.
+    States(States),
+}
+
+/// Logits that are made at once, of each model, at least one row of them.
+const BLOCK: usize = 1 << 22;
+
+/// Logits of one model that are held at once for a request of `rows` rows.
+pub(crate) fn block_values(classes: usize, rows: usize) -> usize {
+    (BLOCK / classes.max(1)).clamp(1, rows.max(1)).saturating_mul(classes)
+}
+
+impl Computed {
+    pub(crate) fn rows(&self) -> usize {
+        match self {
+            Self::Logits(forward) => forward.rows,
+            Self::States(states) => states.rows,
+        }
+    }
+}
+
 /// Labels, under a rule, of the rows that have some, one set per temperature (one in all where
 /// temperature plays no part), and the rows that have none.
 pub(crate) fn encode(
-    forward: &Forward,
+    computed: &Computed,
     rule: Rule,
     encoding: &Encoding,
     temperatures: &[f32],
 ) -> Result<(Vec<Labels>, Vec<RowError>), ServeError> {
-    let rows = Rows::of(forward, rule);
-    let errors = rows.errors();
-    let temperatures = if encoding.ignores_temperature() { &[0.0] } else { temperatures };
-    let labels = temperatures
-        .iter()
-        .map(|&temperature| {
-            let batch = LabelBatch {
-                temperature,
-                rows: rows.good.len(),
-                classes: rows.classes,
-                labels: rows.labels(encoding, temperature),
-            };
+    let mut encoder = Encoder::new(rule, encoding, temperatures);
+    let classes = match computed {
+        Computed::Logits(forward) => {
+            encoder.add(0, forward);
+            forward.logits.len() / (forward.members * forward.rows).max(1)
+        }
+        Computed::States(states) => {
+            let classes = states.ensemble.classes();
+            let block = (BLOCK / classes).max(1);
+            for first in (0..states.rows).step_by(block) {
+                let rows = first..states.rows.min(first + block);
+                encoder.add(first, &states.block(rows, encoding.needs_hidden())?);
+            }
+            classes
+        }
+    };
+    encoder.finish(classes)
+}
+
+/// Labels under way, block after block of a request's rows.
+struct Encoder<'a> {
+    rule: Rule,
+    encoding: &'a Encoding,
+    temperatures: &'a [f32],
+    /// One for each temperature, from the first block on.
+    sets: Vec<SoftLabels>,
+    rows: usize,
+    errors: Vec<RowError>,
+}
+
+impl<'a> Encoder<'a> {
+    fn new(rule: Rule, encoding: &'a Encoding, temperatures: &'a [f32]) -> Self {
+        let temperatures = if encoding.ignores_temperature() { &[0.0] } else { temperatures };
+        Self { rule, encoding, temperatures, sets: Vec::new(), rows: 0, errors: Vec::new() }
+    }
+
+    /// Adds the block of rows that begins at row `first` of the request.
+    fn add(&mut self, first: usize, block: &Forward) {
+        let rows = Rows::of(first, block, self.rule);
+        self.rows += rows.good.len();
+        self.errors.extend(rows.errors());
+        let sets = self.temperatures.iter().map(|&t| rows.labels(self.encoding, t));
+        if self.sets.is_empty() {
+            self.sets = sets.collect();
+        } else {
+            self.sets.iter_mut().zip(sets).for_each(|(all, own)| append(all, own));
+        }
+    }
+
+    fn finish(self, classes: usize) -> Result<(Vec<Labels>, Vec<RowError>), ServeError> {
+        let Self { encoding, temperatures, sets, rows, errors, .. } = self;
+        let of = |(&temperature, labels)| {
+            let batch = LabelBatch { temperature, rows, classes, labels };
             labels::encode(&batch, encoding.dtype()).map_err(|error| ServeError::Invalid {
                 field: "encoding.dtype".to_owned(),
                 reason: format!("cannot carry these labels: {error}"),
             })
-        })
-        .collect::<Result<_, _>>()?;
-    Ok((labels, errors))
+        };
+        let labels = temperatures.iter().zip(sets).map(of).collect::<Result<_, _>>()?;
+        Ok((labels, errors))
+    }
+}
+
+/// Adds rows of the same encoding.
+fn append(all: &mut SoftLabels, own: SoftLabels) {
+    match (all, own) {
+        (SoftLabels::Dense { values, .. }, SoftLabels::Dense { values: own, .. }) => {
+            values.extend(own);
+        }
+        (
+            SoftLabels::TopK { ids, log_probabilities, log_tail_mass, .. },
+            SoftLabels::TopK {
+                ids: own_ids,
+                log_probabilities: own_values,
+                log_tail_mass: own_tails,
+                ..
+            },
+        ) => {
+            ids.extend(own_ids);
+            log_probabilities.extend(own_values);
+            log_tail_mass.extend(own_tails);
+        }
+        (
+            SoftLabels::Ids { log_probabilities, log_tail_mass, .. },
+            SoftLabels::Ids { log_probabilities: own_values, log_tail_mass: own_tails, .. },
+        ) => {
+            log_probabilities.extend(own_values);
+            log_tail_mass.extend(own_tails);
+        }
+        (
+            SoftLabels::Sampled { distinct, ids, counts, .. },
+            SoftLabels::Sampled {
+                distinct: own_distinct, ids: own_ids, counts: own_counts, ..
+            },
+        ) => {
+            distinct.extend(own_distinct);
+            ids.extend(own_ids);
+            counts.extend(own_counts);
+        }
+        (SoftLabels::Hidden { states, .. }, SoftLabels::Hidden { states: own, .. }) => {
+            states.extend(own);
+        }
+        // One encoder makes one kind of labels.
+        _ => {}
+    }
 }
 
 /// A forward pass, split into rows that every member has finite values for and rows that are not.
 struct Rows<'a> {
+    /// Index of the first row in the request.
+    first: usize,
     forward: &'a Forward,
     rule: Rule,
     classes: usize,
@@ -147,10 +306,10 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn of(forward: &'a Forward, rule: Rule) -> Self {
+    fn of(first: usize, forward: &'a Forward, rule: Rule) -> Self {
         let classes = forward.logits.len() / (forward.members * forward.rows).max(1);
         let width = forward.hidden.len() / forward.rows.max(1);
-        let mut rows = Self { forward, rule, classes, width, good: Vec::new() };
+        let mut rows = Self { first, forward, rule, classes, width, good: Vec::new() };
         let finite = |row: &[f32]| row.iter().all(|value| value.is_finite());
         rows.good = (0..forward.rows)
             .filter(|&row| rows.logits(row).all(finite) && finite(rows.hidden(row)))
@@ -174,7 +333,7 @@ impl<'a> Rows<'a> {
         (0..self.forward.rows)
             .filter(|row| good.next_if_eq(row).is_none())
             .map(|row| RowError {
-                row: row as u32,
+                row: (self.first + row) as u32,
                 message: "the teacher's output for this row is not finite".to_owned(),
             })
             .collect()
@@ -203,11 +362,11 @@ impl<'a> Rows<'a> {
         values
     }
 
-    /// Calls `each` with every good row's index and its distribution.
+    /// Calls `each` with every good row's index in the request and its distribution.
     fn soften(&self, temperature: f32, mut each: impl FnMut(usize, &Softened<'_>)) {
         let mut combiner = Combiner::new(self.rule, temperature);
         for &row in &self.good {
-            each(row, &combiner.soften(self.logits(row)));
+            each(self.first + row, &combiner.soften(self.logits(row)));
         }
     }
 

@@ -1,20 +1,35 @@
 //! `Describe`.
 
+use bytes::Bytes;
 use stillhouse_proto::v1::{
     DType, DescribeResponse, EncodingKind, EnsembleRule, FeatureSignature, InputSignature,
-    RuleFingerprint, ServerLimits, Task, input_signature::Kind,
+    RuleFingerprint, SequenceSignature, ServerLimits, Task, input_signature::Kind,
 };
 
 use super::Core;
 use crate::{
-    ensemble::Rule,
+    ensemble::{Accepts, Rule},
     validate::{FEATURE_DTYPES, MAX_DRAWS},
 };
 
 pub(super) fn describe(core: &Core) -> DescribeResponse {
     let contract = &core.contract;
-    let dtypes = FEATURE_DTYPES.iter().map(|dtype| *dtype as i32).collect();
-    let features = FeatureSignature { width: contract.input_width as u64, dtypes };
+    let (input, task, max_tokens) = match &contract.accepts {
+        &Accepts::Features { width, .. } => {
+            let dtypes = FEATURE_DTYPES.iter().map(|dtype| *dtype as i32).collect();
+            let features = FeatureSignature { width: width as u64, dtypes };
+            (Kind::Features(features), Task::Classification, 0)
+        }
+        Accepts::Sequences { max_length, tokenizer, every_position, .. } => {
+            let max_tokens = contract.limits.max_tokens;
+            let sequences = SequenceSignature {
+                max_length: max_tokens.min(u32::try_from(*max_length).unwrap_or(u32::MAX)),
+                tokenizer_sha256: Bytes::copy_from_slice(tokenizer),
+            };
+            let task = if *every_position { Task::LanguageModel } else { Task::Classification };
+            (Kind::Sequences(sequences), task, max_tokens)
+        }
+    };
     let mut encodings =
         vec![EncodingKind::Dense, EncodingKind::TopK, EncodingKind::Ids, EncodingKind::Sampled];
     if core.ensemble.only().is_some() {
@@ -27,13 +42,13 @@ pub(super) fn describe(core: &Core) -> DescribeResponse {
     DescribeResponse {
         name: core.name.clone(),
         fingerprint: core.fingerprint(contract.default_rule),
-        task: Task::Classification.into(),
-        input: Some(InputSignature { kind: Some(Kind::Features(features)) }),
+        task: task.into(),
+        input: Some(InputSignature { kind: Some(input) }),
         classes: contract.classes as u32,
         hidden_size: contract.hidden_size as u32,
         limits: Some(ServerLimits {
             max_rows: contract.limits.max_rows,
-            max_tokens: 0,
+            max_tokens,
             max_message_bytes: contract.limits.max_message_bytes.into(),
             max_temperatures: contract.limits.max_temperatures,
             max_stream_in_flight: contract.limits.max_stream_in_flight,

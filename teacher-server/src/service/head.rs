@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 use tonic::Status;
 
 use super::{Core, taken::Keep};
-use crate::{error::ServeError, model::Model, validate::label_dtype};
+use crate::{error::ServeError, model::AnyModel, validate::label_dtype};
 
 /// Bytes in one piece, where messages may be as large.
 const PIECE: usize = 1 << 20;
@@ -37,19 +37,21 @@ pub(crate) struct Heads {
 struct Encoded {
     weight_shape: [u64; 2],
     has_bias: bool,
+    /// 0: none.
+    logit_softcap: f32,
     whole: Bytes,
     sha256: Bytes,
 }
 
 impl Heads {
-    async fn get(&self, model: &Arc<dyn Model>, dtype: DType) -> Result<Encoded, ServeError> {
+    async fn get(&self, model: &AnyModel, dtype: DType) -> Result<Encoded, ServeError> {
         let cell = match dtype {
             DType::F16 => &self.f16,
             DType::Bf16 => &self.bf16,
             _ => &self.f32,
         };
         let encoded = cell.get_or_try_init(|| async {
-            let model = Arc::clone(model);
+            let model = model.clone();
             let encoded = tokio::task::spawn_blocking(move || encode(&model.head(), dtype)).await;
             encoded.map_err(|error| ServeError::Forward(error.to_string()))
         });
@@ -79,6 +81,7 @@ pub(super) async fn pieces(
         fingerprint: core.fingerprint(core.contract.default_rule),
         weight_shape: encoded.weight_shape.to_vec(),
         has_bias: encoded.has_bias,
+        logit_softcap: encoded.logit_softcap,
         dtype: dtype.into(),
         total_bytes: whole.len() as u64,
         ..FetchHeadResponse::default()
@@ -109,6 +112,7 @@ fn encode(head: &Head, dtype: DType) -> Encoded {
     Encoded {
         weight_shape: [head.classes as u64, head.hidden_size as u64],
         has_bias: head.bias.is_some(),
+        logit_softcap: head.softcap.unwrap_or(0.0),
         whole: whole.into(),
         sha256,
     }

@@ -105,7 +105,7 @@ impl Core {
         let held = self.ledger.take(&client, accepted.bytes)?;
         let pending = self.scheduler.submit(
             client,
-            (self.contract.input(&accepted.features)?, accepted.rows),
+            (self.contract.input(accepted.input)?, accepted.rows),
             accepted.encoding.needs_hidden(),
             deadline,
         )?;
@@ -140,7 +140,7 @@ impl Core {
                 .unwrap_or(Err(ServeError::Deadline))?,
         };
         let fingerprint = self.fingerprint(rule);
-        let values = encoding.work(&done.forward, temperatures.len());
+        let values = encoding.work(&done.computed, temperatures.len());
         // What is held goes along: the work goes on even if nobody waits for it any more.
         let encode = move || {
             let response = respond((id, fingerprint), &done, rule, &encoding, &temperatures)?;
@@ -180,11 +180,11 @@ fn respond(
     temperatures: &[f32],
 ) -> Result<LabelResponse, ServeError> {
     let start = Instant::now();
-    let (labels, row_errors) = encode::encode(&done.forward, rule, encoding, temperatures)?;
+    let (labels, row_errors) = encode::encode(&done.computed, rule, encoding, temperatures)?;
     let took = start.elapsed();
 
     metrics::histogram!(names::ENCODE).record(took);
-    let rows = done.forward.rows - row_errors.len();
+    let rows = done.computed.rows() - row_errors.len();
     metrics::counter!(names::ROWS_LABELLED, "encoding" => encoding.name()).increment(rows as u64);
     metrics::counter!(names::ROW_ERRORS).increment(row_errors.len() as u64);
     let bytes: usize = labels.iter().map(prost::Message::encoded_len).sum();

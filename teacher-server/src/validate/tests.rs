@@ -9,12 +9,11 @@ use super::*;
 
 fn contract() -> Contract {
     Contract {
-        input_width: 3,
+        accepts: Accepts::Features { width: 3, rescale_factor: 1.0 / 255.0 },
         classes: 5,
         hidden_size: 4,
         members: 1,
         default_rule: Rule::Arithmetic,
-        rescale_factor: 1.0 / 255.0,
         limits: Limits { max_rows: 8, max_message_bytes: 4096, ..Limits::default() },
     }
 }
@@ -73,17 +72,16 @@ fn u8_features_are_rescaled_and_narrow_floats_widened() {
     request.inputs =
         Some(Inputs::Features(Tensor { dtype: DType::U8.into(), shape: vec![1, 3], data }));
     let accepted = contract().accept(request).unwrap();
-    assert_eq!(
-        contract().input(&accepted.features).unwrap(),
-        [0.0, 51.0 * (1.0 / 255.0_f64) as f32, 255.0 * (1.0 / 255.0_f64) as f32]
-    );
+    let rescaled = [0.0, 51.0 * (1.0 / 255.0_f64) as f32, 255.0 * (1.0 / 255.0_f64) as f32];
+    assert_eq!(contract().input(accepted.input).unwrap(), JobInput::Features(rescaled.to_vec()));
 
     let mut request = good();
     let data = Bytes::from_static(&[0x80, 0x3f, 0, 0, 0x80, 0xbf]);
     request.inputs =
         Some(Inputs::Features(Tensor { dtype: DType::Bf16.into(), shape: vec![1, 3], data }));
     let accepted = contract().accept(request).unwrap();
-    assert_eq!(contract().input(&accepted.features).unwrap(), [1.0, 0.0, -1.0]);
+    let widened = vec![1.0, 0.0, -1.0];
+    assert_eq!(contract().input(accepted.input).unwrap(), JobInput::Features(widened));
 }
 
 #[test]
@@ -255,4 +253,66 @@ fn what_a_request_holds_covers_its_rows_their_outputs_and_the_answer() {
     let one = LabelRequest { temperatures: vec![1.0], ..good() };
     let one = contract().accept(one).unwrap().bytes;
     assert!(one >= rows * (input + logits + ROW_ERROR as u64), "{one}");
+}
+
+/// A language model of 5 words that takes up to 4 tokens in a sequence, 6 in a request.
+fn text(every_position: bool) -> Contract {
+    let limits = Limits { max_rows: 3, max_tokens: 6, ..contract().limits };
+    let (max_length, vocabulary, tokenizer) = (4, 5, [7; 32]);
+    let accepts = Accepts::Sequences { max_length, vocabulary, tokenizer, every_position };
+    Contract { accepts, limits, ..contract() }
+}
+
+fn sequences(rows: &[&[u32]], labelled: Option<&[bool]>) -> LabelRequest {
+    let sequences = Sequences::pack(rows, labelled).unwrap();
+    LabelRequest { inputs: Some(Inputs::Sequences(sequences)), ..good() }
+}
+
+#[test]
+fn sequences_ask_for_labels_of_the_positions_that_are_marked() {
+    let marks = [false, true, true, false, true];
+    let accepted = text(true).accept(sequences(&[&[1, 2, 3], &[4, 0]], Some(&marks))).unwrap();
+    assert_eq!(accepted.rows, 3);
+    let (ids, lengths) = (vec![1, 2, 3, 4, 0], vec![3, 2]);
+    let expected = JobInput::Tokens { ids, lengths, labelled: vec![1, 2, 4] };
+    assert_eq!(expected.cost(accepted.rows), 5);
+    assert_eq!(text(true).input(accepted.input).unwrap(), expected);
+
+    let accepted = text(true).accept(sequences(&[&[1, 2, 3]], None)).unwrap();
+    assert_eq!(accepted.rows, 3);
+
+    // A classifier of sequences gives each one label.
+    let accepted = text(false).accept(sequences(&[&[1, 2, 3], &[4, 0]], None)).unwrap();
+    assert_eq!(accepted.rows, 2);
+    let expected =
+        JobInput::Tokens { ids: vec![1, 2, 3, 4, 0], lengths: vec![3, 2], labelled: vec![] };
+    assert_eq!(text(false).input(accepted.input).unwrap(), expected);
+}
+
+#[test]
+fn sequences_that_do_not_fit_are_named() {
+    let refusal = |contract: Contract, request: LabelRequest| {
+        let error = contract.accept(request).unwrap_err();
+        assert!(matches!(error, ServeError::Invalid { .. }), "{error:?}");
+        error.to_string()
+    };
+    for (rows, expected) in [
+        (&[&[1, 2, 3, 4, 0][..]][..], "sequences.lengths[0]: is 5; must be 1 to 4"),
+        (&[&[1], &[1], &[1], &[1]], "sequences.lengths: is of 4 rows; must be of 1 to 3"),
+        (&[&[1, 2, 3, 4], &[1, 2, 3]], "sequences.lengths: is 7 tokens in all; must be at most 6"),
+        (&[&[1, 5]], "sequences: token_ids[1] is 5; must be below the vocabulary's 5"),
+        (&[], "sequences: lengths is empty; must be of at least 1 row"),
+        (&[&[1], &[]], "sequences: lengths[1] is 0; must be at least 1"),
+    ] {
+        assert_eq!(refusal(text(true), sequences(rows, None)), expected);
+    }
+    let error = refusal(text(true), sequences(&[&[1, 2]], Some(&[false, false])));
+    assert!(error.contains("label_mask is 0 throughout"), "{error}");
+    let error = refusal(text(false), sequences(&[&[1, 2]], Some(&[true, false])));
+    let expected = "must be empty: this teacher gives every sequence one label";
+    assert!(error.contains("sequences.label_mask: is 1 bytes long") && error.contains(expected));
+    let error = refusal(text(true), good());
+    assert_eq!(error, "inputs: is features; must be sequences: this teacher takes token ids");
+    let error = refusal(text(true), LabelRequest { inputs: None, ..good() });
+    assert_eq!(error, "inputs: is not set; must be sequences");
 }

@@ -77,7 +77,13 @@ impl Model for Line {
     }
 
     fn head(&self) -> Head {
-        Head { weight: vec![self.factor, 0.0], bias: None, classes: 2, hidden_size: 1, softcap: None }
+        Head {
+            weight: vec![self.factor, 0.0],
+            bias: None,
+            classes: 2,
+            hidden_size: 1,
+            softcap: None,
+        }
     }
 }
 

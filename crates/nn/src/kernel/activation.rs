@@ -152,14 +152,13 @@ pub(crate) fn gated_backward<N: Nonlinearity>(
 ) -> Vec<f32> {
     let mut to_up = vec![0.0; up.len()];
     let operands = gate.par_chunks(PIECE).zip(up.par_chunks(PIECE));
-    grad.par_chunks_mut(PIECE)
-        .zip(to_up.par_chunks_mut(PIECE))
-        .zip(operands)
-        .for_each(|((grad, to_up), (x, up))| {
+    grad.par_chunks_mut(PIECE).zip(to_up.par_chunks_mut(PIECE)).zip(operands).for_each(
+        |((grad, to_up), (x, up))| {
             let gated = Some((up, to_up));
             let job = Backward::<N> { x, grad, gated, _kind: Default::default() };
             pulp::Arch::new().dispatch(job);
-        });
+        },
+    );
     to_up
 }
 

@@ -242,7 +242,12 @@ mod tests {
                     assert!(off < 2e-4 * (1.0 + numeric.abs()), "{i}: {numeric}");
                 }
                 let unit = reference(
-                    &Norm { weight: &vec![1.0; width], offset: 0.0, bias: norm.bias.map(|_| &*vec![0.0; width].leak()), eps: 1e-3 },
+                    &Norm {
+                        weight: &vec![1.0; width],
+                        offset: 0.0,
+                        bias: norm.bias.map(|_| &*vec![0.0; width].leak()),
+                        eps: 1e-3,
+                    },
                     &wide,
                 );
                 for i in 0..width {

@@ -203,7 +203,10 @@ mod tests {
         let rotation = Rotation::new(&[1.0, 0.3], 1.0, layout.positions());
         let plain = to_heads(&x, &layout, heads, width, None);
         // Sequence 1 begins at token 3; its second head at the 4 elements behind its first.
-        assert_eq!(plain[(3 * heads + 1) * width..][..width], x[3 * heads * width + width..][..width]);
+        assert_eq!(
+            plain[(3 * heads + 1) * width..][..width],
+            x[3 * heads * width + width..][..width]
+        );
         // Head 1 of token 2 of the first sequence.
         assert_eq!(plain[(3 + 2) * width..][..width], x[(2 * heads + 1) * width..][..width]);
         assert_eq!(from_heads(&plain, &layout, heads, width, None), x);

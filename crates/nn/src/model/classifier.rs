@@ -48,8 +48,13 @@ impl Classifier {
         let name = config.head();
         let weight = values(&tensors, &format!("{name}.weight"), &[classes, hidden_size])?;
         let bias = values(&tensors, &format!("{name}.bias"), &[classes])?;
-        let head =
-            Head { weight: weight.to_vec(), bias: Some(bias.to_vec()), classes, hidden_size, softcap: None };
+        let head = Head {
+            weight: weight.to_vec(),
+            bias: Some(bias.to_vec()),
+            classes,
+            hidden_size,
+            softcap: None,
+        };
         Ok(Self {
             network: Frozen::new(&config, &tensors)?,
             head,

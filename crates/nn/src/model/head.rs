@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn sizes_that_do_not_fit_are_errors() {
-        let head = Head { weight: vec![0.0; 6], bias: None, classes: 3, hidden_size: 2, softcap: None };
+        let head =
+            Head { weight: vec![0.0; 6], bias: None, classes: 3, hidden_size: 2, softcap: None };
         for (head, word) in [
             (head.clone(), "hidden has 3"),
             (Head { hidden_size: 0, ..head.clone() }, "head weight has 6"),

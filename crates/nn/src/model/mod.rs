@@ -7,6 +7,7 @@
 //! `.bias`. [`ResNetConfig`]: `conv1`, `bn1`, `layer{stage}.{block}.conv1`, `.bn1`, `.conv2`, `.bn2` and
 //! `linear`, as in the implementation for CIFAR-10 that most published weights come from.
 
+mod any;
 mod classifier;
 mod config;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod network;
 mod resnet;
 mod shortcut;
 
+pub use any::AnyConfig;
 pub use classifier::{Classifier, Inference};
 pub(crate) use config::check;
 pub use config::{Activation, LeNetConfig, MlpConfig, ModelConfig, ResNetConfig};

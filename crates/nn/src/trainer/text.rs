@@ -170,7 +170,8 @@ impl TextTrainer {
 
     /// Number of weights; a tied one counts once.
     pub fn parameters(&self) -> usize {
-        let counts = self.network.parameters().into_iter().map(|p| p.shape().iter().product::<usize>());
+        let counts =
+            self.network.parameters().into_iter().map(|p| p.shape().iter().product::<usize>());
         counts.sum()
     }
 

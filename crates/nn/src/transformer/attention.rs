@@ -59,9 +59,7 @@ impl<P: Product, V: Values> Attention<P, V> {
         names: &BlockNames,
     ) -> Result<Self, ModelError> {
         let (d, q, kv) = (spec.hidden, spec.q_width(), spec.kv_width());
-        let norm = |source: &mut S, name: &str| {
-            NormWeights::new(source, spec, name, spec.head_dim)
-        };
+        let norm = |source: &mut S, name: &str| NormWeights::new(source, spec, name, spec.head_dim);
         Ok(Self {
             q: source.product(&names.q, [q, d], spec.qkv_bias)?,
             k: source.product(&names.k, [kv, d], spec.qkv_bias)?,
@@ -136,8 +134,7 @@ impl Attention<Projection, Parameter> {
         let mut to_merged = vec![0.0; merged.len()];
         self.output.backward(&merged, grad, &mut to_merged, false)?;
         let to_out = to_heads(&to_merged, layout, queries, width, None);
-        let gradients =
-            backward(layout, self.heads, self.scores, [&q, &k, &v], &attended, &to_out);
+        let gradients = backward(layout, self.heads, self.scores, [&q, &k, &v], &attended, &to_out);
         let mut to_q = from_heads(&gradients.q, layout, queries, width, rotation);
         let mut to_k = from_heads(&gradients.k, layout, keys, width, rotation);
         let to_v = from_heads(&gradients.v, layout, keys, width, None);

@@ -90,7 +90,8 @@ impl<P: Product, V: Values> Body<P, V> {
         let tokens = source.values(top.tokens, &[spec.vocab, d], Start::Normal)?;
         let (mut positions, mut segments) = (None, None);
         if let Some(learned) = &spec.learned {
-            positions = Some(source.values(top.positions, &[learned.positions, d], Start::Normal)?);
+            positions =
+                Some(source.values(top.positions, &[learned.positions, d], Start::Normal)?);
             if learned.segments > 0 {
                 let shape = [learned.segments, d];
                 segments = Some(source.values(top.segments, &shape, Start::Normal)?);
@@ -214,7 +215,8 @@ impl<P: Product, V: Values> Body<P, V> {
     /// What the output projection sees of chosen rows `x` [rows, d] of [`Self::forward`]: positions of
     /// a language model, first positions of a classifier's sequences.
     pub(crate) fn top(&self, x: Vec<f32>) -> Result<(Vec<f32>, TopTape), ModelError> {
-        if let (Some(dense), Task::Classification { activation, .. }) = (&self.dense, self.spec.task)
+        if let (Some(dense), Task::Classification { activation, .. }) =
+            (&self.dense, self.spec.task)
         {
             let raw = dense.apply(&x)?;
             let hidden = activation.forward(&raw);
@@ -333,7 +335,8 @@ impl Body<Projection, Parameter> {
             grad.iter_mut().for_each(|g| *g *= scale);
         }
         let padding = self.spec.padding;
-        let rows = tokens.ids.iter().map(|&id| Some(id as usize).filter(|_| padding != Some(id as usize)));
+        let rows =
+            tokens.ids.iter().map(|&id| Some(id as usize).filter(|_| padding != Some(id as usize)));
         lock(self.tokens.gradient()).add_rows(d, rows, &grad);
         Ok(())
     }

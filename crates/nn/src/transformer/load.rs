@@ -12,8 +12,6 @@ use crate::model::WEIGHTS_FILE;
 
 /// Names the shard of every tensor.
 const INDEX_FILE: &str = "model.safetensors.index.json";
-/// Of the tokenizer, whose digest tells tokenizers apart.
-pub(super) const TOKENIZER_FILE: &str = "tokenizer.json";
 
 #[derive(Deserialize)]
 struct Index {

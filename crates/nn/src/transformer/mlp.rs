@@ -4,9 +4,7 @@ use super::config::{Activation, Spec};
 use super::names::BlockNames;
 use super::weights::{Product, Projection, Source};
 use crate::error::ModelError;
-use crate::kernel::activation::{
-    self, Gelu, GeluTanh, Relu, Silu, Tanh, gated, gated_backward,
-};
+use crate::kernel::activation::{self, Gelu, GeluTanh, Relu, Silu, Tanh, gated, gated_backward};
 use crate::layers::Parameter;
 
 /// `down(act(gate) * up)`, or `down(act(up))`.

@@ -22,6 +22,7 @@ mod names;
 mod network;
 mod sublayer;
 mod text_model;
+mod tokenizer;
 mod weights;
 
 pub(crate) use body::Keep;
@@ -30,3 +31,4 @@ pub(crate) use load::read_weights;
 pub(crate) use network::TextNetwork;
 pub use text_model::{TextModel, TokenBatch};
 pub(crate) use text_model::{check_positions, checked};
+pub use tokenizer::{TOKENIZER_FILE, TokenizerInfo};

@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use sha2::{Digest as _, Sha256};
-
 use super::body::{Body, Keep, Tokens};
 use super::config::{Task, TransformerConfig};
-use super::load::{TOKENIZER_FILE, read_weights};
+use super::load::read_weights;
+use super::tokenizer::TokenizerInfo;
 use super::weights::Arranged;
 use crate::error::ModelError;
 use crate::io::Tensors;
@@ -35,12 +34,13 @@ pub struct TextModel {
     packed: PackedHead,
     parameters: usize,
     fingerprint: [u8; 32],
-    tokenizer: Option<[u8; 32]>,
+    tokenizer: Option<TokenizerInfo>,
 }
 
 impl TextModel {
     /// Reads `config.json`, the weights (`model.safetensors`, or shards and their index) and, if it is
-    /// there, `tokenizer.json`, of which only the digest is taken.
+    /// there, what matters of `tokenizer.json`. Words of a language model that its tokenizer does not
+    /// have are padding: they are no classes, and get no mass.
     ///
     /// # Errors
     ///
@@ -49,20 +49,14 @@ impl TextModel {
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
         let config = TransformerConfig::load(dir)?;
         let tensors = read_weights(dir, &config)?;
-        let path = dir.join(TOKENIZER_FILE);
-        let tokenizer = match std::fs::read(&path) {
-            Ok(bytes) => Some(Sha256::digest(bytes).into()),
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => None,
-            Err(source) => return Err(ModelError::Io { path, source }),
-        };
-        Self::from_tensors(config, &tensors, tokenizer)
+        Self::from_tensors(config, &tensors, TokenizerInfo::load(dir)?)
     }
 
     /// Arranges weights, by the names that they have in files.
     pub(crate) fn from_tensors(
         config: TransformerConfig,
         tensors: &Tensors,
-        tokenizer: Option<[u8; 32]>,
+        tokenizer: Option<TokenizerInfo>,
     ) -> Result<Self, ModelError> {
         let spec = config.spec();
         let body = Body::new(&mut Arranged(tensors), spec)?;
@@ -72,7 +66,7 @@ impl TextModel {
             _ => Err(ModelError::Layer { tensor: name.to_owned(), expected: expected.to_vec() }),
         };
         let weight = |name: &str| take(&format!("{name}.weight"), &[classes, d]);
-        let (weight, bias, softcap) = match spec.task {
+        let (mut weight, bias, softcap) = match spec.task {
             Task::LanguageModel { tied: true, softcap } => {
                 (take(top.tokens, &[classes, d])?, None, softcap)
             }
@@ -82,6 +76,11 @@ impl TextModel {
             }
         };
         let softcap = softcap.map(|cap| cap as f32);
+        let classes = match (spec.task, &tokenizer) {
+            (Task::LanguageModel { .. }, Some(tokenizer)) => tokenizer.size.min(classes),
+            _ => classes,
+        };
+        weight.truncate(classes * d);
         let head = Head { weight, bias, classes, hidden_size: d, softcap };
         Ok(Self {
             packed: head.pack()?,
@@ -109,9 +108,14 @@ impl TextModel {
         self.fingerprint
     }
 
-    /// SHA-256 of `tokenizer.json`, where the directory had one.
-    pub fn tokenizer_sha256(&self) -> Option<[u8; 32]> {
+    /// Of `tokenizer.json`, where the directory had one.
+    pub fn tokenizer(&self) -> Option<TokenizerInfo> {
         self.tokenizer
+    }
+
+    /// V: words of a language model that its tokenizer has (without a tokenizer, all), or classes.
+    pub fn classes(&self) -> usize {
+        self.head.classes
     }
 
     /// The output projection.

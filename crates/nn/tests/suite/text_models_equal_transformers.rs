@@ -176,7 +176,8 @@ fn check(
     trainer.save_model(dir).unwrap();
     for shard in std::fs::read_dir(dir).unwrap() {
         let path = shard.unwrap().path();
-        if path.to_string_lossy().contains("-of-") || path.ends_with("model.safetensors.index.json") {
+        if path.to_string_lossy().contains("-of-") || path.ends_with("model.safetensors.index.json")
+        {
             std::fs::remove_file(path).unwrap();
         }
     }

@@ -91,8 +91,7 @@ fn value_and_gradients_are_those_of_the_definition() {
                         v64[i] += by_v;
                         let of = |head: usize| -> f64 {
                             let at = sequence * 4 + key_head * 2 + head;
-                            let out =
-                                reference(&scores, width, &wide(queries[at]), &k64, &v64);
+                            let out = reference(&scores, width, &wide(queries[at]), &k64, &v64);
                             out.iter().zip(grads[at]).map(|(a, &b)| a * f64::from(b)).sum()
                         };
                         of(0) + of(1)
@@ -124,7 +123,8 @@ fn nothing_but_the_position_decides_the_bits() {
                     continue;
                 }
                 let layout = Layout { lengths: vec![n], past: vec![past] };
-                let cut = |head: usize| &q[(head * length + past) * heads.width..][..n * heads.width];
+                let cut =
+                    |head: usize| &q[(head * length + past) * heads.width..][..n * heads.width];
                 let q = [cut(0), cut(1)].concat();
                 let seen = (past + n) * heads.width;
                 let part = attend(&layout, heads, scores, &q, &[&k[..seen]], &[&v[..seen]]);

@@ -1,7 +1,7 @@
 //! Rows whose label is a value for every class: logits, or log-probabilities at T.
 
-use super::row::{LANES, PIECE, Terms, argmax, largest, sum, sum_exp};
 use super::Scales;
+use super::row::{LANES, PIECE, Terms, argmax, largest, sum, sum_exp};
 use crate::error::LossError;
 use crate::kernel::math::{exp, ln};
 use crate::loss::config::{Divergence, LossConfig};

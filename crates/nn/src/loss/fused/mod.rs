@@ -156,12 +156,7 @@ pub(crate) fn fused_loss(
     let block = (BLOCK / classes).clamp(MIN_ROWS, MAX_ROWS).min(rows.max(1));
     let mut z = vec![0.0; block * classes];
     let mut t = vec![0.0; if teacher.is_some() { block * classes } else { 0 }];
-    let mut sums = LossSums {
-        hard: hard.map(|_| 0.0),
-        soft: soft.map(|_| 0.0),
-        agreeing: 0,
-        rows,
-    };
+    let mut sums = LossSums { hard: hard.map(|_| 0.0), soft: soft.map(|_| 0.0), agreeing: 0, rows };
     for first in (0..rows).step_by(block) {
         let n = block.min(rows - first);
         let h = Matrix::new(&hidden[first * d..][..n * d], n, d);

@@ -69,9 +69,9 @@ pub(super) fn argmax(z: &[f32]) -> usize {
 /// The teacher's most probable class, where the labels tell it.
 pub(super) fn argmax_of(target: &RowTarget<'_>) -> Option<usize> {
     match target {
-        RowTarget::LogProbabilities(row) | RowTarget::Probabilities(row) | RowTarget::Logits(row) => {
-            Some(argmax(row))
-        }
+        RowTarget::LogProbabilities(row)
+        | RowTarget::Probabilities(row)
+        | RowTarget::Logits(row) => Some(argmax(row)),
         RowTarget::TopK { ids, log_probabilities, .. } => {
             ids.get(argmax(log_probabilities)).map(|&id| id as usize)
         }

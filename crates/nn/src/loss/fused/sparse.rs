@@ -28,7 +28,8 @@ pub(super) fn sampled(
     }
     let student = Student::of(z, config.temperature);
     let label = hard.map(|class| Label::new(z, class, scales.hard, &student));
-    let mut terms = Terms { hard: label.as_ref().map_or(0.0, |label| label.value), ..Terms::default() };
+    let mut terms =
+        Terms { hard: label.as_ref().map_or(0.0, |label| label.value), ..Terms::default() };
     let frequencies = counts.iter().map(|&count| f64::from(count) / f64::from(draws));
     let named = ids.iter().map(|&id| id as usize).zip(frequencies);
     let value: f64 = named.clone().map(|(id, f)| -f * student.log(z[id])).sum();

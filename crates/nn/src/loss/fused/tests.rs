@@ -27,7 +27,13 @@ fn case(softcap: Option<f32>) -> Case {
         weight: draw(outputs * D),
         bias: draw(outputs),
         states: draw(ROWS * 4),
-        head: Head { weight: draw(outputs * 4), bias: None, classes: outputs, hidden_size: 4, softcap },
+        head: Head {
+            weight: draw(outputs * 4),
+            bias: None,
+            classes: outputs,
+            hidden_size: 4,
+            softcap,
+        },
         hard: vec![3, 0, 36, 17, 17],
     }
 }
@@ -45,7 +51,13 @@ fn divergences() -> [Divergence; 7] {
 }
 
 /// Logits in f64, over the classes.
-fn logits(rows: &[f64], weight: &[f64], bias: Option<&[f64]>, d: usize, cap: Option<f32>) -> Vec<f64> {
+fn logits(
+    rows: &[f64],
+    weight: &[f64],
+    bias: Option<&[f64]>,
+    d: usize,
+    cap: Option<f32>,
+) -> Vec<f64> {
     let of = |row: &[f64], class: usize| {
         let z: f64 = row.iter().zip(&weight[class * d..][..d]).map(|(a, b)| a * b).sum();
         let z = z + bias.map_or(0.0, |bias| bias[class]);
@@ -113,9 +125,8 @@ fn run(
     config: &LossConfig,
     cap: Option<f32>,
 ) -> (LossSums, [Vec<f32>; 3]) {
-    let parameter = |values: &[f32], shape: &[usize]| {
-        Parameter::new("p", values.to_vec(), shape).unwrap()
-    };
+    let parameter =
+        |values: &[f32], shape: &[usize]| Parameter::new("p", values.to_vec(), shape).unwrap();
     let weight = parameter(&case.weight, &[CLASSES + PADDING, D]);
     let bias = parameter(&case.bias, &[CLASSES + PADDING]);
     let mut hidden = vec![f32::NAN; ROWS * D];
@@ -126,11 +137,8 @@ fn run(
         width: D,
         classes: CLASSES,
     };
-    let gradients = Gradients {
-        hidden: &mut hidden,
-        weight: weight.gradient(),
-        bias: Some(bias.gradient()),
-    };
+    let gradients =
+        Gradients { hidden: &mut hidden, weight: weight.gradient(), bias: Some(bias.gradient()) };
     let (states, labels) = (&case.hidden, Some(&*case.hard));
     let sums =
         fused_loss(states, output, labels, soft, config, ROWS as f64, Some(gradients)).unwrap();
@@ -267,8 +275,13 @@ fn parts_of_a_batch_add_up() {
     let soft = SoftLabels::Hidden { states: &case.states, head: &case.head };
     let (whole, expected) = run(&case, Some(&soft), &config, None);
     let weight = Parameter::new("w", case.weight.clone(), &[CLASSES + PADDING, D]).unwrap();
-    let output =
-        Output { weight: &case.weight, bias: Some(&case.bias), softcap: None, width: D, classes: CLASSES };
+    let output = Output {
+        weight: &case.weight,
+        bias: Some(&case.bias),
+        softcap: None,
+        width: D,
+        classes: CLASSES,
+    };
     let mut sums = LossSums { hard: None, soft: None, agreeing: 0, rows: 0 };
     let mut hidden = vec![0.0; ROWS * D];
     weight.clear_gradient();
@@ -283,11 +296,14 @@ fn parts_of_a_batch_add_up() {
         let rows = &case.hidden[part.start * D..part.end * D];
         let hard = Some(&case.hard[part.clone()]);
         let n = ROWS as f64;
-        sums.add(&fused_loss(rows, output, hard, Some(&soft), &config, n, Some(gradients)).unwrap());
+        sums.add(
+            &fused_loss(rows, output, hard, Some(&soft), &config, n, Some(gradients)).unwrap(),
+        );
     }
     close(sums.parts(&config, ROWS as f64).total, whole.parts(&config, ROWS as f64).total, "sum");
     assert_eq!((sums.rows, sums.agreeing), (whole.rows, whole.agreeing));
-    for (a, b) in hidden.iter().chain(&weight.gradient_values()).zip(expected[..2].iter().flatten()) {
+    for (a, b) in hidden.iter().chain(&weight.gradient_values()).zip(expected[..2].iter().flatten())
+    {
         assert!((a - b).abs() < 1e-6);
     }
 }
@@ -297,7 +313,13 @@ fn parts_of_a_batch_add_up() {
 fn extremes_stay_finite() {
     let weight: Vec<f32> = (0..CLASSES).map(|class| if class == 0 { 300.0 } else { 0.0 }).collect();
     let output = Output { weight: &weight, bias: None, softcap: None, width: 1, classes: CLASSES };
-    let head = Head { weight: vec![300.0; CLASSES], bias: None, classes: CLASSES, hidden_size: 1, softcap: None };
+    let head = Head {
+        weight: vec![300.0; CLASSES],
+        bias: None,
+        classes: CLASSES,
+        hidden_size: 1,
+        softcap: None,
+    };
     let top = SoftTarget::TopK {
         k: 1,
         ids: vec![0],
@@ -323,8 +345,15 @@ fn extremes_stay_finite() {
                 let p = Parameter::new("w", weight.clone(), &[CLASSES, 1]).unwrap();
                 let mut hidden = vec![0.0];
                 let gradients = Gradients { hidden: &mut hidden, weight: p.gradient(), bias: None };
-                let sums =
-                    fused_loss(&[1.0], output, Some(&[1]), Some(&soft), &config, 1.0, Some(gradients));
+                let sums = fused_loss(
+                    &[1.0],
+                    output,
+                    Some(&[1]),
+                    Some(&soft),
+                    &config,
+                    1.0,
+                    Some(gradients),
+                );
                 let sums = sums.unwrap();
                 let total = sums.parts(&config, 1.0).total;
                 assert!(total.is_finite() && total >= 0.0, "{config:?} {soft:?}: {sums:?}");
@@ -359,8 +388,13 @@ fn what_does_not_fit_is_named() {
     let small = SoftLabels::Hidden { states: &case.states, head: &head };
     let error = refusal(&case.hidden, output, hard, Some(&small));
     assert_eq!(error, "teacher's head has 7 elements; expected 37");
-    assert!(refusal(&case.hidden, output, Some(&[37; 5]), Some(&soft)).contains("hard label of row 0 is 37"));
-    assert!(refusal(&case.hidden, output, None, Some(&soft)).contains("hard labels have the weight"));
+    assert!(
+        refusal(&case.hidden, output, Some(&[37; 5]), Some(&soft))
+            .contains("hard label of row 0 is 37")
+    );
+    assert!(
+        refusal(&case.hidden, output, None, Some(&soft)).contains("hard labels have the weight")
+    );
     assert!(refusal(&case.hidden, output, hard, None).contains("soft labels have the weight"));
     let mut states = case.states.clone();
     states[4] = f32::NAN;

@@ -298,7 +298,9 @@ pub(super) fn gemma3(reader: &Reader<'_>) -> Result<Spec, ModelError> {
     }
     let parameters = reader.nested("rope_parameters", "rope_parameters")?;
     let full = match parameters {
-        Some(parameters) => parameters.nested("full_attention", "rope_parameters.full_attention")?,
+        Some(parameters) => {
+            parameters.nested("full_attention", "rope_parameters.full_attention")?
+        }
         None => None,
     };
     let local = match parameters {

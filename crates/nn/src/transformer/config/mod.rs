@@ -57,6 +57,11 @@ impl TransformerConfig {
         MODEL_TYPES.contains(&model_type)
     }
 
+    /// Every `model_type`, comma-separated.
+    pub fn supported() -> String {
+        MODEL_TYPES.join(", ")
+    }
+
     /// Reads and validates `config.json` in `dir`. Keys that are absent have the default that
     /// transformers gives them; those that decide nothing here are kept and written back.
     ///
@@ -85,7 +90,7 @@ impl TransformerConfig {
             return Err(ModelError::UnknownModelType {
                 path: path.to_owned(),
                 found: found.to_owned(),
-                supported: MODEL_TYPES.join(", "),
+                supported: Self::supported(),
             });
         }
         Self::from_json(raw).map_err(|error| error.in_file(path))
@@ -193,7 +198,8 @@ fn validate(spec: &Spec) -> Result<(), ModelError> {
         (spec.q_width(), spec.hidden),
         (spec.hidden, if spec.gated { 3 } else { 2 } * spec.intermediate),
     ];
-    let block: usize = block.iter().map(|(a, b)| a.saturating_mul(*b)).fold(0, usize::saturating_add);
+    let block: usize =
+        block.iter().map(|(a, b)| a.saturating_mul(*b)).fold(0, usize::saturating_add);
     let tables = spec.vocab.saturating_mul(2).saturating_add(spec.max_positions);
     let tables = if spec.learned.is_some() { tables } else { 2 * spec.vocab };
     check::parameters(

@@ -115,7 +115,11 @@ impl<'a> Reader<'a> {
         names.map_or_else(|| Err(self.fault(key, "a list of strings")), |names| Ok(Some(names)))
     }
 
-    pub(super) fn activation(&self, key: &str, default: Activation) -> Result<Activation, ModelError> {
+    pub(super) fn activation(
+        &self,
+        key: &str,
+        default: Activation,
+    ) -> Result<Activation, ModelError> {
         match self.text(key)? {
             None => Ok(default),
             Some("relu") => Ok(Activation::Relu),
@@ -142,7 +146,10 @@ impl<'a> Reader<'a> {
             }
             (found, other) => match found.or(other).unwrap_or(2) {
                 n if n >= 2 => Ok(n),
-                _ => Err(self.fault(if found.is_some() { "id2label" } else { "num_labels" }, "2 classes or more")),
+                _ => Err(self.fault(
+                    if found.is_some() { "id2label" } else { "num_labels" },
+                    "2 classes or more",
+                )),
             },
         }
     }

@@ -76,13 +76,15 @@ impl Source<'_> {
             },
         };
         let dim = self.head_dim as f64;
-        let turning = |rotations: f64| {
-            dim * (original / (rotations * TAU)).ln() / (2.0 * base.ln())
-        };
+        let turning =
+            |rotations: f64| dim * (original / (rotations * TAU)).ln() / (2.0 * base.ln());
         let fast = turning(scaling.positive("beta_fast")?.unwrap_or(32.0));
         let slow = turning(scaling.positive("beta_slow")?.unwrap_or(1.0));
-        let (fast, slow) =
-            if scaling.flag("truncate", true)? { (fast.floor(), slow.ceil()) } else { (fast, slow) };
+        let (fast, slow) = if scaling.flag("truncate", true)? {
+            (fast.floor(), slow.ceil())
+        } else {
+            (fast, slow)
+        };
         let (low, mut high) = (fast.max(0.0), slow.min(dim - 1.0));
         if low == high {
             high += 0.001;

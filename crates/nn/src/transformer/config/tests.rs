@@ -20,9 +20,13 @@ fn keys_that_are_absent_have_the_defaults_of_transformers() {
     let mistral = spec(r#"{"model_type": "mistral", "sliding_window": null}"#);
     assert_eq!(mistral.layers[0].window, None);
     let qwen2 = spec(r#"{"model_type": "qwen2", "sliding_window": 8}"#);
-    assert!(qwen2.qkv_bias && !qwen2.output_bias && qwen2.layers.iter().all(|l| l.window.is_none()));
-    let qwen3 = spec(r#"{"model_type": "qwen3", "hidden_size": 1024, "num_attention_heads": 16,
-        "num_key_value_heads": 8}"#);
+    assert!(
+        qwen2.qkv_bias && !qwen2.output_bias && qwen2.layers.iter().all(|l| l.window.is_none())
+    );
+    let qwen3 = spec(
+        r#"{"model_type": "qwen3", "hidden_size": 1024, "num_attention_heads": 16,
+        "num_key_value_heads": 8}"#,
+    );
     assert!(qwen3.qk_norm && !qwen3.qkv_bias && qwen3.head_dim == 128 && qwen3.q_width() == 2048);
     let gemma2 = spec(r#"{"model_type": "gemma2"}"#);
     assert_eq!(gemma2.task, Task::LanguageModel { tied: true, softcap: Some(30.0) });
@@ -88,7 +92,10 @@ fn faults_name_key_value_and_range() {
             r#"{"model_type": "llama", "vocab_size": 16777216, "hidden_size": 1048576, "head_dim": 64}"#,
             "number of parameters",
         ),
-        (r#"{"model_type": "llama", "hidden_act": "mish"}"#, "hidden_act is \"mish\"; expected relu"),
+        (
+            r#"{"model_type": "llama", "hidden_act": "mish"}"#,
+            "hidden_act is \"mish\"; expected relu",
+        ),
         (
             r#"{"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}"#,
             "rope_scaling.type is \"dynamic\"; expected default, linear, llama3 or yarn",
@@ -110,7 +117,10 @@ fn faults_name_key_value_and_range() {
             r#"{"model_type": "bert", "architectures": ["BertForMaskedLM"]}"#,
             "expected a model ..ForSequenceClassification",
         ),
-        (r#"{"model_type": "bert", "num_labels": 1}"#, "num_labels is 1; expected 2 classes or more"),
+        (
+            r#"{"model_type": "bert", "num_labels": 1}"#,
+            "num_labels is 1; expected 2 classes or more",
+        ),
         (
             r#"{"model_type": "qwen2", "num_hidden_layers": 2, "layer_types": ["full_attention"]}"#,
             "expected one for each of the 2 layers",
@@ -127,14 +137,18 @@ fn faults_name_key_value_and_range() {
     ];
     for (text, expected) in cases {
         let error = parse(text).unwrap_err();
-        assert!(error.starts_with("m/config.json: ") && error.contains(expected), "{text}: {error}");
+        assert!(
+            error.starts_with("m/config.json: ") && error.contains(expected),
+            "{text}: {error}"
+        );
     }
 }
 
 #[test]
 fn what_was_read_is_written_back() {
     let dir = tempfile::tempdir().unwrap();
-    let config = parse(r#"{"model_type": "llama", "vocab_size": 5, "bos_token_id": 1, "x": [1.5]}"#);
+    let config =
+        parse(r#"{"model_type": "llama", "vocab_size": 5, "bos_token_id": 1, "x": [1.5]}"#);
     let config = config.unwrap();
     config.save(dir.path()).unwrap();
     assert_eq!(TransformerConfig::load(dir.path()).unwrap(), config);
