@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -22,7 +22,9 @@ use crate::{
     quickstart::{self, Quickstart, Size},
     recipe::{self, DataFormat, DataSection, RecipeError, teacher::EnsembleRule},
     run_folder::Existing,
-    sweep, train,
+    sweep,
+    text::{self, TextOutcome},
+    train,
 };
 
 /// Train a student on soft labels pulled from a teacher.
@@ -276,9 +278,15 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
 }
 
 async fn train(arguments: TrainArguments, stop: watch::Receiver<bool>) -> Result<u8, Failure> {
-    let recipe = recipe::load(&arguments.recipe, &arguments.set)?;
+    let (table, folder) = recipe::read(&arguments.recipe, &arguments.set)?;
     let existing = if arguments.resume { Existing::Resume } else { Existing::Refuse };
     let observer = progress::observer(arguments.json);
+    if text::recipe::is_text(&table) {
+        let recipe = text::recipe::from_table(table, folder)?;
+        let outcome = Box::pin(text::run(recipe, existing, observer, stop)).await?;
+        return tell_text(&outcome, arguments.json);
+    }
+    let recipe = recipe::from_table(table, folder)?;
     let outcome = train::run(recipe, existing, observer, stop).await?;
     if arguments.json {
         print_json(&outcome)?;
@@ -292,20 +300,43 @@ async fn train(arguments: TrainArguments, stop: watch::Receiver<bool>) -> Result
             report.display()
         ))?;
     } else {
-        let (folder, total) = (outcome.folder.display(), outcome.total_steps);
-        print(&match outcome.checkpoint {
-            Some(_) => format!(
-                "{}: stopped after step {} of {total}; go on with --resume: {folder}",
-                outcome.name, outcome.steps
-            ),
-            None => format!(
-                "{}: stopped before the first of {total} steps; there is nothing to go on from: \
-                 {folder}",
-                outcome.name
-            ),
-        })?;
+        let train::Outcome { name, steps, total_steps, folder, checkpoint, .. } = &outcome;
+        print(&stopped_words(name, [*steps, *total_steps], folder, checkpoint.is_some()))?;
     }
     Ok(if outcome.finished { exit::DONE } else { exit::TERMINATED })
+}
+
+fn tell_text(outcome: &TextOutcome, json: bool) -> Result<u8, Failure> {
+    if json {
+        print_json(outcome)?;
+    } else if let (Some(validation), Some(report)) = (&outcome.validation, &outcome.report) {
+        print(&format!(
+            "{}: validation loss {:.4} (perplexity {:.3}) over {} tokens after {:.1} s\nreport: {}",
+            outcome.name,
+            validation.loss,
+            validation.perplexity(),
+            validation.tokens,
+            outcome.seconds,
+            report.display()
+        ))?;
+    } else {
+        let TextOutcome { name, steps, total_steps, folder, checkpoint, .. } = outcome;
+        print(&stopped_words(name, [*steps, *total_steps], folder, checkpoint.is_some()))?;
+    }
+    Ok(if outcome.finished { exit::DONE } else { exit::TERMINATED })
+}
+
+/// What is said of a run that was told to stop.
+fn stopped_words(name: &str, [steps, total]: [u64; 2], folder: &Path, checkpoint: bool) -> String {
+    let folder = folder.display();
+    if checkpoint {
+        return format!(
+            "{name}: stopped after step {steps} of {total}; go on with --resume: {folder}"
+        );
+    }
+    format!(
+        "{name}: stopped before the first of {total} steps; there is nothing to go on from: {folder}"
+    )
 }
 
 async fn capture(arguments: CaptureArguments, stop: watch::Receiver<bool>) -> Result<u8, Failure> {

@@ -15,6 +15,7 @@
 //! * [`eval`]: tests a trained model.
 //! * [`quickstart`]: the whole, small.
 //! * [`sweep`]: many runs, and one table of what came out.
+//! * [`text`]: the same for language models.
 //! * [`cli`]: the command line.
 
 pub mod capture;
@@ -29,4 +30,5 @@ mod random;
 pub mod recipe;
 pub mod run_folder;
 pub mod sweep;
+pub mod text;
 pub mod train;

@@ -31,6 +31,7 @@ mod requests;
 mod run;
 
 pub use error::CaptureError;
+pub(crate) use head::{HEAD, read as read_head, write as write_head};
 pub(crate) use manifest::labels_change_with_epochs;
 pub use manifest::{CapturedTeacher, FileFacts, Manifest, Order, Slice};
 pub(crate) use replay::{Capture, Replay};

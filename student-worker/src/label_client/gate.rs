@@ -11,7 +11,10 @@ use std::{
 use stillhouse_proto::{
     LabelBatch, SoftLabels, decode,
     limits::MAX_DESCRIBE_BYTES,
-    v1::{DescribeRequest, LabelResponse, Tensor, teacher_service_client::TeacherServiceClient},
+    v1::{
+        DescribeRequest, LabelResponse, label_request::Inputs,
+        teacher_service_client::TeacherServiceClient,
+    },
 };
 use tonic::{
     Request, Response, Status,
@@ -90,13 +93,15 @@ pub(super) struct Gate {
     reference: Mutex<Option<Reference>>,
 }
 
-/// The rows of the probe, in either element type.
+/// What every teacher is probed with.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// As bytes.
-    pub bytes: Tensor,
-    /// As f32, rescaled.
-    pub floats: Tensor,
+    /// As bytes, or sequences.
+    pub inputs: Inputs,
+    /// As f32, rescaled, for a teacher that takes no bytes.
+    pub floats: Option<Inputs>,
+    /// Labels that it asks for.
+    pub rows: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -188,11 +193,12 @@ impl Gate {
         client: &mut Client,
         teacher: &Teacher,
     ) -> Result<Vec<f32>, Closed> {
-        let features = if teacher.takes_bytes { &self.probe.bytes } else { &self.probe.floats };
-        let request = self.request(self.wanted.dense_request(features.clone()));
+        let probe = &self.probe;
+        let floats = probe.floats.as_ref().filter(|_| !teacher.takes_bytes);
+        let inputs = floats.unwrap_or(&probe.inputs).clone();
+        let request = self.request(self.wanted.dense_request(inputs));
         let response = self.call(name, "the probe", client.label(request)).await?;
-        let expected =
-            self.wanted.classes * features.shape.first().map_or(0, |rows| *rows as usize);
+        let expected = self.wanted.classes * probe.rows;
         probabilities(&response).filter(|values| values.len() == expected).ok_or_else(|| {
             Closed::ForGood(ClientError::Answer {
                 endpoint: name.to_owned(),

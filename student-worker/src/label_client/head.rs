@@ -56,6 +56,7 @@ struct Assembly {
     classes: usize,
     hidden_size: usize,
     has_bias: bool,
+    softcap: Option<f32>,
     bytes: Vec<u8>,
     sha256: Vec<u8>,
 }
@@ -66,6 +67,7 @@ impl Assembly {
             classes: wanted.classes,
             hidden_size: teacher.hidden_size,
             has_bias: false,
+            softcap: None,
             bytes: Vec::new(),
             sha256: Vec::new(),
         }
@@ -82,6 +84,11 @@ impl Assembly {
     fn add(&mut self, piece: &FetchHeadResponse) -> Result<(), String> {
         if self.bytes.is_empty() {
             self.has_bias = piece.has_bias;
+            let cap = piece.logit_softcap;
+            if !(cap.is_finite() && cap >= 0.0) {
+                return Err(format!("logit_softcap is {cap}, expected a finite number, 0 or more"));
+            }
+            self.softcap = (cap > 0.0).then_some(cap);
         }
         let shape = [self.classes as u64, self.hidden_size as u64];
         if piece.weight_shape != shape {
@@ -124,7 +131,7 @@ impl Assembly {
             bias,
             classes: self.classes,
             hidden_size: self.hidden_size,
-            softcap: None,
+            softcap: self.softcap,
         })
     }
 }
@@ -159,6 +166,7 @@ mod tests {
             classes: 2,
             hidden_size: 3,
             has_bias: false,
+            softcap: None,
             bytes: Vec::new(),
             sha256: Vec::new(),
         };

@@ -46,7 +46,8 @@ pub use gate::{PROBE_ROWS, Probe};
 pub use target::{TargetError, soft_target};
 pub use teacher::Teacher;
 pub use tries::Patience;
-pub use wanted::{Job, Wanted};
+pub use wanted::{Job, Wanted, WantedInput};
+pub(crate) use wanted::{encoding_of, rule_of};
 
 use crate::random;
 

@@ -141,6 +141,7 @@ mod tests {
             bias: Some(vec![0.5, 0.0]),
             classes: 2,
             hidden_size: 2,
+            softcap: None,
         };
         let target = soft_target([hidden.clone()], Some(&head.pack().unwrap())).unwrap();
         assert_eq!(target, SoftTarget::Logits(vec![1.5, 2.0]));

@@ -5,7 +5,8 @@ use stillhouse_proto::v1::{
     input_signature::Kind,
 };
 
-use super::{ClientError, Wanted};
+use super::{ClientError, Wanted, WantedInput};
+use crate::recipe::identity::hex;
 
 /// Longest message that is sent to a teacher, whatever it says of itself.
 const MAX_MESSAGE_BYTES: u64 = 1 << 30;
@@ -49,9 +50,15 @@ impl Teacher {
             found,
             expected,
         };
-        let task = description.task();
-        if task != Task::Classification {
-            return Err(unsuitable("task", format!("{task:?}"), "Classification".into()));
+        let (task, wanted_task) = (
+            description.task(),
+            match wanted.input {
+                WantedInput::Features { .. } => Task::Classification,
+                WantedInput::Sequences { .. } => Task::LanguageModel,
+            },
+        );
+        if task != wanted_task {
+            return Err(unsuitable("task", format!("{task:?}"), format!("{wanted_task:?}")));
         }
         let fingerprint = match wanted.ensemble {
             EnsembleRule::Unspecified => &description.fingerprint,
@@ -73,7 +80,11 @@ impl Teacher {
         }
         let fingerprint = fingerprint.to_vec();
         if description.classes as usize != wanted.classes {
-            let expected = format!("{}, the student's num_labels", wanted.classes);
+            let whose = match wanted.input {
+                WantedInput::Features { .. } => "the student's num_labels",
+                WantedInput::Sequences { .. } => "the words of the student's tokenizer",
+            };
+            let expected = format!("{}, {whose}", wanted.classes);
             return Err(unsuitable("classes", description.classes.to_string(), expected));
         }
         let encodings: Vec<EncodingKind> = description.encodings().collect();
@@ -97,30 +108,97 @@ impl Teacher {
             return Err(unsuitable("the rule", format!("{rule:?}"), expected));
         }
         let limits = description.limits.unwrap_or_default();
-        if (limits.max_rows as usize) < wanted.request_rows {
-            let expected = format!("{} or more, as teacher.request_rows", wanted.request_rows);
-            return Err(unsuitable("limits.max_rows", limits.max_rows.to_string(), expected));
-        }
         let hidden_size = description.hidden_size as usize;
-        let Some(Kind::Features(features)) = description.input.and_then(|input| input.kind) else {
-            return Err(unsuitable("input", "not features".into(), "features".into()));
+        let input = description.input.as_ref().and_then(|input| input.kind.as_ref());
+        let (takes_bytes, bytes) = match (&wanted.input, input) {
+            (&WantedInput::Features { width }, Some(Kind::Features(features))) => {
+                if (limits.max_rows as usize) < wanted.request_rows {
+                    let expected =
+                        format!("{} or more, as teacher.request_rows", wanted.request_rows);
+                    return Err(unsuitable(
+                        "limits.max_rows",
+                        limits.max_rows.to_string(),
+                        expected,
+                    ));
+                }
+                if features.width != width as u64 {
+                    let expected = format!("{width}, the student's input_size");
+                    return Err(unsuitable("features.width", features.width.to_string(), expected));
+                }
+                let dtypes: Vec<DType> = features.dtypes().collect();
+                let takes_bytes = dtypes.contains(&DType::U8);
+                if !takes_bytes && !dtypes.contains(&DType::F32) {
+                    let expected = "U8 or F32".into();
+                    return Err(unsuitable("features.dtypes", format!("{dtypes:?}"), expected));
+                }
+                let element = if takes_bytes { 1 } else { size_of::<f32>() };
+                (takes_bytes, wanted.request_rows.saturating_mul(width).saturating_mul(element))
+            }
+            (
+                WantedInput::Sequences {
+                    tokenizer_sha256,
+                    longest,
+                    request_sequences,
+                    request_tokens,
+                },
+                Some(Kind::Sequences(sequences)),
+            ) => {
+                if *sequences.tokenizer_sha256 != *tokenizer_sha256 {
+                    let expected = format!("{}, the student's", hex(tokenizer_sha256));
+                    let found = hex(&sequences.tokenizer_sha256);
+                    return Err(unsuitable("tokenizer_sha256", found, expected));
+                }
+                let counts = [
+                    (
+                        "sequences.max_length",
+                        sequences.max_length,
+                        *longest,
+                        "data.sequence_length",
+                    ),
+                    (
+                        "limits.max_rows",
+                        limits.max_rows,
+                        *request_sequences,
+                        "a request's sequences",
+                    ),
+                    (
+                        "limits.max_tokens",
+                        limits.max_tokens,
+                        *request_tokens,
+                        "train.micro_batch_tokens",
+                    ),
+                ];
+                for (field, found, least, whose) in counts {
+                    if (found as usize) < least {
+                        let expected = format!("{least} or more, as {whose}");
+                        return Err(unsuitable(field, found.to_string(), expected));
+                    }
+                }
+                // Ids, lengths and marks.
+                let bytes = request_tokens.saturating_mul(5).saturating_add(5 * request_sequences);
+                (false, bytes)
+            }
+            (WantedInput::Features { .. }, _) => {
+                return Err(unsuitable("input", "not features".into(), "features".into()));
+            }
+            (WantedInput::Sequences { .. }, _) => {
+                return Err(unsuitable("input", "not sequences".into(), "sequences".into()));
+            }
         };
-        if features.width != wanted.input_width as u64 {
-            let expected = format!("{}, the student's input_size", wanted.input_width);
-            return Err(unsuitable("features.width", features.width.to_string(), expected));
-        }
-        let dtypes: Vec<DType> = features.dtypes().collect();
-        let takes_bytes = dtypes.contains(&DType::U8);
-        if !takes_bytes && !dtypes.contains(&DType::F32) {
-            return Err(unsuitable("features.dtypes", format!("{dtypes:?}"), "U8 or F32".into()));
-        }
-        let row_bytes = if takes_bytes { 1 } else { size_of::<f32>() };
-        let bytes = request_bytes(wanted, row_bytes);
+        // With room for all that is not rows.
+        let bytes = bytes.saturating_add(1024) as u64;
         if bytes > limits.max_message_bytes {
-            let expected = format!(
-                "{bytes} or more for {} rows; fewer fit as teacher.request_rows",
-                wanted.request_rows
-            );
+            let expected = match wanted.input {
+                WantedInput::Features { .. } => format!(
+                    "{bytes} or more for {} rows; fewer fit as teacher.request_rows",
+                    wanted.request_rows
+                ),
+                WantedInput::Sequences { .. } => {
+                    format!(
+                        "{bytes} or more; less is needed with a smaller train.micro_batch_tokens"
+                    )
+                }
+            };
             let found = limits.max_message_bytes.to_string();
             return Err(unsuitable("limits.max_message_bytes", found, expected));
         }
@@ -135,13 +213,6 @@ impl Teacher {
             max_in_flight: (limits.max_stream_in_flight as usize).clamp(1, 1 << 16),
         })
     }
-}
-
-/// Bytes of the largest request, with room for all that is not its rows.
-fn request_bytes(wanted: &Wanted, element: usize) -> u64 {
-    const BESIDE: usize = 1024;
-    let rows = wanted.request_rows.saturating_mul(wanted.input_width).saturating_mul(element);
-    rows.saturating_add(BESIDE) as u64
 }
 
 /// Bytes of one request: what the teacher says, within bounds that suit this process.
@@ -172,7 +243,7 @@ mod tests {
             probe_temperature: 4.0,
             encoding: encoding::Kind::TopK(TopKEncoding { k: 2, dtype: DType::F32.into() }),
             ensemble: EnsembleRule::Unspecified,
-            input_width: 784,
+            input: WantedInput::Features { width: 784 },
             classes: 10,
             request_rows: 128,
             timeout: Duration::from_secs(1),

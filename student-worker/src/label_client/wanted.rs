@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use stillhouse_nn::Divergence;
 use stillhouse_proto::{
     LabelBatch, SoftLabels, limits,
     v1::{
@@ -25,9 +26,9 @@ const HEAD_PIECE: u64 = 2 << 20;
 pub struct Job {
     /// Position in the run, from 0: answers are handed on in this order.
     pub index: u64,
-    /// The rows, `[rows, width]`, in an element type that the teacher takes.
-    pub features: Tensor,
-    /// Number of rows.
+    /// What to label: rows of features, in an element type that the teacher takes, or sequences.
+    pub inputs: Inputs,
+    /// Number of labels.
     pub rows: usize,
     /// Temperature of the labels, that of the rows' epoch.
     pub temperature: f32,
@@ -47,14 +48,35 @@ pub struct Wanted {
     pub encoding: Kind,
     /// How the distributions of several models become one; UNSPECIFIED: as the teacher does it.
     pub ensemble: EnsembleRule,
-    /// Elements per row.
-    pub input_width: usize,
-    /// Classes.
+    /// What the rows are.
+    pub input: WantedInput,
+    /// Classes, or words.
     pub classes: usize,
-    /// Rows in the largest request.
+    /// Labels in the largest request.
     pub request_rows: usize,
     /// Time that a request may take.
     pub timeout: Duration,
+}
+
+/// What the student sends, which a teacher must take.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WantedInput {
+    /// Rows of features, each with a label.
+    Features {
+        /// Elements per row.
+        width: usize,
+    },
+    /// Token sequences, with labels at some of their positions.
+    Sequences {
+        /// SHA-256 of the student's tokenizer.
+        tokenizer_sha256: [u8; 32],
+        /// Tokens in the longest sequence.
+        longest: usize,
+        /// Sequences in the largest request.
+        request_sequences: usize,
+        /// Tokens in the largest request.
+        request_tokens: usize,
+    },
 }
 
 impl Wanted {
@@ -64,13 +86,9 @@ impl Wanted {
         Self {
             client: teacher.client.clone(),
             probe_temperature: recipe.loss.temperature as f32,
-            encoding: kind(recipe, teacher),
-            ensemble: match teacher.ensemble {
-                None => EnsembleRule::Unspecified,
-                Some(teacher::EnsembleRule::Arithmetic) => EnsembleRule::Arithmetic,
-                Some(teacher::EnsembleRule::Geometric) => EnsembleRule::Geometric,
-            },
-            input_width: recipe.student.input_width(),
+            encoding: encoding_of(teacher, recipe.loss.divergence),
+            ensemble: rule_of(teacher),
+            input: WantedInput::Features { width: recipe.student.input_width() },
             classes: recipe.student.classes(),
             request_rows: teacher.request_rows.unwrap_or(batch).min(batch),
             timeout: Duration::from_millis(teacher.timeout_ms.into()),
@@ -91,8 +109,9 @@ impl Wanted {
     /// Bytes of the longest answer to expect of a teacher: labels, a probe's, or a piece of its head.
     pub(super) fn answer_bytes(&self, hidden_size: u32) -> u64 {
         let temperature = self.probe_temperature;
-        let labels = self.request_as(0, Tensor::default(), temperature, self.encoding.clone());
-        let probe = self.dense_request(Tensor::default());
+        let nothing = || Inputs::Features(Tensor::default());
+        let labels = self.request_as(0, nothing(), temperature, self.encoding.clone());
+        let probe = self.dense_request(nothing());
         [(labels, self.request_rows as u64), (probe, PROBE_ROWS.into())]
             .iter()
             .filter_map(|(request, rows)| {
@@ -145,21 +164,21 @@ impl Wanted {
             Kind::Sampled(sampled) => Kind::Sampled(SampledEncoding { seed: job.seed, ..sampled }),
             kind => kind,
         };
-        self.request_as(id, job.features.clone(), job.temperature, kind)
+        self.request_as(id, job.inputs.clone(), job.temperature, kind)
     }
 
     /// A request for dense log-probabilities, whatever the run's encoding is.
-    pub(super) fn dense_request(&self, features: Tensor) -> LabelRequest {
+    pub(super) fn dense_request(&self, inputs: Inputs) -> LabelRequest {
         let dense =
             DenseEncoding { kind: DenseKind::LogProbabilities.into(), dtype: DType::F32.into() };
-        self.request_as(0, features, self.probe_temperature, Kind::Dense(dense))
+        self.request_as(0, inputs, self.probe_temperature, Kind::Dense(dense))
     }
 
-    fn request_as(&self, id: u64, features: Tensor, temperature: f32, kind: Kind) -> LabelRequest {
+    fn request_as(&self, id: u64, inputs: Inputs, temperature: f32, kind: Kind) -> LabelRequest {
         LabelRequest {
             id,
             client: self.client.clone(),
-            inputs: Some(Inputs::Features(features)),
+            inputs: Some(inputs),
             temperatures: vec![temperature],
             encoding: Some(Encoding { kind: Some(kind) }),
             timeout_ms: u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX),
@@ -204,7 +223,17 @@ pub(super) fn on_stream(request: LabelRequest) -> LabelStreamRequest {
     LabelStreamRequest { action: Some(Action::Label(request)) }
 }
 
-fn kind(recipe: &Recipe, teacher: &TeacherSection) -> Kind {
+/// The rule of an ensemble, as requests name it.
+pub(crate) fn rule_of(teacher: &TeacherSection) -> EnsembleRule {
+    match teacher.ensemble {
+        None => EnsembleRule::Unspecified,
+        Some(teacher::EnsembleRule::Arithmetic) => EnsembleRule::Arithmetic,
+        Some(teacher::EnsembleRule::Geometric) => EnsembleRule::Geometric,
+    }
+}
+
+/// The encoding that a section asks for, for a loss of that divergence.
+pub(crate) fn encoding_of(teacher: &TeacherSection, divergence: Divergence) -> Kind {
     let encoding = teacher.encoding();
     let dtype = match encoding.dtype {
         LabelType::F32 => DType::F32,
@@ -214,7 +243,7 @@ fn kind(recipe: &Recipe, teacher: &TeacherSection) -> Kind {
     let dtype = dtype.into();
     match encoding.kind {
         EncodingName::Dense => {
-            let kind = match encoding.dense_values(recipe.loss.divergence) {
+            let kind = match encoding.dense_values(divergence) {
                 DenseValues::Logits => DenseKind::Logits,
                 DenseValues::LogProbabilities => DenseKind::LogProbabilities,
             };
@@ -238,7 +267,7 @@ mod tests {
             probe_temperature: 1.0,
             encoding,
             ensemble: EnsembleRule::Geometric,
-            input_width: 1,
+            input: WantedInput::Features { width: 1 },
             classes: 2,
             request_rows: 1,
             timeout: Duration::from_secs(1),
@@ -279,12 +308,18 @@ mod tests {
     #[test]
     fn every_request_names_the_rule() {
         let wanted = wanted(dense(DenseKind::LogProbabilities));
-        let job = Job { index: 0, features: Tensor::default(), rows: 1, temperature: 4.0, seed: 0 };
+        let job = Job {
+            index: 0,
+            inputs: Inputs::Features(Tensor::default()),
+            rows: 1,
+            temperature: 4.0,
+            seed: 0,
+        };
         let request = wanted.request(1, &job);
         assert_eq!(request.ensemble_rule(), EnsembleRule::Geometric);
         // That of the job's epoch.
         assert_eq!(request.temperatures, [4.0]);
-        let probe = wanted.dense_request(Tensor::default());
+        let probe = wanted.dense_request(Inputs::Features(Tensor::default()));
         assert_eq!(probe.ensemble_rule(), EnsembleRule::Geometric);
     }
 

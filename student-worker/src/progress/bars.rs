@@ -2,7 +2,7 @@
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{Event, Observer, test_words};
+use super::{Event, Observer, test_words, validation_words};
 
 /// Fits a terminal of 80 columns.
 const TEMPLATE: &str = "{prefix:.bold} {bar:12.cyan/dim} {pos}/{len}, {msg}, {eta} left";
@@ -66,8 +66,11 @@ impl Observer for Bars {
                 bar.set_message(words);
                 bar.set_position(step.step);
             }
-            Event::Tested(_) if self.among.is_some() => {}
+            Event::Tested(_) | Event::Validated(_) if self.among.is_some() => {}
             Event::Tested(test) => bar.println(format!("{} {}", bar.prefix(), test_words(test))),
+            Event::Validated(validation) => {
+                bar.println(format!("{} {}", bar.prefix(), validation_words(validation)));
+            }
             Event::Ended { .. } => bar.finish_and_clear(),
         }
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Event, Observer, test_words};
+use super::{Event, Observer, test_words, validation_words};
 use crate::run_folder::metrics::StepRecord;
 
 /// Time between two lines about steps.
@@ -20,6 +20,8 @@ pub struct Lines<W> {
     name: String,
     /// What is counted: steps, or requests.
     unit: &'static str,
+    /// What is counted each second.
+    speed_unit: &'static str,
     steps: u64,
     done_before: u64,
     teacher: bool,
@@ -37,6 +39,7 @@ impl<W: Write + Send> Lines<W> {
             to,
             name: String::new(),
             unit: "step",
+            speed_unit: "examples",
             steps: 0,
             done_before: 0,
             teacher: false,
@@ -65,8 +68,8 @@ impl<W: Write + Send> Lines<W> {
 
     fn step_words(&self, step: &StepRecord, elapsed: Duration) -> String {
         let mut words = format!(
-            "step {} of {}, loss {:.4}, {:.0} examples/s",
-            step.step, self.steps, step.loss, step.examples_per_second
+            "step {} of {}, loss {:.4}, {:.0} {}/s",
+            step.step, self.steps, step.loss, step.examples_per_second, self.speed_unit
         );
         if self.teacher {
             words += &format!(", {:.1} % of the time waiting", 100.0 * step.stall_fraction);
@@ -107,8 +110,9 @@ impl<W: Write + Send> Lines<W> {
 impl<W: Write + Send> Observer for Lines<W> {
     fn on(&mut self, event: &Event<'_>) {
         match *event {
-            Event::Started { name, done, steps, rows, teacher } => {
+            Event::Started { name, done, steps, rows, unit, teacher } => {
                 self.start(name, "step", done, steps);
+                self.speed_unit = unit;
                 self.teacher = teacher;
                 let from = going_on(done);
                 self.remark(&format!("{steps} steps over {rows} rows{from}"));
@@ -120,6 +124,7 @@ impl<W: Write + Send> Observer for Lines<W> {
                 }
             }
             Event::Tested(test) => self.remark(&test_words(test)),
+            Event::Validated(validation) => self.remark(&validation_words(validation)),
             Event::Checkpoint { step, folder } => {
                 self.remark(&format!("checkpoint at step {step}: {}", folder.display()));
             }
@@ -153,8 +158,14 @@ mod tests {
     #[test]
     fn a_run_reads_as_lines() {
         let mut lines = Lines::new(Vec::new());
-        let started =
-            Event::Started { name: "mnist", done: 100, steps: 300, rows: 60_000, teacher: true };
+        let started = Event::Started {
+            name: "mnist",
+            done: 100,
+            steps: 300,
+            rows: 60_000,
+            unit: "examples",
+            teacher: true,
+        };
         lines.on(&started);
         let test = TestRecord { step: 300, epoch: 3, loss: 0.25, errors: 150, rows: 10_000 };
         lines.on(&Event::Tested(&test));
@@ -184,7 +195,14 @@ mod tests {
     #[test]
     fn a_run_among_others_is_told_by_its_steps_alone() {
         let mut lines = Lines::among_others(Vec::new());
-        lines.on(&Event::Started { name: "m", done: 0, steps: 2, rows: 8, teacher: false });
+        lines.on(&Event::Started {
+            name: "m",
+            done: 0,
+            steps: 2,
+            rows: 8,
+            unit: "examples",
+            teacher: false,
+        });
         lines.on(&Event::Ended { step: 2 });
         assert!(lines.to.is_empty());
         lines.say("step 1 of 2");
@@ -194,7 +212,14 @@ mod tests {
     #[test]
     fn a_step_tells_speed_waiting_and_time_left() {
         let mut lines = Lines::new(Vec::new());
-        lines.on(&Event::Started { name: "m", done: 100, steps: 300, rows: 8, teacher: true });
+        lines.on(&Event::Started {
+            name: "m",
+            done: 100,
+            steps: 300,
+            rows: 8,
+            unit: "examples",
+            teacher: true,
+        });
         let step = StepRecord {
             step: 200,
             epoch: 1,

@@ -17,7 +17,7 @@ pub use bars::Bars;
 use indicatif::MultiProgress;
 pub use lines::Lines;
 
-use crate::run_folder::metrics::{StepRecord, TestRecord};
+use crate::run_folder::metrics::{StepRecord, TestRecord, ValidationRecord};
 
 /// What happened in a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,8 +30,10 @@ pub enum Event<'a> {
         done: u64,
         /// Steps in all.
         steps: u64,
-        /// Rows to train on.
+        /// Rows, or sequences, to train on.
         rows: usize,
+        /// What is counted each second.
+        unit: &'static str,
         /// Whether labels come from a teacher, so that waiting for them is of interest.
         teacher: bool,
     },
@@ -39,6 +41,8 @@ pub enum Event<'a> {
     Step(&'a StepRecord),
     /// The student was tested.
     Tested(&'a TestRecord),
+    /// The student was validated.
+    Validated(&'a ValidationRecord),
     /// A checkpoint was written.
     Checkpoint {
         /// Steps done.
@@ -136,6 +140,19 @@ impl Several {
             Self::Lines => writeln!(stderr(), "{words}"),
         };
     }
+}
+
+/// What is said of a validation, in words.
+fn validation_words(validation: &ValidationRecord) -> String {
+    let ValidationRecord { step, loss, tokens, teacher_kl, teacher_agreement_percent } = validation;
+    let mut words = format!(
+        "step {step}: validation loss {loss:.4} over {tokens} tokens, perplexity {:.3}",
+        validation.perplexity()
+    );
+    if let (Some(kl), Some(part)) = (teacher_kl, teacher_agreement_percent) {
+        words += &format!("; KL from the teacher {kl:.4}, {part:.1} % of its first choices");
+    }
+    words
 }
 
 /// What is said of a test, in words.

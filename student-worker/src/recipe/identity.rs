@@ -85,6 +85,22 @@ impl Identity {
         Self(values)
     }
 
+    /// Of values by the name of their key, a hash of the training data and, with a teacher, its
+    /// fingerprint.
+    pub(crate) fn of(
+        named: impl IntoIterator<Item = (&'static str, Value)>,
+        data_sha256: [u8; 32],
+        teacher: Option<&[u8]>,
+    ) -> Self {
+        let mut values = BTreeMap::new();
+        named.into_iter().for_each(|(key, value)| flatten(key, value, &mut values));
+        values.insert(ROWS.to_owned(), hex(&data_sha256).into());
+        if let Some(fingerprint) = teacher {
+            values.insert(TEACHER.to_owned(), hex(fingerprint).into());
+        }
+        Self(values)
+    }
+
     /// The first value in which a run's identity differs.
     ///
     /// # Errors

@@ -43,12 +43,24 @@ pub enum RecipeError {
 /// # Errors
 /// If anything about it is not accepted; nothing else has been opened or created by then.
 pub fn load(file: &Path, overrides: &[String]) -> Result<Recipe, RecipeError> {
+    let (table, folder) = read(file, overrides)?;
+    from_table(table, folder)
+}
+
+/// A file's table after `key=value` overrides, and the folder that its paths are relative to.
+///
+/// # Errors
+/// If it cannot be read, or is not TOML.
+pub(crate) fn read<'a>(
+    file: &'a Path,
+    overrides: &[String],
+) -> Result<(Table, &'a Path), RecipeError> {
     let mut table = config::read_file(file)?;
     for argument in overrides {
         config::assign(&mut table, argument)?;
     }
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    from_table(table, folder.unwrap_or(Path::new(".")))
+    Ok((table, folder.unwrap_or(Path::new("."))))
 }
 
 /// Makes a recipe of what a file in `folder` would hold, as [`load`] does.
@@ -118,7 +130,11 @@ fn resolve_paths(recipe: &mut Recipe, folder: &Path) -> Result<(), RecipeError> 
     Ok(())
 }
 
-fn resolve(key: &'static str, path: &mut PathBuf, folder: &Path) -> Result<(), RecipeError> {
+pub(crate) fn resolve(
+    key: &'static str,
+    path: &mut PathBuf,
+    folder: &Path,
+) -> Result<(), RecipeError> {
     if path.as_os_str().is_empty() {
         return Err(RecipeError::Section(format!("{key} is empty; expected a path")));
     }

@@ -11,7 +11,7 @@ use super::strict;
 ///
 /// # Errors
 /// As [`strict::section`], and for an alpha that would play no part.
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<LossConfig, D::Error> {
     let given = Table::deserialize(deserializer)?;
@@ -33,7 +33,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(
 ///
 /// # Errors
 /// Those of the serializer.
-pub(super) fn serialize<S: Serializer>(
+pub(crate) fn serialize<S: Serializer>(
     loss: &LossConfig,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {

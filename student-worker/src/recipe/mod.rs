@@ -9,13 +9,14 @@ mod data;
 pub mod identity;
 mod load;
 mod loss_schedule;
-mod loss_weights;
+pub(crate) mod loss_weights;
 mod sections;
-mod strict;
+pub(crate) mod strict;
 pub mod teacher;
-mod validate;
+pub(crate) mod validate;
 
 pub use load::{RecipeError, check, from_table, load};
+pub(crate) use load::{read, resolve};
 pub use loss_schedule::{Change, LossSchedule, Step};
 pub use sections::{DataFormat, DataSection, OutputSection, Recipe, TrainSection};
 pub use teacher::TeacherSection;

@@ -17,7 +17,7 @@ const TAGS: [&str; 2] = ["kind", "model_type"];
 ///
 /// # Errors
 /// In the words of serde's own errors, with the key [`below`] the section.
-pub(super) fn section<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn section<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Serialize + DeserializeOwned,

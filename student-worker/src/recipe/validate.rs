@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use stillhouse_nn::Divergence;
+use stillhouse_nn::{Divergence, LossConfig};
 use stillhouse_proto::limits::MAX_MEMBERS;
 
 use super::{
@@ -23,7 +23,7 @@ pub struct Invalid {
 }
 
 /// Refuses a value unless `holds`.
-pub(super) fn check(
+pub(crate) fn check(
     holds: bool,
     key: &str,
     value: impl Display,
@@ -36,7 +36,7 @@ pub(super) fn check(
 }
 
 /// Refuses an absent value.
-pub(super) fn require<T>(value: Option<&T>, key: &str, expected: &str) -> Result<(), Invalid> {
+pub(crate) fn require<T>(value: Option<&T>, key: &str, expected: &str) -> Result<(), Invalid> {
     check(value.is_some(), key, "no value", expected)
 }
 
@@ -75,7 +75,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), Invalid> {
                 let range = format!("above 0 where the other weight is 0, as in epoch {epoch}");
                 check(hard > 0.0 || soft > 0.0, key, 0, &range)?;
             }
-            teacher(section, recipe)
+            teacher(section, &recipe.loss, Some(recipe.student.classes()))
         }
         None => {
             check(soft == 0.0, key, soft, "0 where there is no [teacher]")?;
@@ -159,7 +159,12 @@ fn train(recipe: &Recipe) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn teacher(teacher: &TeacherSection, recipe: &Recipe) -> Result<(), Invalid> {
+/// Checks a section about the teacher of a student with so many classes, where that is known.
+pub(crate) fn teacher(
+    teacher: &TeacherSection,
+    loss: &LossConfig,
+    classes: Option<usize>,
+) -> Result<(), Invalid> {
     match teacher.kind {
         TeacherKind::Embedded => {
             let given = teacher.models.len();
@@ -226,17 +231,24 @@ fn teacher(teacher: &TeacherSection, recipe: &Recipe) -> Result<(), Invalid> {
     match &teacher.encoding {
         // That of the capture, which nobody has opened yet.
         None if captured => Ok(()),
-        None => encoding(&EncodingSection::default(), recipe),
-        Some(section) => encoding(section, recipe),
+        None => encoding(&EncodingSection::default(), loss.divergence, classes),
+        Some(section) => encoding(section, loss.divergence, classes),
     }
 }
 
-fn encoding(encoding: &EncodingSection, recipe: &Recipe) -> Result<(), Invalid> {
-    let classes = recipe.student.classes();
+fn encoding(
+    encoding: &EncodingSection,
+    divergence: Divergence,
+    classes: Option<usize>,
+) -> Result<(), Invalid> {
     match (encoding.kind, encoding.k) {
         (EncodingName::TopK, k) => {
-            let range = format!("1 to {classes}, the student's classes");
-            let within = k.is_some_and(|k| (1..=classes).contains(&(k as usize)));
+            let range = match classes {
+                Some(classes) => format!("1 to {classes}, the student's classes"),
+                None => "1 or more".to_owned(),
+            };
+            let most = classes.unwrap_or(usize::MAX);
+            let within = k.is_some_and(|k| (1..=most).contains(&(k as usize)));
             let found = k.map_or("no value".to_owned(), |k| k.to_string());
             check(within, "teacher.encoding.k", found, &range)?;
         }
@@ -254,7 +266,6 @@ fn encoding(encoding: &EncodingSection, recipe: &Recipe) -> Result<(), Invalid> 
         }
         (_, None) => {}
     }
-    let divergence = recipe.loss.divergence;
     if let Some(values) = encoding.values {
         let (value, logits) = match values {
             DenseValues::LogProbabilities => ("\"log_probabilities\"", false),

@@ -61,6 +61,28 @@ impl TestRecord {
     }
 }
 
+/// One validation of a language model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValidationRecord {
+    /// Steps done.
+    pub step: u64,
+    /// Mean cross-entropy of the next token, in nats.
+    pub loss: f64,
+    /// Tokens that were predicted.
+    pub tokens: u64,
+    /// KL(teacher || student) at T = 1, mean over the tokens that the teacher was asked about, in nats.
+    pub teacher_kl: Option<f64>,
+    /// Part of those where both find the same token most probable, in percent.
+    pub teacher_agreement_percent: Option<f64>,
+}
+
+impl ValidationRecord {
+    /// e to the loss.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
 /// A line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -69,6 +91,8 @@ pub enum Record {
     Step(StepRecord),
     /// The student was tested.
     Test(TestRecord),
+    /// The student was validated.
+    Validation(ValidationRecord),
 }
 
 /// `metrics.jsonl`, open for appending.

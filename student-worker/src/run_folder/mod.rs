@@ -127,6 +127,24 @@ impl RunError {
     }
 }
 
+/// What a run's folder needs to know of a recipe.
+pub trait RunRecipe: Serialize + Clone {
+    /// Checkpoints to keep.
+    fn keep_checkpoints(&self) -> usize;
+    /// Says where the results go.
+    fn set_output(&mut self, folder: PathBuf);
+}
+
+impl RunRecipe for Recipe {
+    fn keep_checkpoints(&self) -> usize {
+        self.train.keep_checkpoints
+    }
+
+    fn set_output(&mut self, folder: PathBuf) {
+        self.output.dir = Some(folder);
+    }
+}
+
 /// What to do about a run that is in the folder already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
@@ -157,14 +175,14 @@ impl RunFolder {
     /// As [`Claim::take`], or if the folder cannot be written.
     pub fn open(
         claim: Claim,
-        recipe: &Recipe,
+        recipe: &impl RunRecipe,
         identity: &Identity,
     ) -> Result<(Self, Option<Checkpoint>), RunError> {
         let (folder, existing) = (claim.folder.clone(), claim.existing);
         let board = folder.join("tensorboard");
         fs::create_dir_all(&board).map_err(|source| RunError::io(&board, source))?;
         let (lock, mut checkpoint) = claim.enter(identity)?;
-        let checkpoints = Checkpoints::open(&folder, recipe.train.keep_checkpoints)?;
+        let checkpoints = Checkpoints::open(&folder, recipe.keep_checkpoints())?;
         if existing == Existing::Replace {
             checkpoints.clear()?;
         }
@@ -219,6 +237,16 @@ impl RunFolder {
                 values.extend(step.temperature.map(|t| ("train/temperature", t)));
                 self.events.scalars(step.step, &values)
             }
+            Record::Validation(validation) => {
+                let mut values = vec![
+                    ("validation/loss", validation.loss),
+                    ("validation/perplexity", validation.perplexity()),
+                ];
+                values.extend(validation.teacher_kl.map(|kl| ("validation/teacher_kl", kl)));
+                let agreement = validation.teacher_agreement_percent;
+                values.extend(agreement.map(|part| ("validation/teacher_agreement_percent", part)));
+                self.events.scalars(validation.step, &values)
+            }
             Record::Test(test) => {
                 let accuracy = test.accuracy_percent();
                 let values = [("test/loss", test.loss), ("test/accuracy_percent", accuracy)];
@@ -267,9 +295,10 @@ impl RunFolder {
 
 /// Writes the recipe, with the folder that it goes to written out, so that it can be run again from
 /// anywhere.
-fn write_recipe(folder: &Path, recipe: &Recipe) -> Result<(), RunError> {
+fn write_recipe(folder: &Path, recipe: &impl RunRecipe) -> Result<(), RunError> {
     let mut recipe = recipe.clone();
-    recipe.output.dir = Some(absolute(folder).map_err(|source| RunError::io(folder, source))?);
+    let folder_itself = absolute(folder).map_err(|source| RunError::io(folder, source))?;
+    recipe.set_output(folder_itself);
     let text = toml::to_string_pretty(&recipe).map_err(RunError::Recipe)?;
     let path = folder.join(RECIPE);
     fs::write(&path, text).map_err(|source| RunError::io(&path, source))

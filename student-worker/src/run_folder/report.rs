@@ -34,13 +34,7 @@ impl Report {
     /// # Errors
     /// If one cannot be written.
     pub fn write(&self, folder: &Path) -> Result<PathBuf, RunError> {
-        let put = |name: &str, text: String| {
-            let path = folder.join(name);
-            fs::write(&path, text).map_err(|source| RunError::io(&path, source))?;
-            Ok(path)
-        };
-        put("plot.svg", render(&self.charts()))?;
-        put(REPORT, self.markdown())
+        put(folder, &self.charts(), self.markdown())
     }
 
     /// Of one run, the parts of its training loss; of several, whose training losses are of
@@ -73,7 +67,7 @@ impl Report {
     fn tests(&self, figure: fn(&TestRecord) -> f64) -> Vec<Series> {
         let point = |record: &Record| match record {
             Record::Test(test) => Some((test.step as f64, figure(test))),
-            Record::Step(_) => None,
+            Record::Step(_) | Record::Validation(_) => None,
         };
         let line = |(name, records): &(String, Vec<Record>)| Series {
             name: name.clone(),
@@ -83,15 +77,11 @@ impl Report {
     }
 
     fn markdown(&self) -> String {
-        let mut text = format!("# {}\n", self.title);
+        let mut title = self.title.clone();
         if !self.summary.is_empty() {
-            let _ = write!(text, "\n{}\n", self.summary);
+            title += &format!("\n\n{}", self.summary);
         }
-        text += "\n| | |\n|---|---|\n";
-        for (name, value) in &self.facts {
-            let _ = writeln!(text, "| {} | {} |", cell(name), cell(value));
-        }
-        text += "\n![loss and accuracy](plot.svg)\n";
+        let mut text = page(&title, &self.facts, "loss and accuracy", "");
         for (name, records) in &self.runs {
             let _ = write!(
                 text,
@@ -117,12 +107,36 @@ impl Report {
     }
 }
 
+/// Writes a report's text and its plot, and returns the path of the text.
+pub(crate) fn put(folder: &Path, charts: &[Chart; 2], text: String) -> Result<PathBuf, RunError> {
+    let put = |name: &str, text: String| {
+        let path = folder.join(name);
+        fs::write(&path, text).map_err(|source| RunError::io(&path, source))?;
+        Ok(path)
+    };
+    put("plot.svg", render(charts))?;
+    put(REPORT, text)
+}
+
+/// A report: heading, facts as a table, the plot, and what follows.
+pub(crate) fn page(title: &str, facts: &[(String, String)], plot: &str, rest: &str) -> String {
+    let mut text = format!("# {title}\n\n| | |\n|---|---|\n");
+    for (name, value) in facts {
+        let _ = writeln!(text, "| {} | {} |", cell(name), cell(value));
+    }
+    let _ = write!(text, "\n![{plot}](plot.svg)\n");
+    if !rest.is_empty() {
+        let _ = write!(text, "\n{rest}");
+    }
+    text
+}
+
 /// The total loss and, where both are in it, its two parts.
-fn parts_of_loss(records: &[Record]) -> Vec<Series> {
+pub(crate) fn parts_of_loss(records: &[Record]) -> Vec<Series> {
     let steps = || {
         records.iter().filter_map(|record| match record {
             Record::Step(step) => Some(step),
-            Record::Test(_) => None,
+            Record::Test(_) | Record::Validation(_) => None,
         })
     };
     let total = steps().map(|step| (step.step as f64, step.loss)).collect();

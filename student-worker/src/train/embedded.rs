@@ -5,11 +5,17 @@ use teacher_server::{Running, Server, Settings, StartError, ensemble::Rule};
 
 use crate::recipe::{TeacherSection, teacher::EnsembleRule};
 
-/// Starts it, with room for requests of `request_rows` rows.
-pub(super) async fn start(
-    section: &TeacherSection,
-    request_rows: usize,
-) -> Result<Running, StartError> {
+/// What the largest request holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Rows, or sequences.
+    pub(crate) rows: usize,
+    /// Tokens of a text model's request; otherwise 0.
+    pub(crate) tokens: usize,
+}
+
+/// Starts it, with room for such requests.
+pub(crate) async fn start(section: &TeacherSection, room: Room) -> Result<Running, StartError> {
     let mut settings = Settings::embedded("");
     settings.model = section.folders();
     settings.ensemble = match section.ensemble {
@@ -17,11 +23,16 @@ pub(super) async fn start(
         Some(EnsembleRule::Arithmetic) => Rule::Arithmetic,
         Some(EnsembleRule::Geometric) => Rule::Geometric,
     };
-    let rows = u32::try_from(request_rows).unwrap_or(u32::MAX);
-    settings.limits.max_rows = settings.limits.max_rows.max(rows);
+    let [rows, tokens] = [room.rows, room.tokens].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+    let limits = &mut settings.limits;
+    limits.max_rows = limits.max_rows.max(rows);
+    limits.max_tokens = limits.max_tokens.max(tokens);
     let batching = &mut settings.batching;
     batching.max_batch_rows = batching.max_batch_rows.max(rows);
     batching.max_client_rows = batching.max_client_rows.max(rows);
     batching.max_queue_rows = batching.max_queue_rows.max(rows);
+    batching.max_batch_tokens = batching.max_batch_tokens.max(tokens);
+    batching.max_client_tokens = batching.max_client_tokens.max(tokens);
+    batching.max_queue_tokens = batching.max_queue_tokens.max(tokens);
     Ok(Server::bind(settings).await?.spawn())
 }

@@ -11,6 +11,7 @@ use crate::{
     data::DataError,
     label_client::{ClientError, TargetError},
     run_folder::RunError,
+    text::corpus::TextError,
 };
 
 /// Why a run did not end with a trained student.
@@ -20,6 +21,9 @@ pub enum Error {
     /// The data cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The text cannot be used.
+    #[error(transparent)]
+    Text(#[from] TextError),
     /// Labels do not come.
     #[error(transparent)]
     Labels(#[from] ClientError),
@@ -88,6 +92,17 @@ pub struct Interrupted {
     pub source: Error,
 }
 
+impl From<Interrupted> for Error {
+    /// One that may pass, where its source may.
+    fn from(interrupted: Interrupted) -> Self {
+        let ended = Box::new(interrupted);
+        match ended.source {
+            Self::Labels(ClientError::Unreachable { .. }) => Self::Suspended(ended),
+            _ => Self::Broken(ended),
+        }
+    }
+}
+
 impl Error {
     /// What the process ends with.
     pub fn exit_code(&self) -> u8 {
@@ -100,6 +115,7 @@ impl Error {
             Self::Broken(interrupted) => interrupted.source.exit_code(),
             Self::OfSweep { source, .. } => source.exit_code(),
             Self::Data(_)
+            | Self::Text(_)
             | Self::Capture(_)
             | Self::Recipe(_)
             | Self::Load(_)

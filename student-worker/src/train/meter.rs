@@ -7,7 +7,7 @@ const WINDOW: Duration = Duration::from_secs(2);
 
 /// Counts rows and waiting. Tests and checkpoints are left out of all of it.
 #[derive(Clone, Debug)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
     examples: u64,
     waited: Duration,
     worked: Duration,
@@ -17,7 +17,7 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             examples: 0,
             waited: Duration::ZERO,
@@ -29,7 +29,7 @@ impl Meter {
     }
 
     /// Notes a step: when it began, how long it waited for labels, how many rows it had.
-    pub(super) fn step(&mut self, began: Instant, waited: Duration, rows: usize) {
+    pub(crate) fn step(&mut self, began: Instant, waited: Duration, rows: usize) {
         self.add(began.elapsed(), waited, rows as u64);
     }
 
@@ -46,17 +46,17 @@ impl Meter {
     }
 
     /// Rows per second over the last seconds.
-    pub(super) fn examples_per_second(&self) -> f64 {
+    pub(crate) fn examples_per_second(&self) -> f64 {
         self.speed.unwrap_or_else(|| self.mean_examples_per_second())
     }
 
     /// Rows per second since the start.
-    pub(super) fn mean_examples_per_second(&self) -> f64 {
+    pub(crate) fn mean_examples_per_second(&self) -> f64 {
         self.examples as f64 / self.total().as_secs_f64().max(1e-9)
     }
 
     /// Part of the time that was spent waiting for labels.
-    pub(super) fn stall_fraction(&self) -> f64 {
+    pub(crate) fn stall_fraction(&self) -> f64 {
         self.waited.as_secs_f64() / self.total().as_secs_f64().max(1e-9)
     }
 

@@ -6,7 +6,7 @@
 //! * `labels`: the labels of one batch after another.
 //! * `session`: the training loop.
 
-mod embedded;
+pub(crate) mod embedded;
 mod error;
 mod labels;
 mod meter;
@@ -20,14 +20,15 @@ use std::{
     time::Instant,
 };
 
-use meter::Meter;
 use serde::{Deserialize, Serialize};
 use session::{Ended, Session};
 use source::Source;
 use stillhouse_nn::{Trainer, TrainerConfig};
 use tokio::{sync::watch, task::spawn_blocking};
 
+pub(crate) use embedded::Room;
 pub use error::{Error, Interrupted};
+pub(crate) use meter::Meter;
 pub(crate) use plan::Plan;
 pub(crate) use teacher::Teacher;
 

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, ops::Range, sync::Arc};
 use stillhouse_nn::Philox;
 use stillhouse_proto::{
     dtype::extend_from_f32,
-    v1::{DType, Tensor},
+    v1::{DType, Tensor, label_request::Inputs},
 };
 
 use crate::{
@@ -64,8 +64,9 @@ impl Plan {
     pub(crate) fn probe(&self, rescale_factor: f64, request_rows: usize) -> Probe {
         let rows: Vec<u32> = (0..PROBE_ROWS).take(self.train.len().min(request_rows)).collect();
         Probe {
-            bytes: features(View::plain(&self.train), &rows, None),
-            floats: features(View::plain(&self.train), &rows, Some(rescale_factor)),
+            inputs: features(View::plain(&self.train), &rows, None),
+            floats: Some(features(View::plain(&self.train), &rows, Some(rescale_factor))),
+            rows: rows.len(),
         }
     }
 
@@ -142,7 +143,7 @@ impl Iterator for Jobs {
                 let index = batch.step * self.requests_per_batch + part;
                 self.pending.push_back(Job {
                     index,
-                    features: features(view, rows, self.rescale_factor),
+                    inputs: features(view, rows, self.rescale_factor),
                     rows: rows.len(),
                     temperature: temperature as f32,
                     seed: Philox::new(self.seed, random::teacher_draws(index)).next_u64(),
@@ -154,22 +155,29 @@ impl Iterator for Jobs {
 }
 
 /// Rows as they are, or rescaled.
-fn features(view: View<'_>, rows: &[u32], rescale_factor: Option<f64>) -> Tensor {
+fn features(view: View<'_>, rows: &[u32], rescale_factor: Option<f64>) -> Inputs {
     let shape = vec![rows.len() as u64, view.width() as u64];
-    match rescale_factor {
+    Inputs::Features(match rescale_factor {
         None => Tensor { dtype: DType::U8.into(), shape, data: view.gather(rows) },
         Some(factor) => {
             let mut bytes = Vec::new();
             extend_from_f32(&mut bytes, DType::F32, &view.gather_f32(rows, factor));
             Tensor { dtype: DType::F32.into(), shape, data: bytes.into() }
         }
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::{dataset_for_tests, images_for_tests};
+
+    fn tensor(inputs: &Inputs) -> &Tensor {
+        match inputs {
+            Inputs::Features(tensor) => tensor,
+            Inputs::Sequences(_) => panic!("sequences"),
+        }
+    }
 
     fn plan(rows: usize, batch: usize) -> (Plan, Recipe) {
         let data = dataset_for_tests(rows, 3, 2);
@@ -197,8 +205,8 @@ mod tests {
         assert_eq!(rows, [3, 1, 3, 1, 2, 3, 1, 3, 1, 2]);
         let mut sampler = plan.sampler.clone();
         let first = sampler.batch(0).rows;
-        assert_eq!(jobs[0].features.data, plan.train.gather(&first[..3]));
-        assert_eq!(jobs[1].features.shape, [1, 3]);
+        assert_eq!(tensor(&jobs[0].inputs).data, plan.train.gather(&first[..3]));
+        assert_eq!(tensor(&jobs[1].inputs).shape, [1, 3]);
     }
 
     #[test]
@@ -222,20 +230,20 @@ mod tests {
         let mut sampler = plan.sampler.clone();
         for (job, step) in jobs.iter().zip(0..) {
             let rows = sampler.batch(step).rows;
-            assert_eq!(job.features.data, plan.view(step).gather(&rows), "step {step}");
-            assert_ne!(job.features.data, plan.train.gather(&rows), "step {step}");
+            assert_eq!(tensor(&job.inputs).data, plan.view(step).gather(&rows), "step {step}");
+            assert_ne!(tensor(&job.inputs).data, plan.train.gather(&rows), "step {step}");
         }
         let later: Vec<Job> = plan.jobs(&recipe, 4, 4, None).collect();
         assert_eq!(jobs[4..], later);
         let probe = plan.probe(1.0, 4);
-        assert_eq!(probe.bytes.data, plan.train.gather(&[0, 1, 2, 3]));
+        assert_eq!(tensor(&probe.inputs).data, plan.train.gather(&[0, 1, 2, 3]));
     }
 
     #[test]
     fn rows_can_be_sent_rescaled() {
         let (plan, recipe) = plan(4, 4);
         let job = plan.jobs(&recipe, 0, 4, Some(0.5)).next().unwrap();
-        assert_eq!(job.features.dtype(), DType::F32);
-        assert_eq!(job.features.data.len(), 4 * 3 * 4);
+        assert_eq!(tensor(&job.inputs).dtype(), DType::F32);
+        assert_eq!(tensor(&job.inputs).data.len(), 4 * 3 * 4);
     }
 }

@@ -15,7 +15,6 @@ use super::{
     plan::Plan,
 };
 use crate::{
-    label_client::ClientError,
     progress::{Event, Observer},
     recipe::{Change, Recipe, identity::Identity},
     run_folder::{
@@ -63,6 +62,7 @@ impl Session {
             done: start,
             steps: total,
             rows: self.plan.train.len(),
+            unit: "examples",
             teacher: self.labels.is_some(),
         });
         let mut test = None;
@@ -202,9 +202,7 @@ impl Session {
         };
         let step = checkpoint.position.step;
         self.observer.on(&Event::Ended { step });
-        let may_pass = matches!(source, Error::Labels(ClientError::Unreachable { .. }));
-        let ended = Box::new(Interrupted { step, checkpoint: checkpoint.folder, source });
-        Ok(if may_pass { Error::Suspended(ended) } else { Error::Broken(ended) })
+        Ok(Interrupted { step, checkpoint: checkpoint.folder, source }.into())
     }
 
     fn end(mut self, test: Option<TestRecord>, checkpoint: Checkpoint) -> Ended {

@@ -3,7 +3,7 @@
 use stillhouse_nn::Head;
 use stillhouse_proto::v1::EncodingKind;
 
-use super::{Error, embedded, plan::Plan};
+use super::{Error, Room, embedded, plan::Plan};
 use crate::{
     label_client::{self, Job, LabelClient, OrderedLabels, Patience, Wanted},
     recipe::{Recipe, TeacherSection, teacher::TeacherKind},
@@ -28,7 +28,8 @@ impl Teacher {
         let wanted = Wanted::new(recipe, section);
         let (endpoints, server) = match section.kind {
             TeacherKind::Embedded => {
-                let server = embedded::start(section, wanted.request_rows).await?;
+                let server =
+                    embedded::start(section, Room { rows: wanted.request_rows, tokens: 0 }).await?;
                 (vec![format!("http://{}", server.address())], Some(server))
             }
             // Where it was captured, of a captured one: nobody asks it here.

@@ -162,7 +162,7 @@ fn soft_losses(folder: &Path) -> Vec<f64> {
         .iter()
         .filter_map(|record| match record {
             Record::Step(step) => step.soft_loss,
-            Record::Test(_) => None,
+            Record::Test(_) | Record::Validation(_) => None,
         })
         .collect();
     assert_eq!(losses.len(), 32);

@@ -19,4 +19,5 @@ mod stopped_early;
 mod support;
 mod sweep;
 mod teacher_lost;
+mod text;
 mod transfer_set;

@@ -14,7 +14,7 @@ fn steps(bench: &Bench, name: &str) -> Vec<u64> {
     let records = metrics::read(&bench.path().join("runs").join(name).join("metrics.jsonl"));
     let step = |record: &Record| match record {
         Record::Step(step) => Some(step.step),
-        Record::Test(_) => None,
+        Record::Test(_) | Record::Validation(_) => None,
     };
     records.unwrap().iter().filter_map(step).collect()
 }

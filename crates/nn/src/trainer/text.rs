@@ -9,7 +9,7 @@ use crate::error::{LossError, ModelError, StateError, TrainError};
 use crate::io::{Tensors, write_tensors};
 use crate::layers::Parameter;
 use crate::loss::{Divergence, LossConfig, LossSums, SoftLabels};
-use crate::model::WEIGHTS_FILE;
+use crate::model::{WEIGHTS_FILE, hash_model};
 use crate::optim::{
     FITS, Optimizer, OptimizerConfig, ScheduleConfig, Update, clip_scale, fits, global_norm,
 };
@@ -163,6 +163,35 @@ impl TextTrainer {
         self.network.set_tensors(&tensors)
     }
 
+    /// Takes over some layers of the model in `dir`, and all that is not in a layer: this trainer's
+    /// model is that one's [`TransformerConfig::with_layers`] of the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load_weights`], and [`ModelError::Config`] for a layer that it does not have.
+    pub fn load_layers(&mut self, dir: &Path, keep: &[usize]) -> Result<(), ModelError> {
+        let source = TransformerConfig::load(dir)?;
+        if source.with_layers(keep)?.tensors() != self.config.model.tensors() {
+            let (found, expected) = (format!("{keep:?}"), "layers of a model of this shape");
+            let field = "layers".to_owned();
+            return Err(ModelError::Config { field, value: found, expected: expected.to_owned() });
+        }
+        let mut tensors = read_weights(dir, &source)?;
+        let mut chosen = Tensors::new();
+        for (number, &layer) in keep.iter().enumerate() {
+            let (from, to) = (source.layer_prefix(layer), source.layer_prefix(number));
+            let own = tensors.extract_if(.., |name, _| name.starts_with(&from));
+            chosen
+                .extend(own.map(|(name, tensor)| (format!("{to}{}", &name[from.len()..]), tensor)));
+        }
+        // What is left belongs to no layer, or to one that is left out.
+        let shapes = self.config.model.tensors();
+        let known = |name: &String| shapes.contains_key(name) && !chosen.contains_key(name);
+        let others: Tensors = tensors.into_iter().filter(|(name, _)| known(name)).collect();
+        chosen.extend(others);
+        self.network.set_tensors(&chosen)
+    }
+
     /// What the trainer does.
     pub fn config(&self) -> &TextTrainerConfig {
         &self.config
@@ -173,6 +202,15 @@ impl TextTrainer {
         let counts =
             self.network.parameters().into_iter().map(|p| p.shape().iter().product::<usize>());
         counts.sum()
+    }
+
+    /// SHA-256 over the weights as they are.
+    ///
+    /// # Errors
+    ///
+    /// If a weight cannot be read.
+    pub fn weights_sha256(&self) -> Result<[u8; 32], ModelError> {
+        Ok(hash_model(b"weights", &self.network.tensors()?))
     }
 
     /// Steps taken.
@@ -308,7 +346,7 @@ impl TextTrainer {
     pub fn save_model(&self, dir: &Path) -> Result<(), ModelError> {
         make_dir(dir)?;
         write_tensors(&dir.join(WEIGHTS_FILE), &self.network.tensors()?)?;
-        self.config.model.save(dir)
+        self.config.model.of_f32_weights().save(dir)
     }
 
     /// Writes all that [`Self::load_state`] needs into `dir`, as

@@ -187,3 +187,38 @@ fn check(
     let again = trained.packed_head().logits(&hidden).unwrap();
     assert!(distance(&again, &logits) > 1e-3, "{name}: it has not learnt");
 }
+
+/// Layers 0 and 2 of three are those layers, under new numbers.
+#[test]
+fn a_student_of_some_layers_has_their_weights() {
+    let (_, models) = fixtures();
+    for (model, config) in &models {
+        let dir = tempfile::tempdir().unwrap();
+        let before = model.part("before/");
+        write(dir.path(), config, &before, 1);
+        let whole = TransformerConfig::load(dir.path()).unwrap();
+        let name = &model.name;
+        for keep in [&[][..], &[2], &[1, 0], &[0, 0]] {
+            let error = whole.with_layers(keep).unwrap_err().to_string();
+            assert!(error.contains("expected some of the layers 0 to 1, ascending"), "{error}");
+        }
+        let last = whole.with_layers(&[1]).unwrap();
+        let mut trainer = TextTrainer::new(TextTrainerConfig::new(last, 1)).unwrap();
+        trainer.load_layers(dir.path(), &[1]).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        trainer.save_model(out.path()).unwrap();
+        let written = std::fs::read(out.path().join("model.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&written).unwrap();
+        for (key, view) in file.tensors() {
+            // The fixtures' models have two layers: the last one's names are those of the first.
+            let source = key.replace("layers.0.", "layers.1.").replace("layer.0.", "layer.1.");
+            let found: Vec<f32> =
+                view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            assert_eq!(found, before[&source].1, "{name}: {key}");
+        }
+        // A window stays with its layer.
+        let text = std::fs::read_to_string(out.path().join("config.json")).unwrap();
+        let sliding = text.contains("sliding_attention\"\n");
+        assert_eq!(sliding, ["qwen2"].contains(&name.as_str()), "{name}: {text}");
+    }
+}

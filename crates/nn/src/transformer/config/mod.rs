@@ -119,6 +119,70 @@ impl TransformerConfig {
         Ok(Self { raw, spec })
     }
 
+    /// The same model with some of its layers, numbered from 0, ascending.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Config`] for a layer that it does not have, or none.
+    pub fn with_layers(&self, keep: &[usize]) -> Result<Self, ModelError> {
+        let count = self.spec.layers.len();
+        let ascending = keep.is_sorted_by(|a, b| a < b);
+        if !ascending || keep.is_empty() || keep.iter().any(|&layer| layer >= count) {
+            let expected = format!("some of the layers 0 to {}, ascending", count.max(1) - 1);
+            check::refuse("layers", format!("{keep:?}"), &expected)?;
+        }
+        let mut raw = self.raw.clone();
+        let key =
+            if self.spec.family == Family::DistilBert { "n_layers" } else { "num_hidden_layers" };
+        raw.insert(key.to_owned(), keep.len().into());
+        // Layers differ: which is which must not follow from their new numbers.
+        if raw.contains_key("layer_types") || self.spec.layers.iter().any(|l| l.window.is_some()) {
+            let kind = |&layer: &usize| match self.spec.layers[layer].window {
+                Some(_) => "sliding_attention",
+                None => "full_attention",
+            };
+            let every_slides = self.raw.get("model_type").is_some_and(|kind| kind == "mistral");
+            if !every_slides {
+                raw.insert("layer_types".to_owned(), keep.iter().map(kind).collect());
+            }
+        }
+        Self::from_json(raw)
+    }
+
+    /// What the tensors of a layer begin with.
+    pub(crate) fn layer_prefix(&self, layer: usize) -> String {
+        match self.spec.family {
+            Family::Llama | Family::Gemma => format!("model.layers.{layer}."),
+            Family::Bert => format!("bert.encoder.layer.{layer}."),
+            Family::Roberta => format!("roberta.encoder.layer.{layer}."),
+            Family::DistilBert => format!("distilbert.transformer.layer.{layer}."),
+        }
+    }
+
+    /// The file of a model whose weights are written in f32, with the class that transformers loads it
+    /// as.
+    pub(crate) fn of_f32_weights(&self) -> Self {
+        let mut config = self.clone();
+        for key in ["dtype", "torch_dtype"] {
+            if let Some(dtype) = config.raw.get_mut(key) {
+                *dtype = "float32".into();
+            }
+        }
+        let class = match self.raw.get("model_type").and_then(Value::as_str) {
+            Some("llama") => "LlamaForCausalLM",
+            Some("mistral") => "MistralForCausalLM",
+            Some("qwen2") => "Qwen2ForCausalLM",
+            Some("qwen3") => "Qwen3ForCausalLM",
+            Some("gemma2") => "Gemma2ForCausalLM",
+            Some("gemma3_text") => "Gemma3ForCausalLM",
+            Some("bert") => "BertForSequenceClassification",
+            Some("roberta") => "RobertaForSequenceClassification",
+            _ => "DistilBertForSequenceClassification",
+        };
+        config.raw.entry("architectures").or_insert_with(|| vec![class].into());
+        config
+    }
+
     /// Writes `config.json` in `dir`: every key that was read.
     ///
     /// # Errors

@@ -1,0 +1,182 @@
+//! Text as tokens: read, cut into documents, tokenised once, and kept.
+//!
+//! * `source`: files to documents, line by line; what is wrong with one is counted or an error, as
+//!   the recipe says.
+//! * `tokenize`: documents to token ids, each marked whether it is learnt.
+//! * `cache`: the result in a file, under the checksum of all that it was made of.
+//! * [`Corpus`]: all documents' tokens, one after the other.
+
+mod cache;
+mod error;
+mod source;
+mod tokenize;
+
+use std::path::Path;
+
+pub use error::TextError;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+pub use source::Part;
+pub use tokenize::TextTokenizer;
+
+use super::recipe::{OnLong, TextData, TextFormat};
+
+/// What became of the documents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Documents that are in the corpus.
+    pub documents: u64,
+    /// Tokens of them.
+    pub tokens: u64,
+    /// Tokens that are learnt: those that a position before them predicts and the loss counts.
+    pub learnt: u64,
+    /// Lines that are no document, passed over.
+    pub malformed: u64,
+    /// Documents that are not UTF-8, passed over.
+    pub invalid_utf8: u64,
+    /// Documents without a token to learn, passed over.
+    pub empty: u64,
+    /// Documents that are longer than a sequence: cut into several, cut off or passed over, as the
+    /// recipe says.
+    pub long: u64,
+}
+
+impl Counts {
+    /// What was passed over, or cut, in words; none if nothing was.
+    pub fn remarks(&self, on_long: OnLong) -> Option<String> {
+        let long = match on_long {
+            OnLong::Split => "longer than a sequence, cut into several",
+            OnLong::Truncate => "longer than a sequence, cut off",
+            OnLong::Skip => "longer than a sequence, passed over",
+            OnLong::Error => "longer than a sequence",
+        };
+        let all = [
+            (self.malformed, "malformed, passed over"),
+            (self.invalid_utf8, "not UTF-8, passed over"),
+            (self.empty, "without a token to learn, passed over"),
+            (self.long, long),
+        ];
+        let words: Vec<String> =
+            all.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        (!words.is_empty()).then(|| words.join("; "))
+    }
+}
+
+/// Tokenised documents, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Corpus {
+    /// Of all documents.
+    pub(super) ids: Vec<u32>,
+    /// Whether a token is one to learn.
+    pub(super) learn: Vec<bool>,
+    /// Where each document begins, and where the last one ends.
+    pub(super) starts: Vec<usize>,
+    /// What became of all documents.
+    pub counts: Counts,
+}
+
+/// Training and validation text of a recipe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Corpora {
+    /// To train on.
+    pub train: Corpus,
+    /// To measure the loss on.
+    pub validation: Corpus,
+}
+
+impl Corpora {
+    /// Reads the text that a recipe names, or what was made of it before.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or holds what the recipe says is an error: with the file and line.
+    pub fn read(
+        data: &TextData,
+        tokenizer: &TextTokenizer,
+        cache: &Path,
+    ) -> Result<Self, TextError> {
+        let files = source::Files::read(data)?;
+        let key = key(data, tokenizer, &files);
+        if let Some(found) = cache::read(cache, &key) {
+            return Ok(found);
+        }
+        let (train, validation) = files.documents(data)?;
+        let corpora = Self {
+            train: tokenizer.corpus(data, train)?,
+            validation: tokenizer.corpus(data, validation)?,
+        };
+        if let Err(error) = cache::write(cache, &key, &corpora) {
+            // The next run tokenises again; this one has what it needs.
+            tracing::warn!(%error, folder = %cache.display(), "the tokens cannot be kept");
+        }
+        Ok(corpora)
+    }
+}
+
+/// SHA-256 over all that decides the tokens.
+fn key(data: &TextData, tokenizer: &TextTokenizer, files: &source::Files) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    part(b"stillhouse tokens 1");
+    part(&tokenizer.info().sha256);
+    // How the text is read, but not where it lies.
+    let settings = TextData {
+        train_files: vec![],
+        validation_files: vec![],
+        tokenizer: None,
+        cache_dir: None,
+        shard: None,
+        ..data.clone()
+    };
+    part(&serde_json::to_vec(&settings).unwrap_or_default());
+    files.hash(&mut part);
+    hash.finalize().into()
+}
+
+impl Corpus {
+    pub(super) fn new() -> Self {
+        Self { ids: vec![], learn: vec![], starts: vec![0], counts: Counts::default() }
+    }
+
+    /// Adds a document.
+    pub(super) fn push(&mut self, ids: &[u32], learn: &[bool]) {
+        self.ids.extend_from_slice(ids);
+        self.learn.extend_from_slice(learn);
+        self.starts.push(self.ids.len());
+        self.counts.documents += 1;
+        self.counts.tokens += ids.len() as u64;
+        self.counts.learnt += learn.iter().skip(1).filter(|learn| **learn).count() as u64;
+    }
+
+    /// SHA-256 over tokens, marks and documents.
+    pub fn sha256(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update((self.starts.len() as u64).to_le_bytes());
+        for &start in &self.starts {
+            hash.update((start as u64).to_le_bytes());
+        }
+        for (&id, &learn) in self.ids.iter().zip(&self.learn) {
+            hash.update(id.to_le_bytes());
+            hash.update([u8::from(learn)]);
+        }
+        hash.finalize().into()
+    }
+
+    /// The range of each document among the tokens.
+    pub(super) fn documents(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        self.starts.array_windows().map(|&[start, end]| start..end)
+    }
+}
+
+/// The name of a format, for messages.
+pub(super) fn format_name(format: TextFormat) -> &'static str {
+    match format {
+        TextFormat::Text => "text",
+        TextFormat::Jsonl => "jsonl",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! Documents to token ids.
+
+use std::path::{Path, PathBuf};
+
+use stillhouse_nn::{TokenizerInfo, transformer::TOKENIZER_FILE};
+use tokenizers::Tokenizer;
+
+use super::{
+    Corpus,
+    error::TextError,
+    source::{Document, Documents},
+};
+use crate::text::recipe::{OnFault, OnLong, TextData};
+
+/// A tokenizer, and the tokens that stand at the ends of documents.
+#[derive(Clone, Debug)]
+pub struct TextTokenizer {
+    path: PathBuf,
+    tokenizer: Tokenizer,
+    info: TokenizerInfo,
+    begin: Option<u32>,
+    end: Option<u32>,
+}
+
+impl TextTokenizer {
+    /// Reads the `tokenizer.json` that a recipe names, or the one of a folder.
+    ///
+    /// # Errors
+    /// If it cannot be read, or lacks a token that the recipe names.
+    pub fn load(data: &TextData, path: &Path) -> Result<Self, TextError> {
+        let path = match path.is_dir() {
+            true => path.join(TOKENIZER_FILE),
+            false => path.to_owned(),
+        };
+        let fault = |reason: String| TextError::Tokenizer { path: path.clone(), reason };
+        let bytes =
+            std::fs::read(&path).map_err(|source| TextError::Io { path: path.clone(), source })?;
+        let info = TokenizerInfo::parse(&path, &bytes).map_err(|error| fault(error.to_string()))?;
+        let mut tokenizer =
+            Tokenizer::from_bytes(&bytes).map_err(|error| fault(error.to_string()))?;
+        // What a file says about a model's batches is not about documents.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| fault(error.to_string()))?;
+        let token = |key, name: &Option<String>| match name {
+            None => Ok(None),
+            Some(name) => tokenizer.token_to_id(name).map(Some).ok_or(TextError::Token {
+                key,
+                value: name.clone(),
+                tokenizer: path.clone(),
+            }),
+        };
+        let (begin, end) = (token("data.begin", &data.begin)?, token("data.end", &data.end)?);
+        Ok(Self { tokenizer, info, begin, end, path: path.clone() })
+    }
+
+    /// Which tokenizer it is.
+    pub fn info(&self) -> TokenizerInfo {
+        self.info
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The text of tokens, for people.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.tokenizer.decode(ids, false).unwrap_or_default()
+    }
+
+    /// Tokenises documents. No special token but those of the recipe is added.
+    pub(super) fn corpus(&self, data: &TextData, from: Documents) -> Result<Corpus, TextError> {
+        let mut corpus = Corpus::new();
+        corpus.counts.malformed = from.malformed;
+        corpus.counts.invalid_utf8 = from.invalid_utf8;
+        for document in &from.documents {
+            let (ids, learn) = self.encode(document)?;
+            let refuse = |reason: String, key| {
+                let Document { file, line, .. } = document;
+                Err(TextError::Document { file: file.clone(), line: *line, reason, key })
+            };
+            if !learn.iter().skip(1).any(|learn| *learn) {
+                match data.on_empty {
+                    OnFault::Skip => corpus.counts.empty += 1,
+                    OnFault::Error => {
+                        return refuse("no token to learn".to_owned(), "data.on_empty");
+                    }
+                }
+                continue;
+            }
+            // The last token of a sequence is only ever predicted.
+            let most = data.sequence_length + 1;
+            let long = ids.len() > most;
+            corpus.counts.long += u64::from(long);
+            match data.on_long {
+                OnLong::Error if long => {
+                    let reason = format!(
+                        "{} tokens, more than the {} of a sequence",
+                        ids.len(),
+                        data.sequence_length
+                    );
+                    return refuse(reason, "data.on_long");
+                }
+                OnLong::Skip if long => {}
+                OnLong::Truncate if long && !learn[1..most].iter().any(|learn| *learn) => {
+                    // Nothing to learn is left of it.
+                    corpus.counts.empty += 1;
+                }
+                OnLong::Truncate if long => corpus.push(&ids[..most], &learn[..most]),
+                _ => corpus.push(&ids, &learn),
+            }
+        }
+        Ok(corpus)
+    }
+
+    fn encode(&self, document: &Document) -> Result<(Vec<u32>, Vec<bool>), TextError> {
+        let mut ids: Vec<u32> = self.begin.into_iter().collect();
+        let mut learn = vec![false; ids.len()];
+        for part in &document.parts {
+            let encoded = self.tokenizer.encode(part.text.as_str(), false).map_err(|error| {
+                let Document { file, line, .. } = document;
+                TextError::Encode { file: file.clone(), line: *line, reason: error.to_string() }
+            })?;
+            ids.extend_from_slice(encoded.get_ids());
+            learn.resize(ids.len(), part.learn);
+        }
+        let empty = document.parts.iter().all(|part| part.text.is_empty());
+        if let Some(end) = self.end.filter(|_| !empty) {
+            ids.push(end);
+            learn.push(true);
+        }
+        Ok((ids, learn))
+    }
+}

@@ -1,0 +1,23 @@
+//! Students of language models: from text to a trained model.
+//!
+//! ```text
+//! files -> documents -> tokens -> sequences -> batches of a token budget -> steps
+//!                                                    |                        ^
+//!                                                    v                        |
+//!                                          label client -> teacher -> labels of the same tokens
+//! ```
+//!
+//! * [`recipe`]: what to do, as a TOML file.
+//! * [`corpus`]: text as tokens, tokenised once and kept.
+//! * [`packing`]: sequences, and which of them make a step: an order that can be entered anywhere.
+//! * [`run`]: sets everything up, trains, writes the report.
+
+pub mod corpus;
+pub mod packing;
+pub mod recipe;
+mod run;
+mod session;
+mod student;
+mod teacher;
+
+pub use run::{TextOutcome, run};

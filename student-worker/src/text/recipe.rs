@@ -1,0 +1,370 @@
+//! A recipe for a language model: as one for a classifier, with text in the place of rows, and steps
+//! of a token budget in the place of epochs.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use stillhouse_nn::{LossConfig, LossError, OptimizerConfig, ScheduleConfig};
+use stillhouse_runtime::config;
+use toml::Table;
+
+use crate::recipe::{
+    Invalid, OutputSection, RecipeError, TeacherSection, check_name, loss_weights, resolve, strict,
+    teacher::TeacherKind, validate as checks,
+};
+
+/// A whole recipe. Paths are relative to the recipe's file as written, and absolute once loaded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextRecipe {
+    /// Name of the run, for people: in the report, in the progress, in the default output folder.
+    pub name: String,
+    /// Seed of everything random: initial weights, order of sequences, the teacher's draws.
+    #[serde(default)]
+    pub seed: u64,
+    /// What to train and validate on.
+    pub data: TextData,
+    /// The model to train.
+    pub student: StudentSection,
+    /// Where soft labels come from; without it the student learns from the text only.
+    pub teacher: Option<TeacherSection>,
+    /// How hard and soft labels are combined.
+    #[serde(default, with = "loss_weights")]
+    pub loss: LossConfig,
+    /// How gradients become updates.
+    #[serde(default, deserialize_with = "strict::section")]
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over the run.
+    #[serde(default, deserialize_with = "strict::section")]
+    pub schedule: ScheduleConfig,
+    /// How long and in which pieces.
+    #[serde(default)]
+    pub train: TextTrain,
+    /// Where results go.
+    #[serde(default)]
+    pub output: OutputSection,
+}
+
+/// Format of the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TextFormat {
+    /// Plain text: one document a file, or several between separators.
+    Text,
+    /// One JSON object a line.
+    Jsonl,
+}
+
+/// What happens to a document that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFault {
+    /// The run ends, naming file and line.
+    Error,
+    /// It is passed over, and counted.
+    Skip,
+}
+
+/// What happens to a document that is longer than a sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLong {
+    /// It becomes several sequences, each token predicted once.
+    #[default]
+    Split,
+    /// What is beyond a sequence is left out.
+    Truncate,
+    /// It is passed over, and counted.
+    Skip,
+    /// The run ends, naming file and line.
+    Error,
+}
+
+/// What to train and validate on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextData {
+    /// Format of the files.
+    pub format: TextFormat,
+    /// Files to train on, in order.
+    pub train_files: Vec<PathBuf>,
+    /// Files to validate on, in order.
+    #[serde(default)]
+    pub validation_files: Vec<PathBuf>,
+    /// In the place of files: the last part of the documents, or of the text where it is one document;
+    /// above 0 and below 1.
+    pub validation_fraction: Option<f64>,
+    /// `tokenizer.json`, or a folder with one; absent: that of the student's folder.
+    pub tokenizer: Option<PathBuf>,
+    /// Tokens of the longest sequence.
+    pub sequence_length: usize,
+    /// Of `text`: what stands between two documents; absent: a file is one.
+    pub separator: Option<String>,
+    /// Of `jsonl`: the key of the text.
+    #[serde(default = "text_field")]
+    pub text_field: String,
+    /// Of `jsonl`, in the place of `text_field`: the key of the prompt.
+    pub prompt_field: Option<String>,
+    /// The key of the completion that follows the prompt.
+    pub completion_field: Option<String>,
+    /// Whether only completions are learnt, and not the prompts before them.
+    #[serde(default = "yes")]
+    pub completions_only: bool,
+    /// Special token before every document; absent: none.
+    pub begin: Option<String>,
+    /// Special token behind every document, which is learnt; absent: none.
+    pub end: Option<String>,
+    /// Lines that are no document: not JSON, no object, or without the keys.
+    #[serde(default = "error")]
+    pub on_malformed: OnFault,
+    /// Documents that are not UTF-8.
+    #[serde(default = "error")]
+    pub on_invalid_utf8: OnFault,
+    /// Documents without a token to learn.
+    #[serde(default = "skip")]
+    pub on_empty: OnFault,
+    /// Documents that are longer than a sequence.
+    #[serde(default)]
+    pub on_long: OnLong,
+    /// `[index, count]`: only every count-th sequence, from the index on; absent: all.
+    pub shard: Option<[u32; 2]>,
+    /// Folder where tokens and the teacher's output projection are kept; absent: `cache` beside the
+    /// run's folder.
+    pub cache_dir: Option<PathBuf>,
+}
+
+fn text_field() -> String {
+    "text".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn error() -> OnFault {
+    OnFault::Error
+}
+
+fn skip() -> OnFault {
+    OnFault::Skip
+}
+
+/// The model to train: exactly one of the three.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StudentSection {
+    /// From scratch: a `config.json` of Hugging Face's.
+    pub config: Option<PathBuf>,
+    /// From a Hugging Face folder: architecture and weights.
+    pub model: Option<PathBuf>,
+    /// From some layers of a Hugging Face folder's model, usually the teacher's.
+    pub layers_of: Option<PathBuf>,
+    /// Of `layers_of`: which layers are kept, by number from 0, ascending.
+    pub keep_layers: Vec<usize>,
+}
+
+/// How long and in which pieces.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TextTrain {
+    /// Optimisation steps.
+    pub steps: u64,
+    /// Tokens of a step, at most: whole sequences up to it.
+    pub batch_tokens: usize,
+    /// Tokens that are computed at once, and asked of the teacher in one request; absent: a whole
+    /// step's. The step is the same but for rounding.
+    pub micro_batch_tokens: Option<usize>,
+    /// Steps between two validations; the last step is always validated.
+    pub eval_every_steps: u64,
+    /// Tokens to validate on, the first ones; absent: all.
+    pub eval_tokens: Option<usize>,
+    /// Of them, tokens whose labels are asked of the teacher too, to be compared; 0: none.
+    pub agreement_tokens: usize,
+    /// Steps between two checkpoints; 0: only at the end, which always leaves one, early or not.
+    pub checkpoint_every_steps: u64,
+    /// Checkpoints to keep, newest first.
+    pub keep_checkpoints: usize,
+    /// Largest L2 norm of the gradient over all parameters; absent: not clipped.
+    pub clip_norm: Option<f64>,
+    /// Whether weight decay applies to norms and biases too, and not only to matrices.
+    pub decay_vectors: bool,
+    /// Whether activations are computed again in the backward pass instead of kept: less memory, more
+    /// time, the same weights.
+    pub checkpoint_activations: bool,
+}
+
+impl Default for TextTrain {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch_tokens: 4096,
+            micro_batch_tokens: None,
+            eval_every_steps: 100,
+            eval_tokens: None,
+            agreement_tokens: 4096,
+            checkpoint_every_steps: 500,
+            keep_checkpoints: 2,
+            clip_norm: Some(1.0),
+            decay_vectors: false,
+            checkpoint_activations: false,
+        }
+    }
+}
+
+impl TextTrain {
+    /// Tokens that are computed at once.
+    pub fn micro_batch_tokens(&self) -> usize {
+        self.micro_batch_tokens.unwrap_or(self.batch_tokens)
+    }
+}
+
+/// Whether a recipe's table is one for text.
+pub fn is_text(table: &Table) -> bool {
+    let format = table.get("data").and_then(|data| data.get("format"));
+    format.and_then(toml::Value::as_str).is_some_and(|format| ["text", "jsonl"].contains(&format))
+}
+
+/// Makes a recipe of what a file in `folder` would hold.
+///
+/// # Errors
+/// If anything about it is not accepted; nothing else has been opened or created by then.
+pub fn from_table(table: Table, folder: &Path) -> Result<TextRecipe, RecipeError> {
+    let mut recipe: TextRecipe = config::read(table)?;
+    if let Some(teacher) = &mut recipe.teacher {
+        teacher.encoding.get_or_insert_default();
+    }
+    resolve_paths(&mut recipe, folder)?;
+    check(&recipe)?;
+    Ok(recipe)
+}
+
+fn resolve_paths(recipe: &mut TextRecipe, folder: &Path) -> Result<(), RecipeError> {
+    let (data, student) = (&mut recipe.data, &mut recipe.student);
+    let mut paths = vec![
+        ("data.train_files", data.train_files.as_mut_slice()),
+        ("data.validation_files", data.validation_files.as_mut_slice()),
+        ("data.tokenizer", data.tokenizer.as_mut_slice()),
+        ("data.cache_dir", data.cache_dir.as_mut_slice()),
+        ("student.config", student.config.as_mut_slice()),
+        ("student.model", student.model.as_mut_slice()),
+        ("student.layers_of", student.layers_of.as_mut_slice()),
+        ("output.dir", recipe.output.dir.as_mut_slice()),
+    ];
+    if let Some(teacher) = &mut recipe.teacher {
+        paths.push(("teacher.model", teacher.model.as_mut_slice()));
+        paths.push(("teacher.models", teacher.models.as_mut_slice()));
+        paths.push(("teacher.dir", teacher.dir.as_mut_slice()));
+    }
+    for (key, list) in paths {
+        for path in list {
+            resolve(key, path, folder)?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks a recipe that was not read from a file.
+///
+/// # Errors
+/// If a value is outside its range.
+pub fn check(recipe: &TextRecipe) -> Result<(), RecipeError> {
+    recipe.loss.validate().map_err(|error| {
+        let divergence = matches!(error, LossError::Config { field: "beta" | "lambda", .. });
+        let prefix = if divergence { "loss.divergence." } else { "loss." };
+        RecipeError::Section(format!("{prefix}{error}"))
+    })?;
+    recipe.optimizer.validate().map_err(|error| RecipeError::Section(error.to_string()))?;
+    recipe.schedule.validate().map_err(|error| RecipeError::Section(error.to_string()))?;
+    Ok(values(recipe)?)
+}
+
+fn values(recipe: &TextRecipe) -> Result<(), Invalid> {
+    use checks::{check, require};
+
+    check_name("name", &recipe.name)?;
+    let seed = recipe.seed;
+    check(i64::try_from(seed).is_ok(), "seed", seed, "0 to 9223372036854775807")?;
+    let data = &recipe.data;
+    check(!data.train_files.is_empty(), "data.train_files", "an empty list", "one file or more")?;
+    let given = usize::from(!data.validation_files.is_empty())
+        + usize::from(data.validation_fraction.is_some());
+    let expected = "either this or data.validation_fraction";
+    check(given == 1, "data.validation_files", format!("one of {given} given"), expected)?;
+    if let Some(fraction) = data.validation_fraction {
+        let fits = fraction > 0.0 && fraction < 1.0;
+        check(fits, "data.validation_fraction", fraction, "above 0 and below 1")?;
+    }
+    let length = data.sequence_length;
+    check((2..=1 << 20).contains(&length), "data.sequence_length", length, "2 to 1048576")?;
+    let text = data.format == TextFormat::Text;
+    for (key, given) in [
+        ("data.prompt_field", data.prompt_field.is_some()),
+        ("data.completion_field", data.completion_field.is_some()),
+    ] {
+        check(!(text && given), key, "given", "absent where data.format is text")?;
+    }
+    let separator = data.separator.is_some();
+    check(text || !separator, "data.separator", "given", "absent where data.format is jsonl")?;
+    let empty = data.separator.as_deref() == Some("");
+    check(!empty, "data.separator", "empty", "a text, or absent")?;
+    if data.prompt_field.is_some() || data.completion_field.is_some() {
+        let beside = "given together with the other of prompt_field and completion_field";
+        require(data.prompt_field.as_ref(), "data.prompt_field", beside)?;
+        require(data.completion_field.as_ref(), "data.completion_field", beside)?;
+    }
+    if let Some([index, count]) = data.shard {
+        let found = format!("[{index}, {count}]");
+        check(index < count, "data.shard", found, "[index, count], the index below the count")?;
+    }
+    student(&recipe.student)?;
+    let train = &recipe.train;
+    check((1..=1 << 40).contains(&train.steps), "train.steps", train.steps, "1 to 2^40")?;
+    let budget = train.batch_tokens;
+    let range = format!("{length}, the sequence length, to 16777216");
+    check((length..=1 << 24).contains(&budget), "train.batch_tokens", budget, &range)?;
+    let micro = train.micro_batch_tokens();
+    let range = format!("{length}, the sequence length, to {budget}, train.batch_tokens");
+    check((length..=budget).contains(&micro), "train.micro_batch_tokens", micro, &range)?;
+    check(train.eval_every_steps > 0, "train.eval_every_steps", 0, "1 or more")?;
+    check(train.eval_tokens != Some(0), "train.eval_tokens", 0, "1 or more, or absent")?;
+    check(train.keep_checkpoints > 0, "train.keep_checkpoints", 0, "1 or more")?;
+    let (hard, soft) = recipe.loss.weights();
+    let key = if recipe.loss.soft_weight.is_some() { "loss.soft_weight" } else { "loss.alpha" };
+    match &recipe.teacher {
+        None => check(soft == 0.0, key, soft, "0 where there is no [teacher]"),
+        Some(section) => {
+            check(soft > 0.0, key, soft, "above 0 where there is a [teacher]")?;
+            check(hard >= 0.0, "loss.hard_weight", hard, "0 or more")?;
+            let captured = section.kind == TeacherKind::Captured;
+            let expected = "embedded or endpoints: labels of text are not captured yet";
+            check(!captured, "teacher.kind", "captured", expected)?;
+            check(
+                section.request_rows.is_none(),
+                "teacher.request_rows",
+                "given",
+                "absent: train.micro_batch_tokens decides what a request holds",
+            )?;
+            checks::teacher(section, &recipe.loss, None)
+        }
+    }
+}
+
+fn student(student: &StudentSection) -> Result<(), Invalid> {
+    use checks::check;
+
+    let given = [&student.config, &student.model, &student.layers_of];
+    let count = given.iter().filter(|path| path.is_some()).count();
+    let expected = "exactly one of student.config, student.model and student.layers_of";
+    check(count == 1, "student", format!("with {count} of them"), expected)?;
+    let (keep, layers) = (&student.keep_layers, student.layers_of.is_some());
+    let found = format!("{keep:?}");
+    let ascending = keep.is_sorted_by(|a, b| a < b);
+    if layers {
+        let fits = ascending && !keep.is_empty();
+        return check(fits, "student.keep_layers", found, "one layer or more, ascending");
+    }
+    check(keep.is_empty(), "student.keep_layers", found, "absent without student.layers_of")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+//! The training loop. It runs on a thread of its own; labels are fetched meanwhile.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use stillhouse_nn::{Head, SoftLabels, TextBatch, TextTrainer};
+use tokio::{runtime::Handle, sync::watch};
+
+use super::{
+    packing::{Order, Packed, groups},
+    recipe::TextRecipe,
+    run::Prepared,
+    teacher::TextLabels,
+};
+use crate::{
+    label_client::{ClientError, OrderedLabels, TargetError},
+    progress::{Event, Observer},
+    recipe::identity::Identity,
+    run_folder::{
+        Checkpoint, RunFolder,
+        metrics::{Record, StepRecord, ValidationRecord},
+    },
+    train::{Error, Interrupted, Meter, unless},
+};
+
+/// Labels of a run that are asked for ahead.
+pub(super) struct AskedLabels {
+    pub(super) labels: OrderedLabels,
+    pub(super) runtime: Handle,
+}
+
+/// Everything that a run needs, once it is set up.
+pub(super) struct TextSession {
+    pub(super) recipe: TextRecipe,
+    pub(super) data: Arc<Prepared>,
+    pub(super) order: Order,
+    pub(super) trainer: TextTrainer,
+    pub(super) run: RunFolder,
+    pub(super) identity: Identity,
+    /// None: the text alone.
+    pub(super) labels: Option<AskedLabels>,
+    /// For labels that are hidden states.
+    pub(super) head: Option<Head>,
+    /// The teacher's hidden states of the first validation batches.
+    pub(super) compared: Vec<Vec<f32>>,
+    pub(super) observer: Box<dyn Observer>,
+    pub(super) stop: watch::Receiver<bool>,
+    pub(super) meter: Meter,
+}
+
+/// How a session ended.
+pub(super) struct Ended {
+    pub(super) steps: u64,
+    pub(super) validation: Option<ValidationRecord>,
+    pub(super) checkpoint: PathBuf,
+    pub(super) run: RunFolder,
+    pub(super) meter: Meter,
+}
+
+impl TextSession {
+    /// Trains to the end, or until told to stop. Either leaves a checkpoint, and so does a session
+    /// that gets no labels any more.
+    pub(super) fn train(mut self) -> Result<Ended, Error> {
+        let (start, total) = (self.trainer.steps_done(), self.recipe.train.steps);
+        self.observer.on(&Event::Started {
+            name: &self.recipe.name,
+            done: start,
+            steps: total,
+            rows: self.order.len(),
+            unit: "tokens",
+            teacher: self.labels.is_some(),
+        });
+        let mut validation = None;
+        for step in start..total {
+            if *self.stop.borrow() || !self.step(step)? {
+                let checkpoint = self.checkpoint()?;
+                return Ok(self.end(None, checkpoint));
+            }
+            let done = step + 1;
+            if done == total || done.is_multiple_of(self.recipe.train.eval_every_steps) {
+                validation = Some(self.validate(done)?);
+            }
+            let every = self.recipe.train.checkpoint_every_steps;
+            if every > 0 && done.is_multiple_of(every) && done < total {
+                self.checkpoint()?;
+            }
+        }
+        let validation = match validation {
+            Some(validation) => validation,
+            None => self.last_validation()?,
+        };
+        let checkpoint = self.checkpoint()?;
+        self.trainer.save_model(self.run.path())?;
+        super::student::copy_tokenizer(self.data.tokenizer.path(), self.run.path())?;
+        Ok(self.end(Some(validation), checkpoint))
+    }
+
+    /// Takes one step; false if the run was told to stop before its labels came.
+    fn step(&mut self, step: u64) -> Result<bool, Error> {
+        let began = Instant::now();
+        let data = Arc::clone(&self.data);
+        let (epoch, chosen) = self.order.step(step);
+        let micro = self.recipe.train.micro_batch_tokens();
+        let parts: Vec<Packed> = groups(&data.sequences, chosen, micro)
+            .map(|group| Packed::new(&data.corpora.train, &data.sequences, group))
+            .collect();
+        let labels: usize = parts.iter().map(|part| part.labelled.len()).sum();
+        let (mut sums, mut waited, mut tokens) = (None, Duration::ZERO, 0);
+        for part in &parts {
+            let waiting = Instant::now();
+            let soft = match self.soft_labels()? {
+                Asked::Stopped => return Ok(false),
+                Asked::None => None,
+                Asked::Labels(labels) => Some(labels),
+            };
+            waited += waiting.elapsed();
+            let soft =
+                soft.as_ref().map(|labels| as_soft(labels, self.head.as_ref())).transpose()?;
+            let batch = TextBatch {
+                tokens: part.tokens(),
+                labelled: &part.labelled,
+                hard: Some(&part.hard),
+                soft,
+            };
+            let own = self.trainer.accumulate(&batch, &self.recipe.loss, labels as f64)?;
+            tokens += part.ids.len();
+            match &mut sums {
+                None => sums = Some(own),
+                Some(sums) => sums.add(&own),
+            }
+        }
+        let report = self.trainer.update()?;
+        self.meter.step(began, waited, tokens);
+        let sums = sums.unwrap_or_default().parts(&self.recipe.loss, labels as f64);
+        let record = StepRecord {
+            step: step + 1,
+            epoch: epoch + 1,
+            loss: sums.total,
+            hard_loss: sums.hard,
+            soft_loss: sums.soft,
+            alpha: None,
+            temperature: None,
+            grad_norm: report.grad_norm,
+            learning_rate: report.learning_rate,
+            examples_per_second: self.meter.examples_per_second(),
+            stall_fraction: self.meter.stall_fraction(),
+        };
+        self.observer.on(&Event::Step(&record));
+        self.run.record(&Record::Step(record))?;
+        Ok(true)
+    }
+
+    /// The teacher's labels of the next micro-batch.
+    fn soft_labels(&mut self) -> Result<Asked, Error> {
+        let Some(asked) = &mut self.labels else { return Ok(Asked::None) };
+        let next = unless(&mut self.stop, asked.labels.next());
+        let answer = match asked.runtime.block_on(next) {
+            None => return Ok(Asked::Stopped),
+            Some(answer) => answer.unwrap_or(Err(ClientError::Ended)),
+        };
+        match answer {
+            Ok(labelled) => Ok(Asked::Labels(TextLabels::new(labelled.batch)?)),
+            Err(error) => Err(self.interrupt(error.into())?),
+        }
+    }
+
+    fn validate(&mut self, step: u64) -> Result<ValidationRecord, Error> {
+        let (mut loss, mut tokens) = (0.0, 0);
+        let (mut kl, mut agreeing, mut compared) = (0.0, 0, 0);
+        for (at, part) in self.data.validation.iter().enumerate() {
+            let states = self.compared.get(at);
+            let soft = match (states, &self.head) {
+                (Some(states), Some(head)) => Some(SoftLabels::Hidden { states, head }),
+                _ => None,
+            };
+            let batch = TextBatch {
+                tokens: part.tokens(),
+                labelled: &part.labelled,
+                hard: Some(&part.hard),
+                soft,
+            };
+            let found = self.trainer.measure(&batch)?;
+            loss += found.hard.unwrap_or_default();
+            tokens += found.rows;
+            if let Some(own) = found.kl {
+                kl += own;
+                agreeing += found.agreeing;
+                compared += found.rows;
+            }
+        }
+        let over = |sum: f64| (compared > 0).then(|| sum / compared as f64);
+        let record = ValidationRecord {
+            step,
+            loss: loss / tokens as f64,
+            tokens: tokens as u64,
+            teacher_kl: over(kl),
+            teacher_agreement_percent: over(100.0 * agreeing as f64),
+        };
+        self.observer.on(&Event::Validated(&record));
+        self.run.record(&Record::Validation(record.clone()))?;
+        Ok(record)
+    }
+
+    fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
+        let (step, trainer) = (self.trainer.steps_done(), &self.trainer);
+        let checkpoint = self.run.checkpoint(step, &self.identity, |folder| {
+            Ok::<_, Error>(trainer.save_state(folder)?)
+        })?;
+        self.observer.on(&Event::Checkpoint { step, folder: &checkpoint.folder });
+        Ok(checkpoint)
+    }
+
+    /// The validation of a student that was trained to the end before: as it was recorded, or once
+    /// more.
+    fn last_validation(&mut self) -> Result<ValidationRecord, Error> {
+        let step = self.trainer.steps_done();
+        let recorded = self.run.records()?.into_iter().rev().find_map(|record| match record {
+            Record::Validation(validation) if validation.step == step => Some(validation),
+            _ => None,
+        });
+        match recorded {
+            Some(validation) => Ok(validation),
+            None => self.validate(step),
+        }
+    }
+
+    /// Saves what there is when labels cannot be had, for another try or to go on from by hand.
+    fn interrupt(&mut self, source: Error) -> Result<Error, Error> {
+        let checkpoint = match self.checkpoint() {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => {
+                tracing::error!(%source, "no labels, and no checkpoint either");
+                return Err(error);
+            }
+        };
+        let step = checkpoint.position.step;
+        self.observer.on(&Event::Ended { step });
+        Ok(Interrupted { step, checkpoint: checkpoint.folder, source }.into())
+    }
+
+    fn end(mut self, validation: Option<ValidationRecord>, checkpoint: Checkpoint) -> Ended {
+        let steps = self.trainer.steps_done();
+        self.observer.on(&Event::Ended { step: steps });
+        Ended { steps, validation, checkpoint: checkpoint.folder, run: self.run, meter: self.meter }
+    }
+}
+
+/// What came of waiting for labels.
+enum Asked {
+    /// There is no teacher.
+    None,
+    /// The run was told to stop.
+    Stopped,
+    Labels(TextLabels),
+}
+
+/// Labels as the trainer takes them.
+fn as_soft<'a>(labels: &'a TextLabels, head: Option<&'a Head>) -> Result<SoftLabels<'a>, Error> {
+    match (labels, head) {
+        (TextLabels::Target(target), _) => Ok(SoftLabels::Target(target)),
+        (TextLabels::Hidden(states), Some(head)) => Ok(SoftLabels::Hidden { states, head }),
+        (TextLabels::Hidden(_), None) => {
+            let expected = "labels that need no head";
+            Err(Error::Target(TargetError::Mixed { found: "hidden states", expected }))
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The teacher of a language model's run: connected, asked for its head once, then for labels.
+
+use std::{fs, path::Path, time::Duration};
+
+use sha2::{Digest as _, Sha256};
+use stillhouse_nn::{Head, SoftTarget};
+use stillhouse_proto::{
+    LabelBatch, SoftLabels,
+    v1::{DType, EncodingKind, HiddenEncoding, encoding::Kind, label_request::Inputs},
+};
+
+use super::packing::Packed;
+use crate::{
+    capture::{HEAD, read_head, write_head},
+    label_client::{
+        self, Job, LabelClient, OrderedLabels, Patience, Probe, TargetError, Wanted, WantedInput,
+        encoding_of, rule_of, soft_target,
+    },
+    recipe::{TeacherSection, identity::hex, teacher::TeacherKind},
+    text::recipe::TextRecipe,
+    train::{Error, Room, embedded},
+};
+
+/// Positions of the probe that every teacher answers, at most.
+const PROBE_POSITIONS: usize = 8;
+
+/// What requests of a run are like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    /// Words.
+    pub(super) classes: usize,
+    pub(super) tokenizer_sha256: [u8; 32],
+    /// Tokens of the longest sequence.
+    pub(super) longest: usize,
+    /// Sequences in the largest request.
+    pub(super) request_sequences: usize,
+    /// Tokens in the largest request.
+    pub(super) request_tokens: usize,
+}
+
+/// A teacher that is connected.
+pub(super) struct TextTeacher {
+    client: LabelClient,
+    wanted: Wanted,
+    patience: Patience,
+    endpoints: Vec<String>,
+    probe: Probe,
+    server: Option<teacher_server::Running>,
+}
+
+impl TextTeacher {
+    /// Starts it, where it is embedded, and connects. `first` are the first sequences of the run.
+    pub(super) async fn connect(
+        recipe: &TextRecipe,
+        section: &TeacherSection,
+        sizes: Sizes,
+        first: &Packed,
+    ) -> Result<Self, Error> {
+        let wanted = Wanted {
+            client: section.client.clone(),
+            probe_temperature: recipe.loss.temperature as f32,
+            encoding: encoding_of(section, recipe.loss.divergence),
+            ensemble: rule_of(section),
+            input: WantedInput::Sequences {
+                tokenizer_sha256: sizes.tokenizer_sha256,
+                longest: sizes.longest,
+                request_sequences: sizes.request_sequences,
+                request_tokens: sizes.request_tokens,
+            },
+            classes: sizes.classes,
+            request_rows: sizes.request_tokens,
+            timeout: Duration::from_millis(section.timeout_ms.into()),
+        };
+        let (endpoints, server) = match section.kind {
+            TeacherKind::Embedded => {
+                let room = Room { rows: sizes.request_sequences, tokens: sizes.request_tokens };
+                let server = embedded::start(section, room).await?;
+                (vec![format!("http://{}", server.address())], Some(server))
+            }
+            TeacherKind::Endpoints | TeacherKind::Captured => (section.endpoints.clone(), None),
+        };
+        let requests = recipe.train.batch_tokens.div_ceil(sizes.request_tokens);
+        let patience = Patience::new(section, requests);
+        let probe = probe(first);
+        let client =
+            LabelClient::connect(&endpoints, wanted.clone(), probe.clone(), patience).await?;
+        Ok(Self { client, wanted, patience, endpoints, probe, server })
+    }
+
+    /// What it said of itself.
+    pub(super) fn described(&self) -> &label_client::Teacher {
+        self.client.teacher()
+    }
+
+    /// Whether labels are hidden states.
+    pub(super) fn sends_hidden(&self) -> bool {
+        self.wanted.encoding_kind() == EncodingKind::Hidden
+    }
+
+    /// Its output projection: from `cache`, where it lies under the teacher's fingerprint, or fetched,
+    /// and kept there.
+    pub(super) async fn head(&self, cache: &Path) -> Result<Head, Error> {
+        let fingerprint = &self.described().fingerprint;
+        let folder = cache.join(format!("head-{}", hex(&fingerprint[..fingerprint.len().min(16)])));
+        let sizes = (self.wanted.classes, self.described().hidden_size);
+        if let Some(head) = kept_head(&folder, sizes) {
+            return Ok(head);
+        }
+        let head = self.client.fetch_head().await?;
+        if let Err(error) = keep_head(&folder, &head) {
+            tracing::warn!(%error, folder = %folder.display(), "the teacher's head cannot be kept");
+        }
+        Ok(head)
+    }
+
+    /// Labels of sequences as hidden states in f32, whatever the run asks for; none of a teacher that
+    /// has none to give. For comparisons.
+    pub(super) async fn hidden(&self, parts: &[Packed]) -> Result<Option<Vec<Vec<f32>>>, Error> {
+        let hidden = Kind::Hidden(HiddenEncoding { dtype: DType::F32.into() });
+        let wanted = Wanted { encoding: hidden, ..self.wanted.clone() };
+        if self.described().hidden_size == 0 {
+            return Ok(None);
+        }
+        let connecting =
+            LabelClient::connect(&self.endpoints, wanted, self.probe.clone(), self.patience);
+        let client = connecting.await?;
+        let jobs: Vec<Job> =
+            (0..).zip(parts).map(|(index, part)| job(index, part, 1.0, 0)).collect();
+        let mut labels = client.labels(jobs.into_iter());
+        let mut states = vec![];
+        while let Some(answer) = labels.next().await {
+            match answer?.batch.labels {
+                SoftLabels::Hidden { states: own, .. } => states.push(own),
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(states))
+    }
+
+    /// Starts asking for labels, in the order of the jobs.
+    pub(super) fn ask<I>(self, jobs: I) -> (OrderedLabels, Option<teacher_server::Running>)
+    where
+        I: Iterator<Item = Job> + Send + 'static,
+    {
+        (self.client.labels(jobs), self.server)
+    }
+}
+
+/// A request for the labels of one micro-batch.
+pub(super) fn job(index: u64, packed: &Packed, temperature: f32, seed: u64) -> Job {
+    Job {
+        index,
+        inputs: Inputs::Sequences(packed.to_wire()),
+        rows: packed.labelled.len(),
+        temperature,
+        seed,
+    }
+}
+
+/// The last positions of the first sequence: a few, as dense labels of a vocabulary are large.
+fn probe(first: &Packed) -> Probe {
+    let length = first.lengths.first().map_or(0, |length| *length as usize);
+    let labelled: Vec<usize> = (length.saturating_sub(PROBE_POSITIONS)..length).collect();
+    let rows = labelled.len();
+    let one = Packed {
+        ids: first.ids[..length].to_vec(),
+        lengths: vec![length as u32],
+        labelled,
+        hard: vec![],
+    };
+    Probe { inputs: Inputs::Sequences(one.to_wire()), floats: None, rows }
+}
+
+/// Labels of one micro-batch, as the loss takes them.
+#[derive(Debug)]
+pub(super) enum TextLabels {
+    Target(SoftTarget),
+    /// For the teacher's head.
+    Hidden(Vec<f32>),
+}
+
+impl TextLabels {
+    pub(super) fn new(batch: LabelBatch) -> Result<Self, TargetError> {
+        match batch.labels {
+            SoftLabels::Hidden { states, .. } => Ok(Self::Hidden(states)),
+            _ => soft_target([batch], None).map(Self::Target),
+        }
+    }
+}
+
+const DIGEST: &str = "head.sha256";
+
+/// A head that was kept, if it is whole.
+fn kept_head(folder: &Path, (classes, hidden_size): (usize, usize)) -> Option<Head> {
+    let digest = fs::read_to_string(folder.join(DIGEST)).ok()?;
+    let bytes = fs::read(folder.join(HEAD)).ok()?;
+    (hex(&Sha256::digest(bytes)) == digest.trim()).then_some(())?;
+    read_head(folder, classes, hidden_size).ok()
+}
+
+fn keep_head(folder: &Path, head: &Head) -> Result<(), Box<dyn std::error::Error>> {
+    fs::create_dir_all(folder)?;
+    write_head(folder, head)?;
+    let bytes = fs::read(folder.join(HEAD))?;
+    let digest = format!("{}\n", hex(&Sha256::digest(bytes)));
+    Ok(stillhouse_nn::io::write_atomic(&folder.join(DIGEST), digest.as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_kept_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let (weight, softcap) = (vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], Some(30.0));
+        let head = Head { weight, bias: None, classes: 3, hidden_size: 2, softcap };
+        assert_eq!(kept_head(folder.path(), (3, 2)), None);
+        keep_head(folder.path(), &head).unwrap();
+        assert_eq!(kept_head(folder.path(), (3, 2)), Some(head));
+        assert_eq!(kept_head(folder.path(), (2, 3)), None);
+        let file = folder.path().join(HEAD);
+        let mut bytes = fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&file, bytes).unwrap();
+        assert_eq!(kept_head(folder.path(), (3, 2)), None);
+    }
+
+    #[test]
+    fn the_probe_is_the_end_of_the_first_sequence() {
+        let ids: Vec<u32> = (0..30).collect();
+        let lengths = vec![12, 18];
+        let first = Packed { ids, lengths, labelled: (0..30).collect(), hard: vec![0; 30] };
+        let Probe { inputs: Inputs::Sequences(sequences), rows, .. } = probe(&first) else {
+            panic!()
+        };
+        assert_eq!((sequences.lengths, rows), (vec![12], 8));
+        assert_eq!(*sequences.label_mask, [0b1111_0000, 0b1111]);
+    }
+}
