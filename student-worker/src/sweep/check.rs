@@ -1,6 +1,6 @@
 //! What a sweep must be, beyond its types and its recipes. Checked before anything is trained.
 
-use super::file::{Run, Sweep};
+use super::file::{Paper, Run, Sweep};
 use crate::recipe::{
     Recipe, check_name,
     teacher::{DenseValues, EncodingName, EnsembleRule},
@@ -63,6 +63,18 @@ pub(super) fn labels_of_several(recipe: &Recipe) -> Result<(), String> {
         return Err(format!("teacher.ensemble is \"arithmetic\"; expected {expected}"));
     }
     Ok(())
+}
+
+/// Refuses what a table of language models has no place for.
+pub(super) fn text(run: &Run, teachers: usize) -> Result<(), String> {
+    let none = |key: &str, found: String, given: bool| match given {
+        true => Err(format!("{key} is {found}; expected none of a language model")),
+        false => Ok(()),
+    };
+    none("fit_bias", format!("{:?}", run.fit_bias), !run.fit_bias.is_empty())?;
+    none("paper", "set".to_owned(), run.paper != Paper::default())?;
+    none("chart", "set".to_owned(), run.chart.is_some())?;
+    none("teacher.ensemble", format!("of {teachers} models"), teachers > 1)
 }
 
 /// Refuses keys of a recipe that the sweep decides.

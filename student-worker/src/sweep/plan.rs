@@ -15,6 +15,7 @@ use crate::{
         self, Recipe, RecipeError, TeacherSection,
         teacher::{DenseValues, EncodingName, EncodingSection, EnsembleRule, TeacherKind},
     },
+    text::{self, recipe::TextRecipe},
     train::output_folder,
 };
 
@@ -35,11 +36,44 @@ pub(super) struct Job {
     /// Index into the sweep's runs; of a capture, of the first run that needs it.
     pub(super) run: usize,
     pub(super) seed: u64,
-    pub(super) recipe: Recipe,
+    pub(super) recipe: JobRecipe,
     /// Where labels go; none: this trains a student.
     pub(super) capture: Option<PathBuf>,
     /// Jobs that come before: those whose students are this one's teachers, or their capture.
     pub(super) after: Vec<usize>,
+}
+
+/// What a job trains: all of a sweep's are of one kind.
+#[derive(Clone, Debug)]
+pub(super) enum JobRecipe {
+    /// A classifier.
+    Rows(Box<Recipe>),
+    /// A language model.
+    Text(Box<TextRecipe>),
+}
+
+impl JobRecipe {
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Rows(recipe) => &recipe.name,
+            Self::Text(recipe) => &recipe.name,
+        }
+    }
+
+    /// Where the student goes.
+    pub(super) fn output_folder(&self) -> PathBuf {
+        match self {
+            Self::Rows(recipe) => output_folder(recipe),
+            Self::Text(recipe) => text::output_folder(recipe),
+        }
+    }
+
+    fn rows(&self) -> Option<&Recipe> {
+        match self {
+            Self::Rows(recipe) => Some(recipe),
+            Self::Text(_) => None,
+        }
+    }
 }
 
 /// Reads a sweep, makes the recipe of every run and seed, and checks them all.
@@ -73,9 +107,17 @@ pub fn load(file: &Path) -> Result<Plan, RecipeError> {
                 None => vec![],
             };
             let folders: Vec<PathBuf> =
-                after.iter().map(|&job| output_folder(&plan.jobs[job].recipe)).collect();
+                after.iter().map(|&job| plan.jobs[job].recipe.output_folder()).collect();
             let table = table(&plan, run, seed, &folders);
             let table = table.map_err(|error| named(error.to_string()))?;
+            if text::recipe::is_text(&table) {
+                let recipe = text::recipe::from_table(table, folder);
+                let recipe = recipe.map_err(|error| named(error.to_string()))?;
+                check::text(run, after.len()).map_err(named)?;
+                let recipe = JobRecipe::Text(Box::new(recipe));
+                plan.jobs.push(Job { run: index, seed, recipe, capture: None, after });
+                continue;
+            }
             let recipe = recipe::from_table(table, folder);
             let mut recipe = recipe.map_err(|error| named(error.to_string()))?;
             check::bias(&run.fit_bias, recipe.student.classes()).map_err(named)?;
@@ -86,6 +128,7 @@ pub fn load(file: &Path) -> Result<Plan, RecipeError> {
                 Some(_) => plan.capture(index, seed, &mut recipe, after),
                 None => after,
             };
+            let recipe = JobRecipe::Rows(Box::new(recipe));
             plan.jobs.push(Job { run: index, seed, recipe, capture: None, after });
         }
     }
@@ -165,7 +208,7 @@ impl Plan {
         }
         let replaying = section.clone();
         let serves = |job: &Job| {
-            let (theirs, ours) = (&job.recipe, &asking);
+            let (Some(theirs), ours) = (job.recipe.rows(), &asking) else { return false };
             let over_time = |recipe: &Recipe| {
                 (recipe.loss.temperature, recipe.loss_schedule.clone(), recipe.train.epochs)
             };
@@ -185,7 +228,8 @@ impl Plan {
         let known = self.jobs.iter().position(serves);
         let job = known.unwrap_or_else(|| {
             let capture = Some(self.output.join("labels").join(&asking.name));
-            self.jobs.push(Job { run, seed, recipe: asking, capture, after });
+            let recipe = JobRecipe::Rows(Box::new(asking));
+            self.jobs.push(Job { run, seed, recipe, capture, after });
             self.jobs.len() - 1
         });
         let dir = self.jobs[job].capture.clone();
@@ -241,24 +285,24 @@ mod tests {
     fn every_run_and_seed_has_a_recipe() {
         let plan = load_text(SWEEP).unwrap();
         assert_eq!(plan.len(), 8);
-        let names: Vec<&str> = plan.jobs.iter().map(|job| job.recipe.name.as_str()).collect();
+        let names: Vec<&str> = plan.jobs.iter().map(|job| job.recipe.name()).collect();
         // Each student comes after the capture of its labels.
         let expected = ["teacher-1", "teacher-2", "student-1", "student-1", "student-2"];
         assert_eq!(names[..5], expected);
         assert_eq!(names[5..], ["student-2", "of-all-5", "of-all-5"]);
         let captures: Vec<bool> = plan.jobs.iter().map(|job| job.capture.is_some()).collect();
         assert_eq!(captures, [false, false, true, false, true, false, true, false]);
-        let seeds: Vec<u64> = plan.jobs.iter().map(|job| job.recipe.seed).collect();
+        let seeds: Vec<u64> = plan.jobs.iter().map(|job| job.seed).collect();
         assert_eq!(seeds, [1, 2, 1, 1, 2, 2, 5, 5]);
         let after: Vec<&[usize]> = plan.jobs.iter().map(|job| job.after.as_slice()).collect();
         assert_eq!(after, [&[][..], &[], &[0], &[2], &[1], &[4], &[0, 1], &[6]]);
-        let student = &plan.jobs[5].recipe;
+        let student = plan.jobs[5].recipe.rows().unwrap();
         assert_eq!(student.teacher.as_ref().unwrap().dir, plan.jobs[4].capture);
         let teacher = student.teacher.as_ref().unwrap();
         assert_eq!(teacher.folders(), [plan.output.join("teacher-2")]);
         assert_eq!(student.output.dir, Some(plan.output.join("student-2")));
         assert!(student.data.dir.as_ref().unwrap().ends_with("mnist"));
-        let all = plan.jobs[7].recipe.teacher.as_ref().unwrap();
+        let all = plan.jobs[7].recipe.rows().unwrap().teacher.as_ref().unwrap();
         assert_eq!((all.folders().len(), all.ensemble), (2, Some(EnsembleRule::Geometric)));
     }
 
@@ -318,5 +362,51 @@ mod tests {
             error.contains("runs.of-all: teacher.run \"teacher\" has no student of seed 5"),
             "{error}"
         );
+    }
+
+    const TEXT: &str = r#"
+        name = "text"
+        seeds = [1, 2]
+        output = "out"
+        [base]
+        data = { format = "text", train_files = ["a"], validation_fraction = 0.1, sequence_length = 8 }
+        student.config = "student.json"
+        loss.alpha = 0.0
+        [[runs]]
+        name = "teacher"
+        seeds = [9]
+        [[runs]]
+        name = "student"
+        teacher.run = "teacher"
+        gap_from = "teacher"
+        set.loss.alpha = 1.0
+        set.teacher.encoding.kind = "hidden"
+    "#;
+
+    #[test]
+    fn language_models_are_trained_alike() {
+        let plan = load_text(TEXT).unwrap();
+        let names: Vec<&str> = plan.jobs.iter().map(|job| job.recipe.name()).collect();
+        assert_eq!(names, ["teacher-9", "student-1", "student-2"]);
+        let JobRecipe::Text(student) = &plan.jobs[1].recipe else { panic!() };
+        let folders = student.teacher.as_ref().unwrap().folders();
+        assert_eq!(folders, [plan.output.join("teacher-9")]);
+        assert_eq!(plan.jobs[1].after, [0]);
+        for (from, to, expected) in [
+            (
+                "gap_from = \"teacher\"",
+                "fit_bias = [1]",
+                "runs.student: fit_bias is [1]; expected none of a language model",
+            ),
+            (
+                "gap_from = \"teacher\"",
+                "paper.errors = 3.0",
+                "runs.student: paper is set; expected none of a language model",
+            ),
+            ("sequence_length = 8", "sequence_length = 0", "runs.teacher: data.sequence_length: 0"),
+        ] {
+            let error = load_text(&TEXT.replace(from, to)).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

@@ -7,12 +7,17 @@ use tokio::{
     task::{JoinSet, spawn_blocking},
 };
 
-use super::{Plan, Table, plan::Job, table::Measured};
+use super::{
+    Plan, Table,
+    plan::{Job, JobRecipe},
+    table::Measured,
+};
 use crate::{
     capture,
     eval::{self, Bias, Tested},
     progress::{Observer, Several},
     run_folder::Existing,
+    text,
     train::{self, Error},
 };
 
@@ -62,7 +67,7 @@ pub async fn run(
             // Told to stop.
             Some(Ok((_, Ok(None)))) => {}
             Some(Ok((job, Err(source)))) => {
-                let name = plan.jobs[job].recipe.name.clone();
+                let name = plan.jobs[job].recipe.name().to_owned();
                 failed = failed.or(Some(Error::OfSweep { name, source: Box::new(source) }));
             }
         }
@@ -85,21 +90,31 @@ fn one(
     stop: watch::Receiver<bool>,
 ) -> impl Future<Output = Result<Option<Measured>, Error>> + Send + use<> {
     let fit = plan.sweep.runs[job.run].fit_bias.clone();
-    let folder = train::output_folder(&job.recipe);
-    let ensemble = job.recipe.teacher.as_ref().and_then(|teacher| {
-        let tested = Tested { folders: teacher.folders(), rule: teacher.ensemble? };
-        // Elsewhere, or a single model.
-        (tested.folders.len() > 1).then_some(tested)
-    });
+    let folder = job.recipe.output_folder();
     async move {
+        let recipe = match job.recipe {
+            JobRecipe::Rows(recipe) => *recipe,
+            JobRecipe::Text(recipe) => {
+                let training = text::run(*recipe, Existing::Resume, observer, stop);
+                let outcome = Box::pin(training).await?;
+                let (seconds, validation) = (outcome.seconds, outcome.validation);
+                let measured = Measured { seconds, validation, ..Measured::default() };
+                return Ok(outcome.finished.then_some(measured));
+            }
+        };
         if let Some(folder) = &job.capture {
-            let capturing = capture::run(job.recipe, folder, Existing::Resume, observer, stop);
+            let capturing = capture::run(recipe, folder, Existing::Resume, observer, stop);
             let outcome = Box::pin(capturing).await?;
             let measured = Measured { seconds: outcome.seconds, ..Measured::default() };
             return Ok(outcome.finished.then_some(measured));
         }
-        let data = job.recipe.data.clone();
-        let training = train::run(job.recipe, Existing::Resume, observer, stop);
+        let ensemble = recipe.teacher.as_ref().and_then(|teacher| {
+            let tested = Tested { folders: teacher.folders(), rule: teacher.ensemble? };
+            // Elsewhere, or a single model.
+            (tested.folders.len() > 1).then_some(tested)
+        });
+        let data = recipe.data.clone();
+        let training = train::run(recipe, Existing::Resume, observer, stop);
         let outcome = Box::pin(training).await?;
         if !outcome.finished {
             return Ok(None);
@@ -110,7 +125,7 @@ fn one(
             let figures = Some(eval::run(&folder.into(), &data, &bias)?);
             let alone = |tested| eval::run(&tested, &data, &Bias::default());
             let ensemble_errors = ensemble.map(alone).transpose()?.map(|figures| figures.errors);
-            Ok(Measured { seconds, figures, ensemble_errors })
+            Ok(Measured { seconds, figures, ensemble_errors, ..Measured::default() })
         };
         Ok(Some(spawn_blocking(test).await??))
     }
@@ -118,10 +133,11 @@ fn one(
 
 /// What a job came to.
 fn words(plan: &Plan, job: usize, measured: &Measured, done: usize) -> String {
-    let name = &plan.jobs[job].recipe.name;
-    let what = match &measured.figures {
-        Some(_) => format!("{} errors", measured.errors()),
-        None => "labels captured".to_owned(),
+    let name = plan.jobs[job].recipe.name();
+    let what = match (&measured.figures, &measured.validation) {
+        (Some(_), _) => format!("{} errors", measured.errors()),
+        (None, Some(validation)) => format!("validation loss {:.4}", validation.loss),
+        (None, None) => "labels captured".to_owned(),
     };
     format!("{done} of {}: {name}: {what}, {:.0} s", plan.len(), measured.seconds)
 }

@@ -13,6 +13,7 @@ use super::{Plan, file::Run, plan::Job};
 use crate::{
     eval::Figures,
     plot::{Chart, Scale, Series, render},
+    run_folder::metrics::ValidationRecord,
 };
 
 /// What one run of one seed came to.
@@ -22,6 +23,8 @@ pub(super) struct Measured {
     pub(super) seconds: f64,
     /// On the test set, with the fitted bias where there is one; none of a capture.
     pub(super) figures: Option<Figures>,
+    /// Of a language model.
+    pub(super) validation: Option<ValidationRecord>,
     /// Test errors of its teachers together, where they are an ensemble.
     pub(super) ensemble_errors: Option<u64>,
 }
@@ -61,7 +64,7 @@ pub struct Row {
     pub mean: f64,
     /// Of each seed.
     pub seeds: Vec<f64>,
-    /// `%`, or nothing for counts.
+    /// `%`, `nats`, or nothing for counts.
     pub unit: &'static str,
 }
 
@@ -83,7 +86,12 @@ impl Table {
             let own = plan.jobs.iter().enumerate().filter(|(_, job)| trained(job));
             own.filter_map(|(index, _)| done.get(&index)).collect()
         };
-        let errors = |run: usize| of(run).iter().map(|m| m.errors() as f64).collect::<Vec<f64>>();
+        // Test errors, or the validation loss of a language model.
+        let figure = |m: &&Measured| match &m.validation {
+            Some(validation) => validation.loss,
+            None => m.errors() as f64,
+        };
+        let errors = |run: usize| of(run).iter().map(figure).collect::<Vec<f64>>();
         let mut rows = vec![];
         let mut lines: BTreeMap<String, Points> = BTreeMap::new();
         for (index, run) in plan.sweep.runs.iter().enumerate() {
@@ -92,7 +100,17 @@ impl Table {
                 let what = format!("{title}{what}");
                 rows.push(Row { what, paper, mean: mean(&seeds), seeds, unit });
             };
-            add("", "", run.paper.errors, errors(index));
+            let text = of(index).first().is_some_and(|m| m.validation.is_some());
+            add("", if text { "nats" } else { "" }, run.paper.errors, errors(index));
+            let kl = of(index).iter().filter_map(|m| m.validation.as_ref()?.teacher_kl).collect();
+            let agreement = of(index)
+                .iter()
+                .filter_map(|m| m.validation.as_ref()?.teacher_agreement_percent)
+                .collect::<Vec<f64>>();
+            if !agreement.is_empty() {
+                add(": KL from its teacher", "nats", None, kl);
+                add(": the teacher's first choice, too", "%", None, agreement);
+            }
             // They are the same for every seed.
             if let Some(own) = of(index).first().and_then(|m| m.ensemble_errors) {
                 add(": those teachers together", "", None, vec![own as f64]);
@@ -203,11 +221,16 @@ fn mean(values: &[f64]) -> f64 {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| test errors | paper | here, mean | each seed |")?;
+        let text = self.rows.iter().any(|row| row.unit == "nats");
+        let what = if text { "validation loss of a token" } else { "test errors" };
+        writeln!(f, "| {what} | paper | here, mean | each seed |")?;
         writeln!(f, "|---|---:|---:|---|")?;
         for row in &self.rows {
             let number = |x: &f64| {
-                let digits = usize::from(x.fract() != 0.0 || !row.unit.is_empty());
+                let digits = match row.unit {
+                    "nats" => 4,
+                    unit => usize::from(x.fract() != 0.0 || !unit.is_empty()),
+                };
                 format!("{x:.digits$}{}{}", if row.unit.is_empty() { "" } else { " " }, row.unit)
             };
             let paper = row.paper.as_ref().map(number).unwrap_or_default();

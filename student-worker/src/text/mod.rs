@@ -20,4 +20,4 @@ mod session;
 mod student;
 mod teacher;
 
-pub use run::{TextOutcome, run};
+pub use run::{TextOutcome, output_folder, run};

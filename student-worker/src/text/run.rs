@@ -88,7 +88,7 @@ impl RunRecipe for TextRecipe {
 }
 
 /// Where a recipe's results go.
-fn output_folder(recipe: &TextRecipe) -> PathBuf {
+pub fn output_folder(recipe: &TextRecipe) -> PathBuf {
     let default = || Path::new("runs").join(&recipe.name);
     recipe.output.dir.clone().unwrap_or_else(default)
 }

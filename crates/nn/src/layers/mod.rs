@@ -13,4 +13,4 @@ pub use dropout::dropout;
 pub use init::uniform_fan_in;
 pub use linear::Linear;
 pub use parameter::Parameter;
-pub(crate) use parameter::{SharedGradient, lock};
+pub(crate) use parameter::{SharedGradient, lock, shared_gradient};

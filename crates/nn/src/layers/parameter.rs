@@ -20,6 +20,11 @@ pub(crate) struct Gradient {
 /// Shared between a parameter and the operations of the graph that use it.
 pub(crate) type SharedGradient = Arc<Mutex<Gradient>>;
 
+/// Room for the gradient of `count` values.
+pub(crate) fn shared_gradient(count: usize) -> SharedGradient {
+    Arc::new(Mutex::new(Gradient { values: vec![0.0; count], written: false }))
+}
+
 /// Locks; a panic elsewhere leaves nothing half-made here that a new backward would not overwrite.
 pub(crate) fn lock(gradient: &SharedGradient) -> MutexGuard<'_, Gradient> {
     gradient.lock().unwrap_or_else(PoisonError::into_inner)
@@ -89,11 +94,11 @@ impl Parameter {
     ///
     /// If `values` does not hold as many elements as `shape`.
     pub fn new(name: impl Into<String>, values: Vec<f32>, shape: &[usize]) -> Result<Self> {
-        let gradient = Gradient { values: vec![0.0; values.len()], written: false };
+        let gradient = shared_gradient(values.len());
         Ok(Self {
             name: name.into(),
             variable: Var::from_vec(values, shape, &Device::Cpu)?,
-            gradient: Arc::new(Mutex::new(gradient)),
+            gradient,
         })
     }
 

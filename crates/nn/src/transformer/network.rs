@@ -9,7 +9,7 @@ use super::weights::{Fresh, Projection, Source as _, Values as _};
 use crate::error::{LossError, ModelError, TrainError};
 use crate::io::Tensors;
 use crate::layers::{Parameter, SharedGradient};
-use crate::loss::{Gradients, LossConfig, LossSums, Output, SoftLabels, fused_loss};
+use crate::loss::{Gradients, LossConfig, LossSums, OutputLayer, SoftLabels, fused_loss};
 use crate::rng::Philox;
 
 /// Weights as variables.
@@ -150,7 +150,7 @@ impl TextNetwork {
     fn with_output(
         &self,
         classes: usize,
-        body: impl FnOnce(Output<'_>) -> Result<LossSums, LossError>,
+        body: impl FnOnce(OutputLayer<'_>) -> Result<LossSums, LossError>,
     ) -> Result<Result<LossSums, LossError>, ModelError> {
         let width = self.spec.hidden;
         let softcap = match self.spec.task {
@@ -158,7 +158,7 @@ impl TextNetwork {
             Task::Classification { .. } => None,
         };
         let run = |weight: &[f32], bias: Option<&[f32]>| {
-            body(Output { weight, bias, softcap, width, classes })
+            body(OutputLayer { weight, bias, softcap, width, classes })
         };
         match &self.head {
             None => self.body.embedding().with(|weight| run(weight, None)),

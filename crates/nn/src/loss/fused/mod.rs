@@ -24,7 +24,7 @@ use super::target::{RowTarget, SoftTarget};
 use crate::error::LossError;
 use crate::kernel::gemm::{Matrix, matmul};
 use crate::kernel::math::tanh;
-use crate::layers::{SharedGradient, lock};
+use crate::layers::{SharedGradient, lock, shared_gradient};
 use crate::model::Head;
 use row::Terms;
 
@@ -33,18 +33,20 @@ const BLOCK: usize = 1 << 23;
 const MIN_ROWS: usize = 16;
 const MAX_ROWS: usize = 1024;
 
-/// The student's output projection, [outputs, d].
+/// A student's output projection.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Output<'a> {
-    pub(crate) weight: &'a [f32],
-    pub(crate) bias: Option<&'a [f32]>,
+pub struct OutputLayer<'a> {
+    /// [outputs, d], row-major.
+    pub weight: &'a [f32],
+    /// \[outputs\].
+    pub bias: Option<&'a [f32]>,
     /// Logits z become `cap * tanh(z / cap)`.
-    pub(crate) softcap: Option<f32>,
+    pub softcap: Option<f32>,
     /// d.
-    pub(crate) width: usize,
+    pub width: usize,
     /// The first of them are the classes; those beyond are padding, which gets neither mass nor
     /// gradient.
-    pub(crate) classes: usize,
+    pub classes: usize,
 }
 
 /// What the teacher says of the rows.
@@ -108,6 +110,44 @@ impl LossSums {
     }
 }
 
+/// Gradients of [`output_loss`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutputGradients {
+    /// By the hidden states, [rows, d].
+    pub hidden: Vec<f32>,
+    /// By the weight, of its shape; 0 for padding.
+    pub weight: Vec<f32>,
+    /// By the bias, where there is one.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// The loss of hidden states [rows, d] under an output projection, and its gradients, without ever
+/// holding the logits of all rows: sums over the rows, and the gradients of those sums by the weights of
+/// `config`, over `denominator`.
+///
+/// # Errors
+///
+/// A [`LossError`] for a configuration out of range, and labels that are missing, of the wrong size or
+/// no labels at all. Hidden states that are not finite are no error: they give a loss that is not.
+pub fn output_loss(
+    hidden: &[f32],
+    output: OutputLayer<'_>,
+    hard: Option<&[u32]>,
+    soft: Option<&SoftLabels<'_>>,
+    config: &LossConfig,
+    denominator: f64,
+) -> Result<(LossSums, OutputGradients), LossError> {
+    let mut to_hidden = vec![0.0; hidden.len()];
+    let weight = shared_gradient(output.weight.len());
+    let bias = output.bias.map(|bias| shared_gradient(bias.len()));
+    let gradients =
+        Gradients { hidden: &mut to_hidden, weight: &weight, bias: bias.as_ref() };
+    let sums = fused_loss(hidden, output, hard, soft, config, denominator, Some(gradients))?;
+    let values = |gradient: &SharedGradient| lock(gradient).values().to_vec();
+    let (weight, bias) = (values(&weight), bias.as_ref().map(values));
+    Ok((sums, OutputGradients { hidden: to_hidden, weight, bias }))
+}
+
 /// The loss of `hidden` [rows, d] and, where asked for, its gradients, as sums over the rows divided by
 /// `denominator`: the number of rows of the whole batch, of which these may be a part.
 ///
@@ -117,7 +157,7 @@ impl LossSums {
 /// no labels at all. Hidden states that are not finite are no error here: they give a loss that is not.
 pub(crate) fn fused_loss(
     hidden: &[f32],
-    output: Output<'_>,
+    output: OutputLayer<'_>,
     hard: Option<&[u32]>,
     soft: Option<&SoftLabels<'_>>,
     config: &LossConfig,
@@ -243,13 +283,13 @@ fn project(
 /// Number of rows, once all sizes fit each other.
 fn count_rows(
     hidden: &[f32],
-    output: &Output<'_>,
+    output: &OutputLayer<'_>,
     soft: Option<&SoftLabels<'_>>,
 ) -> Result<usize, LossError> {
     let check = |field, found: usize, expected: usize| {
         if found == expected { Ok(()) } else { Err(LossError::Size { field, found, expected }) }
     };
-    let &Output { weight, width, classes, .. } = output;
+    let &OutputLayer { weight, width, classes, .. } = output;
     let least = classes.saturating_mul(width).max(1);
     if weight.len() < least {
         return Err(LossError::Size {

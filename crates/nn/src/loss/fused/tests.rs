@@ -130,7 +130,7 @@ fn run(
     let weight = parameter(&case.weight, &[CLASSES + PADDING, D]);
     let bias = parameter(&case.bias, &[CLASSES + PADDING]);
     let mut hidden = vec![f32::NAN; ROWS * D];
-    let output = Output {
+    let output = OutputLayer {
         weight: &case.weight,
         bias: Some(&case.bias),
         softcap: cap,
@@ -275,7 +275,7 @@ fn parts_of_a_batch_add_up() {
     let soft = SoftLabels::Hidden { states: &case.states, head: &case.head };
     let (whole, expected) = run(&case, Some(&soft), &config, None);
     let weight = Parameter::new("w", case.weight.clone(), &[CLASSES + PADDING, D]).unwrap();
-    let output = Output {
+    let output = OutputLayer {
         weight: &case.weight,
         bias: Some(&case.bias),
         softcap: None,
@@ -312,7 +312,7 @@ fn parts_of_a_batch_add_up() {
 #[test]
 fn extremes_stay_finite() {
     let weight: Vec<f32> = (0..CLASSES).map(|class| if class == 0 { 300.0 } else { 0.0 }).collect();
-    let output = Output { weight: &weight, bias: None, softcap: None, width: 1, classes: CLASSES };
+    let output = OutputLayer { weight: &weight, bias: None, softcap: None, width: 1, classes: CLASSES };
     let head = Head {
         weight: vec![300.0; CLASSES],
         bias: None,
@@ -367,7 +367,7 @@ fn extremes_stay_finite() {
 fn what_does_not_fit_is_named() {
     let case = case(None);
     let output =
-        Output { weight: &case.weight, bias: None, softcap: None, width: D, classes: CLASSES };
+        OutputLayer { weight: &case.weight, bias: None, softcap: None, width: D, classes: CLASSES };
     let refusal = |hidden: &[f32], output, hard: Option<&[u32]>, soft: Option<&SoftLabels<'_>>| {
         let config = LossConfig::default();
         fused_loss(hidden, output, hard, soft, &config, 1.0, None).unwrap_err().to_string()
@@ -378,7 +378,7 @@ fn what_does_not_fit_is_named() {
     assert_eq!(error, "hidden states has 29 elements; expected 24");
     let error = refusal(&[], output, hard, Some(&soft));
     assert_eq!(error, "hidden states has 0 elements; expected 6");
-    let wide = Output { classes: CLASSES + PADDING + 1, ..output };
+    let wide = OutputLayer { classes: CLASSES + PADDING + 1, ..output };
     let error = refusal(&case.hidden, wide, hard, Some(&soft));
     assert_eq!(error, "output weight has 240 elements; expected 246");
     let short = SoftLabels::Hidden { states: &case.states[1..], head: &case.head };
