@@ -2,11 +2,11 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use stillhouse_runtime::tuning;
-use stillhouse_tests::scenarios::{self, Figures};
+use stillhouse_tests::scenarios::{self, Figures, Options};
 
 /// Run a scenario that measures, across real processes on this machine.
 #[derive(Debug, Parser)]
@@ -22,6 +22,15 @@ struct Arguments {
     /// Run only this part of the scenario (overhead: students, encodings, wire), as JSON.
     #[arg(long)]
     part: Option<String>,
+    /// A teacher's folder (label-gradients).
+    #[arg(long)]
+    teacher: Option<PathBuf>,
+    /// A student's folder (label-gradients).
+    #[arg(long)]
+    student: Option<PathBuf>,
+    /// A recipe, for its text (label-gradients).
+    #[arg(long)]
+    recipe: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -30,7 +39,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.name == "list" {
         for scenario in scenarios::ALL {
-            println!("{:10} {}", scenario.name, scenario.about);
+            println!("{:15} {}", scenario.name, scenario.about);
         }
         return ExitCode::SUCCESS;
     }
@@ -44,8 +53,10 @@ fn main() -> ExitCode {
         eprintln!("--seconds is {:?}; must be 3 to 86400", arguments.seconds);
         return ExitCode::from(stillhouse_runtime::exit::CONFIGURATION);
     }
-    let figures: Figures = (scenario.run)(arguments.seconds, arguments.part.as_deref());
-    if arguments.json || arguments.part.is_some() {
+    let Arguments { seconds, part, teacher, student, recipe, json, .. } = arguments;
+    let options = Options { seconds, part, teacher, student, recipe };
+    let figures: Figures = (scenario.run)(&options);
+    if json || options.part.is_some() {
         println!("{}", figures.json());
     } else {
         print!("{}", figures.text());

@@ -51,4 +51,4 @@ pub use trainer::{
     Agreement, Batch, Evaluation, StepReport, TextBatch, TextTrainer, TextTrainerConfig, Trainer,
     TrainerConfig, UpdateReport, evaluate_logits,
 };
-pub use transformer::{TextModel, TokenBatch, TokenizerInfo, TransformerConfig};
+pub use transformer::{Sampling, TextModel, TokenBatch, TokenizerInfo, TransformerConfig};

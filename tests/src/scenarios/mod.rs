@@ -1,9 +1,10 @@
 //! What `acceptance` measures. Each scenario runs real processes and returns its figures.
 
+mod label_gradients;
 mod overhead;
 mod overload;
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, path::PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -13,8 +14,23 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it measures, in a line.
     pub about: &'static str,
-    /// Runs it for so many seconds a part, where given, or only the part of a child process.
-    pub run: fn(Option<f64>, Option<&str>) -> Figures,
+    /// Runs it.
+    pub run: fn(&Options) -> Figures,
+}
+
+/// What a scenario is told.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// How long each measured part runs; absent: the scenario's own time.
+    pub seconds: Option<f64>,
+    /// Only this part, in a child process.
+    pub part: Option<String>,
+    /// A teacher's folder.
+    pub teacher: Option<PathBuf>,
+    /// A student's folder.
+    pub student: Option<PathBuf>,
+    /// A recipe, for its text.
+    pub recipe: Option<PathBuf>,
 }
 
 /// All scenarios.
@@ -22,12 +38,17 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "overhead",
         about: "what the gRPC teacher costs a student, an encoding, and the wire",
-        run: overhead::run,
+        run: |options| overhead::run(options.seconds, options.part.as_deref()),
     },
     Scenario {
         name: "overload",
         about: "64 streaming clients at ten times the queue's bound",
-        run: overload::run,
+        run: |options| overload::run(options.seconds, options.part.as_deref()),
+    },
+    Scenario {
+        name: "label-gradients",
+        about: "bytes of a language model's labels, and how far their gradient is from dense ones'",
+        run: label_gradients::run,
     },
 ];
 

@@ -281,6 +281,11 @@ impl TextTrainer {
         self.network.parameters().into_iter().map(of).collect()
     }
 
+    /// Forgets the gradient that has been added up.
+    pub fn forget_gradient(&mut self) {
+        self.accumulated = false;
+    }
+
     /// Changes the weights by the gradients that have been added up. After
     /// [`TrainError::NonFiniteUpdate`] the trainer is of no use until [`Self::load_state`]; after any
     /// other error everything is as it was before the step.

@@ -41,6 +41,16 @@ pub(crate) struct LayerCache {
 }
 
 impl LayerCache {
+    /// Forgets the sequences that do not go on.
+    pub(crate) fn keep(&mut self, stay: &[bool]) {
+        // Key heads of each sequence; 0 where nothing is kept yet.
+        let heads = self.keys.len() / stay.len().max(1);
+        for all in [&mut self.keys, &mut self.values] {
+            let mut staying = stay.iter().flat_map(|stay| std::iter::repeat_n(*stay, heads));
+            all.retain(|_| staying.next() == Some(true));
+        }
+    }
+
     fn push(all: &mut Vec<Vec<f32>>, parts: Vec<&[f32]>) {
         all.resize(parts.len(), Vec::new());
         all.iter_mut().zip(parts).for_each(|(all, part)| all.extend_from_slice(part));

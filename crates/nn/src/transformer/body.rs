@@ -127,6 +127,11 @@ impl<P: Product, V: Values> Body<P, V> {
         })
     }
 
+    /// Number of blocks.
+    pub(crate) fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// The token embedding [vocab, d].
     pub(crate) fn embedding(&self) -> &V {
         &self.tokens

@@ -16,6 +16,7 @@
 mod attention;
 mod body;
 mod config;
+mod generate;
 mod load;
 mod mlp;
 mod names;
@@ -27,6 +28,7 @@ mod weights;
 
 pub(crate) use body::Keep;
 pub use config::TransformerConfig;
+pub use generate::Sampling;
 pub(crate) use load::read_weights;
 pub(crate) use network::TextNetwork;
 pub use text_model::{TextModel, TokenBatch};

@@ -118,6 +118,10 @@ impl TextModel {
         self.head.classes
     }
 
+    pub(super) fn body(&self) -> &Body<PackedLinear, Vec<f32>> {
+        &self.body
+    }
+
     /// The output projection.
     pub fn head(&self) -> &Head {
         &self.head

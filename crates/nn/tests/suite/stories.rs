@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use stillhouse_nn::{TextModel, TokenBatch};
+use stillhouse_nn::{Sampling, TextModel, TokenBatch};
 
 #[derive(serde::Deserialize)]
 struct Expected {
@@ -66,4 +66,37 @@ fn batches_that_do_not_fit_are_named() {
         let error = refusal(&[1, 2], &[2], Some(labelled));
         assert!(error.contains("expected at least 1 position, ascending, below 2"), "{error}");
     }
+}
+
+/// With keys and values kept, among other prompts or alone, until an end or the longest sequence.
+#[test]
+fn generation_goes_on_as_whole_sequences_would() {
+    let model = TextModel::load(folder()).unwrap();
+    let text = std::fs::read_to_string(folder().join("expected_greedy.json")).unwrap();
+    let expected: Expected = serde_json::from_str(&text).unwrap();
+    let ids = &expected.ids_greedy_200;
+    let prompts: [&[u32]; 3] = [&ids[..1], &ids[..50], &ids[..120]];
+    let found = model.generate(&prompts, 80, None, &Sampling::GREEDY).unwrap();
+    for (prompt, found) in prompts.iter().zip(&found) {
+        assert_eq!(found[..], ids[prompt.len()..prompt.len() + 80], "from {}", prompt.len());
+    }
+    // 426 is a full stop: each ends behind its first, the others go on.
+    let found = model.generate(&prompts, 80, Some(426), &Sampling::GREEDY).unwrap();
+    for (prompt, found) in prompts.iter().zip(&found) {
+        let end = ids[prompt.len()..].iter().position(|&id| id == 426).unwrap();
+        assert_eq!(found[..], ids[prompt.len()..=prompt.len() + end]);
+    }
+    let sampling = Sampling { temperature: 0.9, top_p: 0.9, seed: 5 };
+    let among = model.generate(&prompts, 40, None, &sampling).unwrap();
+    let alone = model.generate(&prompts[..1], 40, None, &sampling).unwrap();
+    assert_eq!(among[0], alone[0]);
+    assert_ne!(among[0], model.generate(&prompts[..1], 40, None, &Sampling::GREEDY).unwrap()[0]);
+    let other = Sampling { seed: 6, ..sampling };
+    assert_ne!(among, model.generate(&prompts, 40, None, &other).unwrap());
+    // The model has 512 positions.
+    let long: Vec<u32> = (0..505).map(|i| 3 + i % 500).collect();
+    let found = model.generate(&[&long, &long[..500]], 20, None, &Sampling::GREEDY).unwrap();
+    assert_eq!((found[0].len(), found[1].len()), (7, 12));
+    assert!(model.generate(&[&[512]], 1, None, &Sampling::GREEDY).is_err());
+    assert!(model.generate(&[&[]], 1, None, &Sampling::GREEDY).is_err());
 }
