@@ -32,6 +32,11 @@ pub(crate) fn teacher_draws(request: u64) -> u64 {
     3 << USE_SHIFT | request & COUNT_MASK
 }
 
+/// Whether a step is on samples of the student's own, and how these are drawn.
+pub(crate) fn on_policy(step: u64) -> u64 {
+    6 << USE_SHIFT | step & COUNT_MASK
+}
+
 /// What is done to the images of an epoch; each row has words of its own in it.
 pub(crate) fn augment(epoch: u64) -> u64 {
     5 << USE_SHIFT | epoch & COUNT_MASK

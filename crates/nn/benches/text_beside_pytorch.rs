@@ -205,8 +205,13 @@ fn fused() -> Box<dyn FnMut()> {
     let [hidden, weight, states, head] = operands();
     let head = Head { weight: head, bias: None, classes: WORDS, hidden_size: WIDTH, softcap: None };
     Box::new(move || {
-        let output =
-            OutputLayer { weight: &weight, bias: None, softcap: None, width: WIDTH, classes: WORDS };
+        let output = OutputLayer {
+            weight: &weight,
+            bias: None,
+            softcap: None,
+            width: WIDTH,
+            classes: WORDS,
+        };
         let soft = SoftLabels::Hidden { states: &states, head: &head };
         let result = output_loss(&hidden, output, None, Some(&soft), &kl(), TOKENS as f64);
         assert!(result.unwrap().0.soft.unwrap() > 0.0);

@@ -24,9 +24,46 @@ use super::{
     wanted::on_stream,
 };
 
+/// Where jobs come from.
+pub(super) enum Jobs<I> {
+    /// They are known, and taken as long as there is room.
+    Planned(I),
+    /// They come when somebody has them.
+    Demanded(mpsc::Receiver<Job>),
+}
+
+/// The next job, if there is one already.
+enum Next {
+    Job(Box<Job>),
+    NotYet,
+    End,
+}
+
+impl<I: Iterator<Item = Job>> Jobs<I> {
+    fn next(&mut self) -> Next {
+        match self {
+            Self::Planned(jobs) => jobs.next().map_or(Next::End, |job| Next::Job(Box::new(job))),
+            Self::Demanded(jobs) => match jobs.try_recv() {
+                Ok(job) => Next::Job(Box::new(job)),
+                Err(mpsc::error::TryRecvError::Empty) => Next::NotYet,
+                Err(mpsc::error::TryRecvError::Disconnected) => Next::End,
+            },
+        }
+    }
+
+    /// Waits for a job that is demanded; none when there will be no more. For ever where they are
+    /// planned.
+    async fn wait(&mut self) -> Option<Job> {
+        match self {
+            Self::Planned(_) => std::future::pending().await,
+            Self::Demanded(jobs) => jobs.recv().await,
+        }
+    }
+}
+
 /// A run's requests, from the jobs that ask for labels to the labels in order.
 pub(super) struct Driver<I> {
-    jobs: I,
+    jobs: Jobs<I>,
     gate: Arc<Gate>,
     names: Vec<String>,
     pipeline: Pipeline<Job, LabelBatch>,
@@ -51,7 +88,7 @@ struct Live {
 
 impl<I: Iterator<Item = Job> + Send> Driver<I> {
     pub(super) fn new(
-        jobs: I,
+        jobs: Jobs<I>,
         gate: Arc<Gate>,
         endpoints: Vec<(String, AbortHandle)>,
         pipeline: Pipeline<Job, LabelBatch>,
@@ -94,8 +131,9 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             let now = Instant::now();
             while more && self.pipeline.has_room() {
                 match self.jobs.next() {
-                    Some(job) => self.pipeline.push(job, now),
-                    None => more = false,
+                    Next::Job(job) => self.pipeline.push(*job, now),
+                    Next::NotYet => break,
+                    Next::End => more = false,
                 }
             }
             if !more && self.pipeline.is_empty() {
@@ -122,6 +160,10 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                     }
                 }
                 () = out.closed() => return Ok(()),
+                job = self.jobs.wait(), if more && self.pipeline.has_room() => match job {
+                    Some(job) => self.pipeline.push(job, Instant::now()),
+                    None => more = false,
+                },
                 Some(event) = self.events.recv() => self.on(event)?,
                 () = tokio::time::sleep(wake) => {}
             }

@@ -29,7 +29,7 @@ mod wanted;
 use std::{sync::Arc, time::Duration};
 
 use connection::Connection;
-use driver::Driver;
+use driver::{Driver, Jobs};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use gate::{Address, Client, Closed, Gate};
 use pipeline::{Limits, Pipeline};
@@ -145,6 +145,20 @@ impl LabelClient {
     /// Asks for the labels of all jobs, ahead of their use, and hands them on in the order of the
     /// jobs. Must be called within a tokio runtime.
     pub fn labels<I>(self, jobs: I) -> OrderedLabels
+    where
+        I: Iterator<Item = Job> + Send + 'static,
+    {
+        self.drive(Jobs::Planned(jobs))
+    }
+
+    /// As [`Self::labels`], for jobs that are not known before they are sent: on-policy samples, say.
+    /// Dropping the sender ends the labels.
+    pub fn on_demand(self) -> (mpsc::Sender<Job>, OrderedLabels) {
+        let (sender, jobs) = mpsc::channel(self.patience.window.max(1));
+        (sender, self.drive(Jobs::<std::iter::Empty<Job>>::Demanded(jobs)))
+    }
+
+    fn drive<I>(self, jobs: Jobs<I>) -> OrderedLabels
     where
         I: Iterator<Item = Job> + Send + 'static,
     {

@@ -13,6 +13,7 @@
 //! * [`run`]: sets everything up, trains, writes the report.
 
 pub mod corpus;
+mod on_policy;
 pub mod packing;
 pub mod recipe;
 mod run;

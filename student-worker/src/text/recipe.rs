@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use stillhouse_nn::{LossConfig, LossError, OptimizerConfig, ScheduleConfig};
+use stillhouse_nn::{LossConfig, LossError, OptimizerConfig, Sampling, ScheduleConfig};
 use stillhouse_runtime::config;
 use toml::Table;
 
@@ -28,6 +28,8 @@ pub struct TextRecipe {
     pub student: StudentSection,
     /// Where soft labels come from; without it the student learns from the text only.
     pub teacher: Option<TeacherSection>,
+    /// Steps on samples of the student's own; absent: none.
+    pub on_policy: Option<OnPolicySection>,
     /// How hard and soft labels are combined.
     #[serde(default, with = "loss_weights")]
     pub loss: LossConfig,
@@ -161,6 +163,39 @@ pub struct StudentSection {
     pub layers_of: Option<PathBuf>,
     /// Of `layers_of`: which layers are kept, by number from 0, ascending.
     pub keep_layers: Vec<usize>,
+}
+
+/// Steps on what the student itself writes (GKD: Agarwal et al., 2024, "On-Policy Distillation of Language
+/// Models"): it continues prompts of the text, and the teacher's labels of those very tokens are all that
+/// is learnt, by `loss.divergence` at `loss.temperature`, with the weight of soft labels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnPolicySection {
+    /// Probability that a step is one of these (lambda), above 0 and at most 1. The seed and the step's
+    /// number decide.
+    pub fraction: f64,
+    /// Tokens of a continuation, at most.
+    pub max_new_tokens: usize,
+    /// Tokens of a sequence that are the prompt, where it has none of its own: those before the first
+    /// that is learnt.
+    pub prompt_tokens: usize,
+    /// Of the student's samples; 0: its most probable tokens.
+    #[serde(default = "one")]
+    pub temperature: f64,
+    /// Mass that the student's samples are taken from, above 0 and at most 1.
+    #[serde(default = "one")]
+    pub top_p: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl OnPolicySection {
+    /// How the student is sampled.
+    pub fn sampling(&self, seed: u64) -> Sampling {
+        Sampling { temperature: self.temperature, top_p: self.top_p, seed }
+    }
 }
 
 /// How long and in which pieces.
@@ -328,6 +363,9 @@ fn values(recipe: &TextRecipe) -> Result<(), Invalid> {
     check(train.eval_every_steps > 0, "train.eval_every_steps", 0, "1 or more")?;
     check(train.eval_tokens != Some(0), "train.eval_tokens", 0, "1 or more, or absent")?;
     check(train.keep_checkpoints > 0, "train.keep_checkpoints", 0, "1 or more")?;
+    if let Some(section) = &recipe.on_policy {
+        on_policy(section, recipe)?;
+    }
     let (hard, soft) = recipe.loss.weights();
     let key = if recipe.loss.soft_weight.is_some() { "loss.soft_weight" } else { "loss.alpha" };
     match &recipe.teacher {
@@ -347,6 +385,27 @@ fn values(recipe: &TextRecipe) -> Result<(), Invalid> {
             checks::teacher(section, &recipe.loss, None)
         }
     }
+}
+
+fn on_policy(section: &OnPolicySection, recipe: &TextRecipe) -> Result<(), Invalid> {
+    use checks::check;
+
+    let taught = recipe.teacher.is_some();
+    check(taught, "on_policy", "a table", "none where there is no [teacher]")?;
+    let fraction = section.fraction;
+    let fits = fraction > 0.0 && fraction <= 1.0;
+    check(fits, "on_policy.fraction", fraction, "above 0, at most 1")?;
+    let (prompt, new) = (section.prompt_tokens, section.max_new_tokens);
+    let most = recipe.data.sequence_length - 1;
+    let range = format!("1 to {most}, below the sequence length");
+    check((1..=most).contains(&prompt), "on_policy.prompt_tokens", prompt, &range)?;
+    let range = format!("1 to {}, the sequence length", most + 1);
+    check((1..=most + 1).contains(&new), "on_policy.max_new_tokens", new, &range)?;
+    let t = section.temperature;
+    let fits = t.is_finite() && t >= 0.0;
+    check(fits, "on_policy.temperature", t, "a finite number, 0 or more")?;
+    let p = section.top_p;
+    check(p > 0.0 && p <= 1.0, "on_policy.top_p", p, "above 0, at most 1")
 }
 
 fn student(student: &StudentSection) -> Result<(), Invalid> {

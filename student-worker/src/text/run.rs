@@ -14,6 +14,7 @@ use tokio::{runtime::Handle, sync::watch, task::spawn_blocking};
 
 use super::{
     corpus::{Corpora, Corpus, TextError, TextTokenizer, format_name},
+    on_policy::is_on_policy,
     packing::{Order, Packed, Sequence, groups, sequences},
     recipe::TextRecipe,
     session::{AskedLabels, Ended, TextSession},
@@ -195,6 +196,7 @@ fn identity(
         ("data.sequence_length", recipe.data.sequence_length.into()),
         ("data.shard", json(&recipe.data.shard)),
         ("teacher.encoding", encoding.unwrap_or_default()),
+        ("on_policy", json(&recipe.on_policy)),
     ];
     Identity::of(values, data.corpora.train.sha256(), teacher)
 }
@@ -280,7 +282,11 @@ pub async fn run(
     }
     let begins_at = trainer.steps_done();
     let (mut labels, mut server, mut head, mut compared) = (None, None, None, vec![]);
+    let mut demanded = None;
     if let Some((teacher, own_head, states)) = teacher {
+        if recipe.on_policy.is_some() {
+            demanded = Some(teacher.on_demand().await?);
+        }
         let jobs = Jobs {
             recipe: recipe.clone(),
             data: Arc::clone(&data),
@@ -289,7 +295,7 @@ pub async fn run(
             pending: VecDeque::new(),
         };
         let (answers, running) = teacher.ask(jobs);
-        labels = Some(AskedLabels { labels: answers, runtime: Handle::current() });
+        labels = Some(AskedLabels { labels: answers, demanded, runtime: Handle::current() });
         (server, head, compared) = (running, own_head, states);
     }
     outcome.teacher = identity.teacher().map(str::to_owned);
@@ -404,12 +410,17 @@ impl Iterator for Jobs {
     type Item = Job;
 
     fn next(&mut self) -> Option<Job> {
-        if self.pending.is_empty() {
+        while self.pending.is_empty() {
             if self.step == self.recipe.train.steps {
                 return None;
             }
             let (_, chosen) = self.order.step(self.step);
             let micro = self.recipe.train.micro_batch_tokens();
+            if is_on_policy(&self.recipe, self.step) {
+                // The session asks, once the student has written.
+                self.step += 1;
+                continue;
+            }
             for (group, part) in groups(&self.data.sequences, chosen, micro).zip(0..) {
                 let packed = Packed::new(&self.data.corpora.train, &self.data.sequences, group);
                 // Steps have few parts; the same for every run that comes to this step.

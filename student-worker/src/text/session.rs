@@ -6,18 +6,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stillhouse_nn::{Head, SoftLabels, TextBatch, TextTrainer};
-use tokio::{runtime::Handle, sync::watch};
+use stillhouse_nn::{Head, Philox, SoftLabels, TextBatch, TextTrainer};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
 
 use super::{
+    on_policy::{self, is_on_policy},
     packing::{Order, Packed, groups},
-    recipe::TextRecipe,
+    recipe::{OnPolicySection, TextRecipe},
     run::Prepared,
-    teacher::TextLabels,
+    teacher::{TextLabels, job},
 };
 use crate::{
-    label_client::{ClientError, OrderedLabels, TargetError},
+    label_client::{ClientError, Job, Labelled, OrderedLabels, TargetError},
     progress::{Event, Observer},
+    random,
     recipe::identity::Identity,
     run_folder::{
         Checkpoint, RunFolder,
@@ -29,6 +34,8 @@ use crate::{
 /// Labels of a run that are asked for ahead.
 pub(super) struct AskedLabels {
     pub(super) labels: OrderedLabels,
+    /// Those of what the student writes: where to send it, and what comes back.
+    pub(super) demanded: Option<(mpsc::Sender<Job>, OrderedLabels)>,
     pub(super) runtime: Handle,
 }
 
@@ -104,14 +111,30 @@ impl TextSession {
         let data = Arc::clone(&self.data);
         let (epoch, chosen) = self.order.step(step);
         let micro = self.recipe.train.micro_batch_tokens();
-        let parts: Vec<Packed> = groups(&data.sequences, chosen, micro)
-            .map(|group| Packed::new(&data.corpora.train, &data.sequences, group))
-            .collect();
+        let section = self.recipe.on_policy.clone();
+        let section = section.filter(|_| is_on_policy(&self.recipe, step));
+        let own = section.is_some();
+        let parts: Vec<Packed> = match section {
+            None => groups(&data.sequences, chosen, micro)
+                .map(|group| Packed::new(&data.corpora.train, &data.sequences, group))
+                .collect(),
+            Some(section) => {
+                let chosen = chosen.to_vec();
+                self.written(&data, &section, step, &chosen)?
+            }
+        };
+        // What the student wrote has no hard labels.
+        let mut loss = self.recipe.loss;
+        if own {
+            (loss.soft_weight, loss.hard_weight) = (Some(loss.weights().1), Some(0.0));
+        }
         let labels: usize = parts.iter().map(|part| part.labelled.len()).sum();
         let (mut sums, mut waited, mut tokens) = (None, Duration::ZERO, 0);
-        for part in &parts {
+        for (at, part) in parts.iter().enumerate() {
             let waiting = Instant::now();
-            let soft = match self.soft_labels()? {
+            let asked =
+                if own { self.labels_of(part, step << 16 | at as u64) } else { self.soft_labels() };
+            let soft = match asked? {
                 Asked::Stopped => return Ok(false),
                 Asked::None => None,
                 Asked::Labels(labels) => Some(labels),
@@ -122,10 +145,10 @@ impl TextSession {
             let batch = TextBatch {
                 tokens: part.tokens(),
                 labelled: &part.labelled,
-                hard: Some(&part.hard),
+                hard: (!own).then_some(&part.hard),
                 soft,
             };
-            let own = self.trainer.accumulate(&batch, &self.recipe.loss, labels as f64)?;
+            let own = self.trainer.accumulate(&batch, &loss, labels as f64)?;
             tokens += part.ids.len();
             match &mut sums {
                 None => sums = Some(own),
@@ -134,7 +157,7 @@ impl TextSession {
         }
         let report = self.trainer.update()?;
         self.meter.step(began, waited, tokens);
-        let sums = sums.unwrap_or_default().parts(&self.recipe.loss, labels as f64);
+        let sums = sums.unwrap_or_default().parts(&loss, labels as f64);
         let record = StepRecord {
             step: step + 1,
             epoch: epoch + 1,
@@ -153,15 +176,61 @@ impl TextSession {
         Ok(true)
     }
 
+    /// What the student writes after the prompts of a step's sequences, in micro-batches.
+    fn written(
+        &self,
+        data: &Prepared,
+        section: &OnPolicySection,
+        step: u64,
+        chosen: &[u32],
+    ) -> Result<Vec<Packed>, Error> {
+        let student = self.trainer.frozen(Some(data.tokenizer.info()))?;
+        let from = (&data.corpora.train, &*data.sequences);
+        let micro = self.recipe.train.micro_batch_tokens();
+        // By the longest that a continuation can be: what a request may hold is known beforehand.
+        let longest = self.recipe.data.sequence_length;
+        chosen
+            .chunks((micro / longest).max(1))
+            .enumerate()
+            .map(|(part, group)| {
+                let what = (group, data.tokenizer.end());
+                let at = (step, part);
+                Ok(on_policy::sample(&student, &self.recipe, section, from, what, at)?)
+            })
+            .collect()
+    }
+
+    /// The teacher's labels of what the student wrote.
+    fn labels_of(&mut self, part: &Packed, index: u64) -> Result<Asked, Error> {
+        let Some(AskedLabels { demanded: Some((sender, labels)), runtime, .. }) = &mut self.labels
+        else {
+            return Ok(Asked::None);
+        };
+        let seed = Philox::new(self.recipe.seed, random::teacher_draws(index)).next_u64();
+        let job = job(index, part, self.recipe.loss.temperature as f32, seed);
+        let answer = async {
+            // A client that has ended says why.
+            let _ = sender.send(job).await;
+            labels.next().await
+        };
+        match runtime.block_on(unless(&mut self.stop, answer)) {
+            None => Ok(Asked::Stopped),
+            Some(answer) => self.asked(answer),
+        }
+    }
+
     /// The teacher's labels of the next micro-batch.
     fn soft_labels(&mut self) -> Result<Asked, Error> {
         let Some(asked) = &mut self.labels else { return Ok(Asked::None) };
         let next = unless(&mut self.stop, asked.labels.next());
-        let answer = match asked.runtime.block_on(next) {
-            None => return Ok(Asked::Stopped),
-            Some(answer) => answer.unwrap_or(Err(ClientError::Ended)),
-        };
-        match answer {
+        match asked.runtime.block_on(next) {
+            None => Ok(Asked::Stopped),
+            Some(answer) => self.asked(answer),
+        }
+    }
+
+    fn asked(&mut self, answer: Option<Result<Labelled, ClientError>>) -> Result<Asked, Error> {
+        match answer.unwrap_or(Err(ClientError::Ended)) {
             Ok(labelled) => Ok(Asked::Labels(TextLabels::new(labelled.batch)?)),
             Err(error) => Err(self.interrupt(error.into())?),
         }

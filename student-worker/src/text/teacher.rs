@@ -9,6 +9,8 @@ use stillhouse_proto::{
     v1::{DType, EncodingKind, HiddenEncoding, encoding::Kind, label_request::Inputs},
 };
 
+use tokio::sync::mpsc;
+
 use super::packing::Packed;
 use crate::{
     capture::{HEAD, read_head, write_head},
@@ -135,6 +137,13 @@ impl TextTeacher {
             }
         }
         Ok(Some(states))
+    }
+
+    /// Another access to the same teacher, for jobs that are not known yet.
+    pub(super) async fn on_demand(&self) -> Result<(mpsc::Sender<Job>, OrderedLabels), Error> {
+        let (wanted, probe) = (self.wanted.clone(), self.probe.clone());
+        let client = LabelClient::connect(&self.endpoints, wanted, probe, self.patience).await?;
+        Ok(client.on_demand())
     }
 
     /// Starts asking for labels, in the order of the jobs.

@@ -214,6 +214,66 @@ async fn a_stopped_run_goes_on_to_the_same_bytes() {
     teacher.shutdown().await.unwrap();
 }
 
+/// By every divergence, on some steps or all; stopped and gone on with, to the same bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_student_learns_from_what_it_writes() {
+    let desk = Desk::new();
+    let teacher = serve(stories(), 0).await;
+    let hidden = section(&[teacher.address()], "kind = \"hidden\"");
+    let divergences =
+        ["kind = \"forward_kl\"", "kind = \"reverse_kl\"", "kind = \"jensen_shannon\"\nbeta = 0.5"];
+    for (number, divergence) in divergences.iter().enumerate() {
+        for fraction in [0.5, 1.0] {
+            let recipe = |name: &str| {
+                let more = format!(
+                    "on_policy = {{ fraction = {fraction}, max_new_tokens = 20, prompt_tokens = 10, \
+                     top_p = 0.95 }}\nloss.divergence.{}",
+                    divergence.replace('\n', "\nloss.divergence.")
+                );
+                let mut recipe = desk.recipe(name, &hidden, &more);
+                // From some of the teacher's layers: its samples are words.
+                recipe.student.config = None;
+                recipe.student.layers_of = Some(stories());
+                recipe.student.keep_layers = vec![0, 1, 3, 4];
+                recipe.schedule.learning_rate = 1e-3;
+                recipe.train.steps = 32;
+                recipe.train.eval_every_steps = 16;
+                recipe
+            };
+            let (whole, cut) =
+                (format!("own-{number}-{fraction}"), format!("cut-{number}-{fraction}"));
+            run(recipe(&whole), Existing::Refuse).await.unwrap();
+            let (steps, validations) = desk.records(&whole);
+            let own = steps.iter().filter(|step| step.hard_loss.is_none()).count();
+            assert!(
+                if fraction == 1.0 { own == 32 } else { (8..25).contains(&own) },
+                "{own}"
+            );
+            assert!(
+                steps.iter().all(|step| step.loss.is_finite() && step.soft_loss.unwrap() > 0.0)
+            );
+            assert_eq!(validations.len(), 2);
+            if fraction == 1.0 {
+                // It comes nearer to the teacher on what it writes.
+                let mean = |steps: &[StepRecord]| {
+                    steps.iter().filter_map(|step| step.soft_loss).sum::<f64>() / steps.len() as f64
+                };
+                let (first, last) = (mean(&steps[..8]), mean(&steps[24..]));
+                assert!(last < 0.9 * first, "{divergence}: {first} {last}");
+            }
+
+            let (stop, stopping) = watch::channel(false);
+            let observer = Box::new(StopAt(stop, 4));
+            let stopped =
+                text::run(recipe(&cut), Existing::Resume, observer, stopping).await.unwrap();
+            assert!(!stopped.finished);
+            run(recipe(&cut), Existing::Resume).await.unwrap();
+            assert_eq!(desk.weights(&cut), desk.weights(&whole), "{divergence} {fraction}");
+        }
+    }
+    teacher.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_teacher_changes_nothing() {
     let desk = Desk::new();

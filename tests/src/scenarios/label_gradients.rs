@@ -97,7 +97,9 @@ async fn measure(teacher: &Path, student: &Path, recipe: &TextRecipe, figures: &
         for (id, part) in (0..).zip(&parts) {
             // Draws of every request are its own.
             let kind = match kind.clone() {
-                Kind::Sampled(sampled) => Kind::Sampled(SampledEncoding { seed: id + 1, ..sampled }),
+                Kind::Sampled(sampled) => {
+                    Kind::Sampled(SampledEncoding { seed: id + 1, ..sampled })
+                }
                 kind => kind,
             };
             let request = LabelRequest {

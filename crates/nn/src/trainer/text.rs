@@ -15,7 +15,8 @@ use crate::optim::{
 };
 use crate::rng::Philox;
 use crate::transformer::{
-    Keep, TextNetwork, TokenBatch, TransformerConfig, check_positions, checked, read_weights,
+    Keep, TextModel, TextNetwork, TokenBatch, TokenizerInfo, TransformerConfig, check_positions,
+    checked, read_weights,
 };
 
 /// Stream of the seed that initial weights are drawn from; a caller's own random numbers belong in
@@ -316,6 +317,16 @@ impl TextTrainer {
             return Err(TrainError::NonFiniteUpdate { step, parameter });
         }
         Ok(UpdateReport { grad_norm, learning_rate })
+    }
+
+    /// The student as it is, for inference. A copy: later steps do not change it.
+    ///
+    /// # Errors
+    ///
+    /// If a weight cannot be read.
+    pub fn frozen(&self, tokenizer: Option<TokenizerInfo>) -> Result<TextModel, ModelError> {
+        let config = self.config.model.clone();
+        TextModel::from_tensors(config, &self.network.tensors()?, tokenizer)
     }
 
     /// Compares with labels, without training: cross-entropy with the hard ones and, at T = 1, the

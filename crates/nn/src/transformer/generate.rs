@@ -1,9 +1,9 @@
 //! Continuations of prompts, token by token, with keys and values kept.
 
+use super::TokenBatch;
 use super::attention::LayerCache;
 use super::body::{Keep, Tokens};
 use super::text_model::{TextModel, checked, rows};
-use super::TokenBatch;
 use crate::error::ModelError;
 use crate::kernel::rope::Layout;
 use crate::rng::Philox;
@@ -106,11 +106,8 @@ impl TextModel {
                 }
             }
             let mut position = layout.past.iter().zip(&layout.lengths).map(|(a, b)| a + b);
-            let past: Vec<usize> = position
-                .by_ref()
-                .zip(&stay)
-                .filter_map(|(at, stay)| stay.then_some(at))
-                .collect();
+            let past: Vec<usize> =
+                position.by_ref().zip(&stay).filter_map(|(at, stay)| stay.then_some(at)).collect();
             caches.iter_mut().for_each(|cache| cache.keep(&stay));
             let mut staying = stay.iter();
             open.retain(|_| staying.next() == Some(&true));
@@ -198,7 +195,10 @@ mod tests {
             let found = counts(&logits, 1.0, top_p);
             assert!((found[0] - 2.0 / 3.0).abs() < 0.01 && found[2] + found[3] == 0.0, "{found:?}");
         }
-        assert_eq!(counts(&logits, 1.0, 1e-9), [1.0, 0.0, 0.0, 0.0].map(|x: f64| x * counts(&logits, 0.0, 1.0)[0]));
+        assert_eq!(
+            counts(&logits, 1.0, 1e-9),
+            [1.0, 0.0, 0.0, 0.0].map(|x: f64| x * counts(&logits, 0.0, 1.0)[0])
+        );
     }
 
     #[test]

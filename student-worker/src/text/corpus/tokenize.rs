@@ -58,6 +58,11 @@ impl TextTokenizer {
         self.info
     }
 
+    /// The token behind a document, where the recipe names one.
+    pub fn end(&self) -> Option<u32> {
+        self.end
+    }
+
     /// Its file.
     pub fn path(&self) -> &Path {
         &self.path

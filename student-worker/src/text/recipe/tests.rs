@@ -89,6 +89,23 @@ fn faults_name_key_value_and_range() {
         ),
         (
             "loss.alpha = 0.0",
+            "on_policy = { fraction = 0.5, max_new_tokens = 4, prompt_tokens = 4 }\nloss.alpha = 0.0",
+            "on_policy: a table is not accepted, expected none where there is no [teacher]",
+        ),
+        (
+            "loss.alpha = 0.0",
+            "teacher = { kind = \"embedded\", model = \"m\" }\n\
+             on_policy = { fraction = 0.0, max_new_tokens = 4, prompt_tokens = 4 }",
+            "on_policy.fraction: 0 is not accepted, expected above 0, at most 1",
+        ),
+        (
+            "loss.alpha = 0.0",
+            "teacher = { kind = \"embedded\", model = \"m\" }\n\
+             on_policy = { fraction = 1.0, max_new_tokens = 4, prompt_tokens = 64 }",
+            "on_policy.prompt_tokens: 64 is not accepted, expected 1 to 63, below the sequence",
+        ),
+        (
+            "loss.alpha = 0.0",
             "teacher = { kind = \"captured\", dir = \"x\" }",
             "teacher.kind: captured is not accepted",
         ),

@@ -140,8 +140,7 @@ pub fn output_loss(
     let mut to_hidden = vec![0.0; hidden.len()];
     let weight = shared_gradient(output.weight.len());
     let bias = output.bias.map(|bias| shared_gradient(bias.len()));
-    let gradients =
-        Gradients { hidden: &mut to_hidden, weight: &weight, bias: bias.as_ref() };
+    let gradients = Gradients { hidden: &mut to_hidden, weight: &weight, bias: bias.as_ref() };
     let sums = fused_loss(hidden, output, hard, soft, config, denominator, Some(gradients))?;
     let values = |gradient: &SharedGradient| lock(gradient).values().to_vec();
     let (weight, bias) = (values(&weight), bias.as_ref().map(values));

@@ -312,7 +312,8 @@ fn parts_of_a_batch_add_up() {
 #[test]
 fn extremes_stay_finite() {
     let weight: Vec<f32> = (0..CLASSES).map(|class| if class == 0 { 300.0 } else { 0.0 }).collect();
-    let output = OutputLayer { weight: &weight, bias: None, softcap: None, width: 1, classes: CLASSES };
+    let output =
+        OutputLayer { weight: &weight, bias: None, softcap: None, width: 1, classes: CLASSES };
     let head = Head {
         weight: vec![300.0; CLASSES],
         bias: None,
