@@ -161,7 +161,7 @@ impl Ensemble {
 
     /// Width d of the hidden state; 0 for several models, which have none in common.
     pub(crate) fn hidden_size(&self) -> usize {
-        self.only().map_or(0, |model| model.hidden_size())
+        self.only().map_or(0, AnyModel::hidden_size)
     }
 
     /// What labels under a rule are told apart by, 32 bytes. A single model's own, whatever the rule.

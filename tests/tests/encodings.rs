@@ -180,7 +180,7 @@ async fn hidden_states_and_the_head_rebuild_the_logits() {
     assert_eq!(shape, [CLASSES as u64, 16]);
     let mut weight = dtype::to_f32(DType::F32, &bytes);
     let bias = has_bias.then(|| weight.split_off(CLASSES * 16));
-    let head = Head { weight, bias, classes: CLASSES, hidden_size: 16 };
+    let head = Head { weight, bias, classes: CLASSES, hidden_size: 16, softcap: None };
 
     let hidden = ask(&mut client, Kind::Hidden(HiddenEncoding { dtype: 0 })).await;
     let [LabelBatch { labels: SoftLabels::Hidden { width: 16, states }, .. }] = hidden.as_slice()

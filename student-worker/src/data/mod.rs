@@ -26,6 +26,7 @@ pub use augment::{Augment, View};
 pub use dataset::{DataError, Dataset, Fit};
 pub use file::{Fault, FileError};
 pub use filter::Filter;
+pub(crate) use parquet::read_texts;
 pub use sampler::{Batch, Sampler};
 pub use source::read;
 pub use split::Split;
@@ -34,3 +35,5 @@ pub use split::Split;
 pub(crate) use dataset::tests::{
     images as images_for_tests, sample as dataset_for_tests, unlabelled as unlabelled_for_tests,
 };
+#[cfg(test)]
+pub(crate) use parquet::tests::of_texts as parquet_of_texts;

@@ -202,6 +202,16 @@ impl Teacher {
             let found = limits.max_message_bytes.to_string();
             return Err(unsuitable("limits.max_message_bytes", found, expected));
         }
+        let answer = wanted.answer_bytes(description.hidden_size);
+        let most = limits.max_message_bytes;
+        if matches!(wanted.input, WantedInput::Sequences { .. }) && answer > most {
+            let expected = format!(
+                "{answer} or more, the labels of {} tokens; less is needed with a smaller \
+                 train.micro_batch_tokens, or other teacher.encoding",
+                wanted.request_rows
+            );
+            return Err(unsuitable("limits.max_message_bytes", most.to_string(), expected));
+        }
         Ok(Self {
             name: description.name,
             fingerprint,

@@ -55,6 +55,8 @@ pub enum TextFormat {
     Text,
     /// One JSON object a line.
     Jsonl,
+    /// Parquet files, compressed by Snappy or not.
+    Parquet,
 }
 
 /// What happens to a document that is none.
@@ -102,14 +104,19 @@ pub struct TextData {
     pub sequence_length: usize,
     /// Of `text`: what stands between two documents; absent: a file is one.
     pub separator: Option<String>,
-    /// Of `jsonl`: the key of the text.
+    /// Of `jsonl` and `parquet`: the key, or column, of the text.
     #[serde(default = "text_field")]
     pub text_field: String,
-    /// Of `jsonl`, in the place of `text_field`: the key of the prompt.
+    /// Of `jsonl` and `parquet`, in the place of `text_field`: the key, or column, of the prompt.
     pub prompt_field: Option<String>,
     /// The key of the completion that follows the prompt.
     pub completion_field: Option<String>,
-    /// Whether only completions are learnt, and not the prompts before them.
+    /// Of `jsonl`, in the place of `text_field`: the key of a conversation, a list of objects with
+    /// `role` and `content`, which the tokenizer's chat template turns into text.
+    pub messages_field: Option<String>,
+    /// File with a chat template in the place of the tokenizer's.
+    pub chat_template: Option<PathBuf>,
+    /// Whether only completions, or what the assistant says, are learnt, and not what is before them.
     #[serde(default = "yes")]
     pub completions_only: bool,
     /// Special token before every document; absent: none.
@@ -255,8 +262,14 @@ impl TextTrain {
 
 /// Whether a recipe's table is one for text.
 pub fn is_text(table: &Table) -> bool {
-    let format = table.get("data").and_then(|data| data.get("format"));
-    format.and_then(toml::Value::as_str).is_some_and(|format| ["text", "jsonl"].contains(&format))
+    let Some(data) = table.get("data") else { return false };
+    let format = data.get("format").and_then(toml::Value::as_str);
+    // Parquet files hold images, too.
+    match format {
+        Some("text" | "jsonl") => true,
+        Some("parquet") => data.get("sequence_length").is_some(),
+        _ => false,
+    }
 }
 
 /// Makes a recipe of what a file in `folder` would hold.
@@ -280,6 +293,7 @@ fn resolve_paths(recipe: &mut TextRecipe, folder: &Path) -> Result<(), RecipeErr
         ("data.validation_files", data.validation_files.as_mut_slice()),
         ("data.tokenizer", data.tokenizer.as_mut_slice()),
         ("data.cache_dir", data.cache_dir.as_mut_slice()),
+        ("data.chat_template", data.chat_template.as_mut_slice()),
         ("student.config", student.config.as_mut_slice()),
         ("student.model", student.model.as_mut_slice()),
         ("student.layers_of", student.layers_of.as_mut_slice()),
@@ -339,7 +353,14 @@ fn values(recipe: &TextRecipe) -> Result<(), Invalid> {
         check(!(text && given), key, "given", "absent where data.format is text")?;
     }
     let separator = data.separator.is_some();
-    check(text || !separator, "data.separator", "given", "absent where data.format is jsonl")?;
+    check(text || !separator, "data.separator", "given", "absent unless data.format is text")?;
+    let chat = data.messages_field.is_some();
+    let jsonl = data.format == TextFormat::Jsonl;
+    check(jsonl || !chat, "data.messages_field", "given", "absent unless data.format is jsonl")?;
+    let beside = chat && data.prompt_field.is_some();
+    check(!beside, "data.messages_field", "given", "absent beside data.prompt_field")?;
+    let template = data.chat_template.is_some();
+    check(chat || !template, "data.chat_template", "given", "absent without data.messages_field")?;
     let empty = data.separator.as_deref() == Some("");
     check(!empty, "data.separator", "empty", "a text, or absent")?;
     if data.prompt_field.is_some() || data.completion_field.is_some() {

@@ -245,10 +245,7 @@ async fn a_student_learns_from_what_it_writes() {
             run(recipe(&whole), Existing::Refuse).await.unwrap();
             let (steps, validations) = desk.records(&whole);
             let own = steps.iter().filter(|step| step.hard_loss.is_none()).count();
-            assert!(
-                if fraction == 1.0 { own == 32 } else { (8..25).contains(&own) },
-                "{own}"
-            );
+            assert!(if fraction == 1.0 { own == 32 } else { (8..25).contains(&own) }, "{own}");
             assert!(
                 steps.iter().all(|step| step.loss.is_finite() && step.soft_loss.unwrap() > 0.0)
             );
@@ -319,6 +316,29 @@ async fn a_teacher_of_another_tokenizer_is_refused() {
     teacher.shutdown().await.unwrap();
 }
 
+/// 4,096 labels of 512 words in f32 are more than 4 MiB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_that_do_not_fit_in_a_message_are_refused_beforehand() {
+    let desk = Desk::new();
+    let mut settings = teacher_server::Settings::embedded(stories());
+    settings.limits.max_message_bytes = 4 << 20;
+    let teacher = teacher_server::Server::bind(settings).await.unwrap().spawn();
+    let recipe = |encoding: &str| {
+        let mut recipe = desk.recipe("large", &section(&[teacher.address()], encoding), "");
+        recipe.train.batch_tokens = 4096;
+        recipe.train.micro_batch_tokens = None;
+        recipe
+    };
+    let error = run(recipe("kind = \"dense\""), Existing::Refuse).await.unwrap_err();
+    let words = error.to_string();
+    let expected = "limits.max_message_bytes is 4194304, expected ";
+    assert!(words.contains(expected) && words.contains("train.micro_batch_tokens"), "{words}");
+    assert_eq!(error.exit_code(), 64);
+    assert!(!desk.path().join("runs/large").exists());
+    assert!(run(recipe("kind = \"hidden\""), Existing::Refuse).await.unwrap().finished);
+    teacher.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_student_of_some_layers_is_a_hugging_face_folder() {
     let desk = Desk::new();
@@ -366,7 +386,8 @@ async fn what_does_not_fit_is_named_before_anything_is_written() {
         (|recipe| recipe.data.shard = Some([500, 501]), "none in data.shard"),
         (
             |recipe| {
-                recipe.student.config = Some(examples().join("models/resnet20-cifar10/config.json"))
+                recipe.student.config =
+                    Some(examples().join("models/resnet20-cifar10/config.json"));
             },
             "model_type is \"cifar_resnet\"; supported: llama",
         ),

@@ -57,7 +57,7 @@ impl Nonlinearity for Gelu {
     #[inline(always)]
     fn slope(x: f32) -> f32 {
         // The density of the normal distribution.
-        const FRAC_1_SQRT_TAU: f32 = 0.398_942_28;
+        const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
         let density = FRAC_1_SQRT_TAU * exp(-0.5 * x * x);
         x.mul_add(density, 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)))
     }

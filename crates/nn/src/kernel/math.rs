@@ -6,31 +6,31 @@ use std::f32::consts::LOG2_E;
 /// 1.5 * 2^23: adding it rounds to the nearest whole number, which then stands in the low bits.
 const ROUND: f32 = 12_582_912.0;
 /// ln 2 in two parts: the first is exact in 10 bits.
-const LN_2_HIGH: f32 = 0.693_359_375;
+const LN_2_HIGH: f32 = 355.0 / 512.0;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
 
 /// Coefficients of `erf`, from least squares in Chebyshev points, highest power first.
 const ERF_NEAR: [f32; 8] = [
-    -9.673_590_8e-6,
+    -9.673_591e-6,
     1.126_825_4e-4,
-    -8.484_396_6e-4,
-    5.221_053_4e-3,
+    -8.484_396_4e-4,
+    5.221_053_5e-3,
     -2.686_543_8e-2,
-    1.128_378_26e-1,
-    -3.761_263_85e-1,
-    1.283_791_67e-1,
+    1.128_378_3e-1,
+    -3.761_263_8e-1,
+    1.283_791_7e-1,
 ];
 const ERF_FAR: [f32; 10] = [
     -7.441_240_5e-2,
-    3.530_312_6e-1,
-    -6.170_513_43e-1,
-    4.152_146_81e-1,
-    -1.152_712_08e-1,
-    2.389_426_39e-1,
-    2.337_462_58e-1,
-    2.838_418_91e-1,
-    2.819_598_88e-1,
-    4.580_279_07e-6,
+    3.530_312_5e-1,
+    -6.170_513_6e-1,
+    4.152_147e-1,
+    -1.152_712_1e-1,
+    2.389_426_4e-1,
+    2.337_462_6e-1,
+    2.838_418_8e-1,
+    2.819_599e-1,
+    4.580_279e-6,
 ];
 
 /// e^x within 2 units in the last place; NaN stays NaN.

@@ -60,7 +60,7 @@ struct BlockTape {
 #[derive(Debug)]
 enum Kept {
     Input(Vec<f32>),
-    All(BlockTape),
+    All(Box<BlockTape>),
 }
 
 /// A forward pass, for the backward pass.
@@ -166,7 +166,7 @@ impl<P: Product, V: Values> Body<P, V> {
             let tape;
             (x, tape) = block.forward(x, &tokens.layout, rotations.get(block.rope), cache)?;
             if keep == Keep::All {
-                blocks.push(Kept::All(tape));
+                blocks.push(Kept::All(Box::new(tape)));
             }
         }
         Ok((x, Tape { embedded, blocks, rotations }))
@@ -266,7 +266,7 @@ impl Block<Projection, Parameter> {
         rotation: Option<&Rotation>,
     ) -> Result<Vec<f32>, ModelError> {
         let grad = sublayer::backward(&self.mlp_norms, tape.mlp, grad, |tape, x, grad| {
-            self.mlp.backward(tape, x, grad)
+            self.mlp.backward(&tape, x, grad)
         })?;
         sublayer::backward(&self.attention_norms, tape.attention, grad, |tape, x, grad| {
             self.attention.backward(tape, x, grad, layout, rotation)
@@ -287,7 +287,7 @@ impl Body<Projection, Parameter> {
     /// The gradient of the rows that [`Self::top`] was given, from that of what it gave.
     pub(crate) fn top_backward(
         &self,
-        tape: TopTape,
+        tape: &TopTape,
         mut grad: Vec<f32>,
     ) -> Result<Vec<f32>, ModelError> {
         if let (Some(layer), Some(raw), Task::Classification { activation, .. }) =
@@ -316,7 +316,7 @@ impl Body<Projection, Parameter> {
         for block in self.blocks.iter().rev() {
             let rotation = rotations.get(block.rope);
             let tape = match blocks.pop() {
-                Some(Kept::All(tape)) => tape,
+                Some(Kept::All(tape)) => *tape,
                 Some(Kept::Input(x)) => block.forward(x, &tokens.layout, rotation, None)?.1,
                 None => break,
             };

@@ -110,11 +110,11 @@ impl FeedForward<Projection> {
     /// The gradient of the input `x` from `grad`, that of the output.
     pub(crate) fn backward(
         &self,
-        tape: FeedForwardTape,
+        tape: &FeedForwardTape,
         x: &[f32],
         grad: &[f32],
     ) -> Result<Vec<f32>, ModelError> {
-        let inner = self.inner(&tape);
+        let inner = self.inner(tape);
         let mut to_inner = vec![0.0; inner.len()];
         self.down.backward(&inner, grad, &mut to_inner, false)?;
         drop(inner);

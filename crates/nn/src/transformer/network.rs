@@ -129,7 +129,7 @@ impl TextNetwork {
         let sums = self.with_output(classes, |output| {
             fused_loss(&hidden, output, hard, soft, config, denominator, Some(gradients))
         })??;
-        let to_rows = self.body.top_backward(top, to_hidden)?;
+        let to_rows = self.body.top_backward(&top, to_hidden)?;
         let d = self.spec.hidden;
         let mut grad = vec![0.0; tokens.ids.len() * d];
         for (row, &position) in to_rows.chunks_exact(d).zip(&positions) {

@@ -38,6 +38,14 @@ impl Value {
         }
     }
 
+    /// As text, whatever its bytes are.
+    pub(super) fn text(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes.data().to_vec()),
+            _ => None,
+        }
+    }
+
     /// As an image.
     pub(super) fn bytes(&self) -> Result<&[u8], Fault> {
         match self {
@@ -55,6 +63,13 @@ pub(super) fn find_image(schema: &SchemaDescriptor, name: &str) -> Result<usize,
         let expected = format!("`{name}.bytes` or `{name}` of bytes, as data.image_column says");
         Fault::new("columns", names(schema), expected)
     })
+}
+
+/// The number of a column that holds texts.
+pub(super) fn find_text(schema: &SchemaDescriptor, name: &str) -> Result<usize, Fault> {
+    let is_bytes = |column: &ColumnDescriptor| column.physical_type() == Type::BYTE_ARRAY;
+    find(schema, &[name], is_bytes)
+        .ok_or_else(|| Fault::new("columns", names(schema), format!("`{name}` of strings")))
 }
 
 /// The number of the column that holds labels.

@@ -169,5 +169,62 @@ fn append_labels(
     Ok(())
 }
 
+/// The texts in columns of strings of a file's bytes, row by row; none where there is a null. Whether
+/// they are UTF-8 is not checked.
+///
+/// # Errors
+/// If it is no Parquet file, a column is missing or of another type, or the file is damaged, in words.
+pub(crate) fn read_texts(
+    bytes: &[u8],
+    columns: &[&str],
+) -> Result<Vec<Vec<Option<Vec<u8>>>>, String> {
+    let bytes = bytes::Bytes::copy_from_slice(bytes);
+    // The reader asserts here and there what a damaged file does not keep to.
+    let read = || texts(bytes, columns).map_err(|fault| fault.to_string());
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err("Parquet data is damaged".to_owned()))
+}
+
+fn texts(bytes: bytes::Bytes, columns: &[&str]) -> Result<Vec<Vec<Option<Vec<u8>>>>, Fault> {
+    let reader = SerializedFileReader::new(bytes)
+        .map_err(|error| Fault::new("metadata", error, "those of a Parquet file"))?;
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let numbers: Vec<usize> =
+        columns.iter().map(|name| column::find_text(schema, name)).collect::<Result<_, _>>()?;
+    let mut rows: Vec<Vec<Option<Vec<u8>>>> = vec![];
+    let mut held = 0;
+    for number in 0..reader.num_row_groups() {
+        let group = reader.get_row_group(number);
+        let group = group.map_err(|error| Fault::new("row group", error, "a whole one"))?;
+        let open = |&at: &usize| Column::open(&*group, schema, at);
+        let mut open_columns = numbers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        loop {
+            let parts = open_columns
+                .iter_mut()
+                .map(|column| column.next(CHUNK, rows.len()))
+                .collect::<Result<Vec<_>, _>>()?;
+            let count = parts.first().map_or(0, Vec::len);
+            if let Some(other) = parts.iter().find(|part| part.len() != count) {
+                let expected = format!("{count}, as many as in the first column");
+                return Err(Fault::new("values", other.len(), expected));
+            }
+            if count == 0 {
+                break;
+            }
+            for row in 0..count {
+                let texts: Vec<_> = parts.iter().map(|part| part[row].text()).collect();
+                // A dictionary makes any number of rows of one text.
+                held += texts.iter().flatten().map(|text| text.len() as u64).sum::<u64>();
+                rows.push(texts);
+            }
+            if held > MAX_DECODED {
+                let found = format!("more than {MAX_DECODED} bytes of text");
+                return Err(Fault::new("rows", found, "at most 8 GiB"));
+            }
+        }
+    }
+    Ok(rows)
+}
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

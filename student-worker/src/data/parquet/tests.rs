@@ -53,6 +53,27 @@ fn write(file: &Path, groups: &[Vec<Row>], compression: Compression) {
     writer.close().unwrap();
 }
 
+/// A file with columns of strings.
+pub(crate) fn of_texts(columns: &[(&str, &[Option<&str>])]) -> Vec<u8> {
+    let fields: String =
+        columns.iter().map(|(n, _)| format!("optional binary {n} (string);")).collect();
+    let schema = Arc::new(parse_message_type(&format!("message m {{ {fields} }}")).unwrap());
+    let mut file = Vec::new();
+    let mut writer = SerializedFileWriter::new(&mut file, schema, Arc::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    for (_, values) in columns {
+        let own = values.iter().map(|value| value.map(|text| text.as_bytes().to_vec()));
+        let (texts, there) = bytes(own);
+        let levels: Vec<i16> = there.iter().map(|there| i16::from(*there)).collect();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&texts, Some(&levels), None).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+    file
+}
+
 fn rows(from: usize, to: usize) -> Vec<Row> {
     let image = |row: usize| Some(grey_png(3, 2, row as u8));
     (from..to).map(|row| (image(row), Some(row as i64 % 10))).collect()

@@ -22,6 +22,22 @@ pub enum TextError {
         /// Why.
         reason: String,
     },
+    /// A Parquet file cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A chat template cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Template {
+        /// The file with it.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A special token that the tokenizer does not have.
     #[error("{key} is {value:?}; expected a token of {}", tokenizer.display())]
     Token {

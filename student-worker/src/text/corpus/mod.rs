@@ -7,6 +7,7 @@
 //! * [`Corpus`]: all documents' tokens, one after the other.
 
 mod cache;
+mod chat;
 mod error;
 mod source;
 mod tokenize;
@@ -99,10 +100,10 @@ impl Corpora {
         if let Some(found) = cache::read(cache, &key) {
             return Ok(found);
         }
-        let (train, validation) = files.documents(data)?;
+        let (train, validation) = files.documents(data, tokenizer.path())?;
         let corpora = Self {
-            train: tokenizer.corpus(data, train)?,
-            validation: tokenizer.corpus(data, validation)?,
+            train: tokenizer.corpus(data, &train)?,
+            validation: tokenizer.corpus(data, &validation)?,
         };
         if let Err(error) = cache::write(cache, &key, &corpora) {
             // The next run tokenises again; this one has what it needs.
@@ -126,11 +127,21 @@ fn key(data: &TextData, tokenizer: &TextTokenizer, files: &source::Files) -> [u8
         train_files: vec![],
         validation_files: vec![],
         tokenizer: None,
+        chat_template: None,
         cache_dir: None,
         shard: None,
         ..data.clone()
     };
     part(&serde_json::to_vec(&settings).unwrap_or_default());
+    // Which template it is follows from the folder of the tokenizer, or a file.
+    if data.messages_field.is_some() {
+        let folder = tokenizer.path().parent().unwrap_or(Path::new("."));
+        let own = data.chat_template.clone();
+        let beside = ["chat_template.jinja", "tokenizer_config.json"].map(|name| folder.join(name));
+        for path in own.into_iter().chain(beside) {
+            part(&std::fs::read(path).unwrap_or_default());
+        }
+    }
     files.hash(&mut part);
     hash.finalize().into()
 }
@@ -175,6 +186,7 @@ pub(super) fn format_name(format: TextFormat) -> &'static str {
     match format {
         TextFormat::Text => "text",
         TextFormat::Jsonl => "jsonl",
+        TextFormat::Parquet => "parquet",
     }
 }
 

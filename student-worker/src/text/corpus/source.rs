@@ -8,7 +8,8 @@ use std::{
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::error::TextError;
+use super::{chat::ChatTemplate, error::TextError};
+use crate::data::read_texts;
 use crate::text::recipe::{OnFault, TextData, TextFormat};
 
 /// A piece of a document.
@@ -27,6 +28,8 @@ pub(super) struct Document {
     /// Counted from 1.
     pub(super) line: u64,
     pub(super) parts: Vec<Part>,
+    /// Whether the parts are one text, to be tokenised as a whole.
+    pub(super) joined: bool,
 }
 
 /// Documents and what was passed over on the way to them.
@@ -64,10 +67,22 @@ impl Files {
     }
 
     /// Documents to train and to validate on.
-    pub(super) fn documents(&self, data: &TextData) -> Result<(Documents, Documents), TextError> {
+    pub(super) fn documents(
+        &self,
+        data: &TextData,
+        tokenizer: &Path,
+    ) -> Result<(Documents, Documents), TextError> {
+        let chat = match &data.messages_field {
+            None => None,
+            Some(_) => {
+                let folder = tokenizer.parent().unwrap_or(Path::new("."));
+                Some(ChatTemplate::load(data.chat_template.as_deref(), folder)?)
+            }
+        };
+        let format = Format { data, chat: chat.as_ref() };
         let mut train = Documents::default();
         for (path, bytes) in &self.train {
-            train.read(path, bytes, data)?;
+            train.read(path, bytes, format)?;
         }
         if let Some(fraction) = data.validation_fraction {
             let validation = train.split_off(fraction);
@@ -75,10 +90,18 @@ impl Files {
         }
         let mut validation = Documents::default();
         for (path, bytes) in &self.validation {
-            validation.read(path, bytes, data)?;
+            validation.read(path, bytes, format)?;
         }
         Ok((train, validation))
     }
+}
+
+/// How documents are read.
+#[derive(Clone, Copy)]
+struct Format<'a> {
+    data: &'a TextData,
+    /// Of conversations.
+    chat: Option<&'a ChatTemplate>,
 }
 
 /// What is wrong with a document, and the key that decides what happens to it.
@@ -88,9 +111,22 @@ struct Fault {
 }
 
 impl Documents {
-    fn read(&mut self, path: &Path, bytes: &[u8], data: &TextData) -> Result<(), TextError> {
+    fn read(&mut self, path: &Path, bytes: &[u8], format: Format<'_>) -> Result<(), TextError> {
+        let data = format.data;
         match data.format {
             TextFormat::Text => self.read_text(path, bytes, data),
+            TextFormat::Parquet => {
+                let names: Vec<&str> = match (&data.prompt_field, &data.completion_field) {
+                    (Some(prompt), Some(completion)) => vec![prompt, completion],
+                    _ => vec![&data.text_field],
+                };
+                let rows = read_texts(bytes, &names)
+                    .map_err(|reason| TextError::Parquet { path: path.to_owned(), reason })?;
+                for (row, number) in rows.into_iter().zip(1..) {
+                    self.take(path, number, from_row(row, &names, data), data)?;
+                }
+                Ok(())
+            }
             TextFormat::Jsonl => {
                 for (line, number) in bytes.split(|byte| *byte == b'\n').zip(1..) {
                     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -98,7 +134,7 @@ impl Documents {
                     if line.iter().all(u8::is_ascii_whitespace) {
                         continue;
                     }
-                    self.take(path, number, parse(line, data), data)?;
+                    self.take(path, number, parse(line, format), data)?;
                 }
                 Ok(())
             }
@@ -140,7 +176,10 @@ impl Documents {
     ) -> Result<(), TextError> {
         let file = path.to_owned();
         match parts {
-            Ok(parts) => self.documents.push(Document { file, line, parts }),
+            Ok(parts) => {
+                let joined = data.messages_field.is_some();
+                self.documents.push(Document { file, line, parts, joined });
+            }
             Err(Fault { reason, utf8 }) => {
                 let (what, key, count) = match utf8 {
                     true => (data.on_invalid_utf8, "data.on_invalid_utf8", &mut self.invalid_utf8),
@@ -160,12 +199,13 @@ impl Documents {
         let kept = |count: usize| ((count as f64 * (1.0 - fraction)).floor() as usize).min(count);
         let mut rest = Self::default();
         match self.documents.as_mut_slice() {
-            [Document { file, line, parts }] if parts.len() == 1 => {
+            [Document { file, line, parts, joined }] if parts.len() == 1 => {
                 let text = &mut parts[0].text;
                 let at = text.floor_char_boundary(kept(text.len()));
                 let line = *line + text[..at].bytes().filter(|byte| *byte == b'\n').count() as u64;
                 let tail = Part { text: text.split_off(at), learn: parts[0].learn };
-                rest.documents.push(Document { file: file.clone(), line, parts: vec![tail] });
+                let (file, joined) = (file.clone(), *joined);
+                rest.documents.push(Document { file, line, parts: vec![tail], joined });
             }
             documents => {
                 let at = kept(documents.len());
@@ -181,8 +221,24 @@ fn not_utf8(error: &std::str::Utf8Error) -> Fault {
     Fault { reason, utf8: true }
 }
 
-/// One line of JSON: an object with a text, or with a prompt and a completion.
-fn parse(line: &[u8], data: &TextData) -> Result<Vec<Part>, Fault> {
+/// One row of a table, of the columns `names`.
+fn from_row(
+    row: Vec<Option<Vec<u8>>>,
+    names: &[&str],
+    data: &TextData,
+) -> Result<Vec<Part>, Fault> {
+    let last = row.len().saturating_sub(1);
+    let part = |(at, (value, name)): (usize, (Option<Vec<u8>>, &&str))| {
+        let bytes =
+            value.ok_or_else(|| Fault { reason: format!("{name:?} is null"), utf8: false })?;
+        let text = String::from_utf8(bytes).map_err(|error| not_utf8(&error.utf8_error()))?;
+        Ok(Part { text, learn: at == last || !data.completions_only })
+    };
+    row.into_iter().zip(names).enumerate().map(part).collect()
+}
+
+/// One line of JSON: an object with a text, with a prompt and a completion, or with a conversation.
+fn parse(line: &[u8], Format { data, chat }: Format<'_>) -> Result<Vec<Part>, Fault> {
     let text = std::str::from_utf8(line).map_err(|error| not_utf8(&error))?;
     let fault = |reason: String| Fault { reason, utf8: false };
     let value: Value = serde_json::from_str(text).map_err(|error| {
@@ -199,6 +255,21 @@ fn parse(line: &[u8], data: &TextData) -> Result<Vec<Part>, Fault> {
         Some(_) => Err(fault(format!("{name:?} is not a string"))),
         None => Err(fault(format!("no {name:?} in the object"))),
     };
+    if let (Some(name), Some(chat)) = (&data.messages_field, chat) {
+        let Some(Value::Array(messages)) = object.get(name) else {
+            return Err(fault(format!("no list {name:?} in the object")));
+        };
+        let whole = |message: &Value| {
+            let is_text = |key: &str| message.get(key).is_some_and(Value::is_string);
+            is_text("role") && is_text("content")
+        };
+        if let Some(at) = messages.iter().position(|message| !whole(message)) {
+            return Err(fault(format!(
+                "{name}[{at}] has no \"role\" and \"content\" that are strings"
+            )));
+        }
+        return chat.parts(messages, !data.completions_only).map_err(fault);
+    }
     match (&data.prompt_field, &data.completion_field) {
         (Some(prompt), Some(completion)) => Ok(vec![
             Part { text: field(prompt)?, learn: !data.completions_only },

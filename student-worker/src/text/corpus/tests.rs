@@ -24,7 +24,9 @@ fn read(
          train_files = ['train']\nvalidation_files = ['validation']\nsequence_length = 8\n{lines}"
     );
     let recipe = from_table(text.parse().unwrap(), folder).map_err(|error| error.to_string())?;
-    let tokenizer = TextTokenizer::load(&recipe.data, &models()).map_err(|e| e.to_string())?;
+    let path = folder.join("tokenizer.json");
+    fs::copy(models().join("tokenizer.json"), &path).unwrap();
+    let tokenizer = TextTokenizer::load(&recipe.data, &path).map_err(|e| e.to_string())?;
     let corpora = Corpora::read(&recipe.data, &tokenizer, &folder.join("cache"));
     corpora.map(|corpora| (corpora, recipe.data, tokenizer)).map_err(|error| error.to_string())
 }
@@ -56,10 +58,8 @@ fn the_last_part_is_held_out() {
     let folder = tempfile::tempdir().unwrap();
     let text = "Once upon a time there was a little girl. ".repeat(10);
     fs::write(folder.path().join("train"), &text).unwrap();
-    let recipe = format!(
-        "name = 'a'\nstudent.config = 'c'\nloss.alpha = 0.0\n[data]\nformat = 'text'\n\
-         train_files = ['train']\nvalidation_fraction = 0.25\nsequence_length = 8\n"
-    );
+    let recipe = "name = 'a'\nstudent.config = 'c'\nloss.alpha = 0.0\n[data]\nformat = 'text'\n\
+                  train_files = ['train']\nvalidation_fraction = 0.25\nsequence_length = 8\n";
     let recipe = from_table(recipe.parse().unwrap(), folder.path()).unwrap();
     let tokenizer = TextTokenizer::load(&recipe.data, &models()).unwrap();
     let corpora = Corpora::read(&recipe.data, &tokenizer, &folder.path().join("c")).unwrap();
@@ -81,6 +81,85 @@ fn prompts_are_marked_as_the_recipe_says() {
     let (all, ..) = read(folder.path(), "jsonl", line, &all).unwrap();
     assert!(all.train.learn.iter().all(|learn| *learn));
     assert_eq!(all.train.ids, completions.train.ids);
+}
+
+#[test]
+fn of_a_conversation_the_assistants_words_are_learnt() {
+    let folder = tempfile::tempdir().unwrap();
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}\
+                    {% if add_generation_prompt %}assistant: {% endif %}";
+    let settings = serde_json::json!({ "chat_template": template, "eos_token": "</s>" });
+    fs::write(folder.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
+    let turn = |role: &str, content: &str| serde_json::json!({ "role": role, "content": content });
+    let line = serde_json::json!({ "m": [turn("user", "Once"), turn("assistant", "upon a time")] });
+    fs::write(folder.path().join("v"), line.to_string()).unwrap();
+    let lines = "messages_field = 'm'\non_malformed = 'skip'\n";
+    let bytes = format!("{line}\n{{\"m\": [{{\"role\": \"user\"}}]}}\n{{\"m\": 3}}\n");
+    let (corpora, _, tokenizer) = read(folder.path(), "jsonl", bytes.as_bytes(), lines).unwrap();
+    let train = &corpora.train;
+    assert_eq!((train.counts.documents, train.counts.malformed), (1, 2));
+    let learnt: Vec<u32> = train
+        .ids
+        .iter()
+        .zip(&train.learn)
+        .filter(|(_, learn)| **learn)
+        .map(|(id, _)| *id)
+        .collect();
+    // With the end that the template writes behind it.
+    assert_eq!(tokenizer.decode(&learnt).trim(), "upon a time</s>");
+    let whole = tokenizer.decode(&train.ids).replace("</s> ", "</s>");
+    assert_eq!(whole.trim(), "user: Once</s>\nassistant: upon a time</s>");
+    let error = read(folder.path(), "jsonl", bytes.as_bytes(), "messages_field = 'm'").unwrap_err();
+    assert!(error.contains("train: line 2: m[0] has no \"role\" and \"content\""), "{error}");
+    // Another template is another key.
+    let plain = folder.path().join("plain.jinja");
+    fs::write(&plain, "{{ messages[1].content }}").unwrap();
+    let lines = format!("{lines}completions_only = false\nchat_template = 'plain.jinja'");
+    let (other, ..) = read(folder.path(), "jsonl", line.to_string().as_bytes(), &lines).unwrap();
+    assert_ne!(other.train, corpora.train);
+}
+
+#[test]
+fn columns_of_parquet_files_are_texts() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = [Some("Once upon a time"), None, Some("Once upon")];
+    let bytes = crate::data::parquet_of_texts(&[("text", &rows), ("more", &[Some("x"); 3])]);
+    let lines = "on_malformed = 'skip'\nvalidation_fraction = 0.5";
+    let text = format!(
+        "name = 'a'\nstudent.config = 'c'\nloss.alpha = 0.0\n[data]\nformat = 'parquet'\n\
+         train_files = ['train']\nsequence_length = 8\n{lines}"
+    );
+    fs::write(folder.path().join("train"), &bytes).unwrap();
+    let table: toml::Table = text.parse().unwrap();
+    assert!(crate::text::recipe::is_text(&table));
+    let recipe = from_table(table, folder.path()).unwrap();
+    let tokenizer = TextTokenizer::load(&recipe.data, &models()).unwrap();
+    let cache = folder.path().join("cache");
+    let corpora = Corpora::read(&recipe.data, &tokenizer, &cache).unwrap();
+    assert_eq!((corpora.train.ids, corpora.train.counts.malformed), (ONCE.to_vec(), 1));
+    assert_eq!(corpora.validation.ids, ONCE[..2]);
+
+    let read = |lines: &str, bytes: &[u8]| {
+        fs::write(folder.path().join("train"), bytes).unwrap();
+        let recipe = from_table(
+            text.replace("on_malformed = 'skip'", lines).parse().unwrap(),
+            folder.path(),
+        );
+        let read = Corpora::read(&recipe.unwrap().data, &tokenizer, &cache);
+        read.map_err(|error| error.to_string())
+    };
+    let error = read("", &bytes).unwrap_err();
+    assert!(error.contains("train: line 2: \"text\" is null"), "{error}");
+    let error = read("text_field = 'words'", &bytes).unwrap_err();
+    assert!(error.contains("columns") && error.contains("`words` of strings"), "{error}");
+    assert!(
+        read("prompt_field = 'text'\ncompletion_field = 'more'\non_malformed = 'skip'", &bytes)
+            .is_ok()
+    );
+    assert!(read("", b"no Parquet").unwrap_err().contains("metadata"));
+    for length in (0..bytes.len()).step_by(7) {
+        assert!(read("", &bytes[..length]).is_err());
+    }
 }
 
 /// What may be wrong with a line, and its number.

@@ -74,7 +74,7 @@ impl TextTokenizer {
     }
 
     /// Tokenises documents. No special token but those of the recipe is added.
-    pub(super) fn corpus(&self, data: &TextData, from: Documents) -> Result<Corpus, TextError> {
+    pub(super) fn corpus(&self, data: &TextData, from: &Documents) -> Result<Corpus, TextError> {
         let mut corpus = Corpus::new();
         corpus.counts.malformed = from.malformed;
         corpus.counts.invalid_utf8 = from.invalid_utf8;
@@ -121,13 +121,36 @@ impl TextTokenizer {
     fn encode(&self, document: &Document) -> Result<(Vec<u32>, Vec<bool>), TextError> {
         let mut ids: Vec<u32> = self.begin.into_iter().collect();
         let mut learn = vec![false; ids.len()];
-        for part in &document.parts {
-            let encoded = self.tokenizer.encode(part.text.as_str(), false).map_err(|error| {
+        let encode = |text: &str| {
+            self.tokenizer.encode(text, false).map_err(|error| {
                 let Document { file, line, .. } = document;
                 TextError::Encode { file: file.clone(), line: *line, reason: error.to_string() }
-            })?;
+            })
+        };
+        if document.joined {
+            let text: String = document.parts.iter().map(|part| part.text.as_str()).collect();
+            let encoded = encode(&text)?;
             ids.extend_from_slice(encoded.get_ids());
-            learn.resize(ids.len(), part.learn);
+            // A token of two parts is learnt if one of them is, as transformers' assistant mask has it.
+            let ends: Vec<usize> = document
+                .parts
+                .iter()
+                .scan(0, |end, part| {
+                    *end += part.text.len();
+                    Some(*end)
+                })
+                .collect();
+            let part_of = |at: usize| ends.partition_point(|end| *end <= at);
+            learn.extend(encoded.get_offsets().iter().map(|&(start, end)| {
+                let last = part_of(end.max(start + 1) - 1);
+                let parts = document.parts.get(part_of(start)..=last);
+                parts.is_some_and(|parts| parts.iter().any(|part| part.learn))
+            }));
+        } else {
+            for part in &document.parts {
+                ids.extend_from_slice(encode(&part.text)?.get_ids());
+                learn.resize(ids.len(), part.learn);
+            }
         }
         let empty = document.parts.iter().all(|part| part.text.is_empty());
         if let Some(end) = self.end.filter(|_| !empty) {

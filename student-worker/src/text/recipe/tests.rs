@@ -50,7 +50,7 @@ fn faults_name_key_value_and_range() {
         (
             "sequence_length = 64",
             "sequence_length = 64\nseparator = 'x'",
-            "data.separator: given is not accepted, expected absent where data.format is jsonl",
+            "data.separator: given is not accepted, expected absent unless data.format is text",
         ),
         (
             "sequence_length = 64",

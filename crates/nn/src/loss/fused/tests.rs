@@ -283,7 +283,7 @@ fn parts_of_a_batch_add_up() {
         classes: CLASSES,
     };
     let mut sums = LossSums { hard: None, soft: None, agreeing: 0, rows: 0 };
-    let mut hidden = vec![0.0; ROWS * D];
+    let mut hidden = [0.0; ROWS * D];
     weight.clear_gradient();
     for part in [0..2, 2..5] {
         let states = &case.states[part.start * 4..part.end * 4];
