@@ -340,7 +340,13 @@ fn stopped_words(name: &str, [steps, total]: [u64; 2], folder: &Path, checkpoint
 }
 
 async fn capture(arguments: CaptureArguments, stop: watch::Receiver<bool>) -> Result<u8, Failure> {
-    let recipe = recipe::load(&arguments.recipe, &arguments.set)?;
+    let (table, folder) = recipe::read(&arguments.recipe, &arguments.set)?;
+    if text::recipe::is_text(&table) {
+        let words =
+            "[data] is text, whose labels are not captured yet; train asks the teacher itself";
+        return Err(RecipeError::Section(words.to_owned()).into());
+    }
+    let recipe = recipe::from_table(table, folder)?;
     let existing = if arguments.resume { Existing::Resume } else { Existing::Refuse };
     let observer = progress::observer(arguments.json);
     let folder = arguments.out.unwrap_or_else(|| capture::output_folder(&recipe));

@@ -136,16 +136,22 @@ impl Ensemble {
                 rescale_factor: model.rescale_factor() as f32,
             },
             AnyModel::Text(model) => {
-                let lengths = self.members().map(|member| match &member.model {
-                    AnyModel::Text(model) => model.config().max_length(),
-                    AnyModel::Features(_) => usize::MAX,
-                });
-                Accepts::Sequences {
-                    max_length: lengths.min().unwrap_or(1),
-                    vocabulary: match model.config().is_language_model() {
+                // What every member takes.
+                let members = || {
+                    self.members().filter_map(|member| match &member.model {
+                        AnyModel::Text(model) => Some(model),
+                        AnyModel::Features(_) => None,
+                    })
+                };
+                let lengths = members().map(|model| model.config().max_length());
+                let vocabularies =
+                    members().map(|model| match model.config().is_language_model() {
                         true => model.classes(),
                         false => model.config().vocabulary(),
-                    },
+                    });
+                Accepts::Sequences {
+                    max_length: lengths.min().unwrap_or(1),
+                    vocabulary: vocabularies.min().unwrap_or(0),
                     // `new` has refused models without.
                     tokenizer: model.tokenizer().map_or([0; 32], |tokenizer| tokenizer.sha256),
                     every_position: model.config().is_language_model(),
@@ -327,7 +333,7 @@ enum SignatureInput {
     },
     Tokens {
         language_model: bool,
-        /// Not known before the model is loaded.
+        /// None has been refused where the model was loaded.
         tokenizer: Option<TokenizerInfo>,
     },
 }
@@ -359,10 +365,9 @@ impl Signature {
             }
         }
     }
-}
 
-impl From<&AnyConfig> for Signature {
-    fn from(config: &AnyConfig) -> Self {
+    /// Of a model that is not loaded yet.
+    pub(crate) fn expected(config: &AnyConfig, tokenizer: Option<TokenizerInfo>) -> Self {
         match config {
             AnyConfig::Features(config) => Self {
                 classes: config.classes(),
@@ -374,8 +379,12 @@ impl From<&AnyConfig> for Signature {
             },
             AnyConfig::Text(config) => {
                 let language_model = config.is_language_model();
-                let input = SignatureInput::Tokens { language_model, tokenizer: None };
-                Self { classes: config.classes(), input }
+                let classes = match tokenizer.filter(|_| language_model) {
+                    // Rows beyond the tokenizer's are no words.
+                    Some(tokenizer) => tokenizer.size.min(config.classes()),
+                    None => config.classes(),
+                };
+                Self { classes, input: SignatureInput::Tokens { language_model, tokenizer } }
             }
         }
     }

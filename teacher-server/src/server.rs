@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use stillhouse_nn::ModelError;
+use stillhouse_nn::{AnyConfig, ModelError, TokenizerInfo};
 use stillhouse_proto::v1::{FILE_DESCRIPTOR_SET, teacher_service_server::TeacherServiceServer};
 use stillhouse_runtime::config::ConfigError;
 use tokio::{net::TcpListener, sync::watch, task, time::Instant};
@@ -303,10 +303,18 @@ async fn blocking<T: Send + 'static>(
 /// Refuses models that do not go together by their configurations alone, before anything large is
 /// read.
 fn check_agreement(folders: &[PathBuf]) -> Result<(), StartError> {
-    let read =
-        |folder: &PathBuf| model::read_config(folder).map_err(|source| not_served(folder, source));
-    let configs = folders.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let signatures = configs.iter().map(Signature::from);
+    let read = |folder: &PathBuf| {
+        let config = model::read_config(folder)?;
+        let tokenizer = match &config {
+            AnyConfig::Text(_) => TokenizerInfo::load(folder)?,
+            AnyConfig::Features(_) => None,
+        };
+        Ok(Signature::expected(&config, tokenizer))
+    };
+    let signatures = folders
+        .iter()
+        .map(|folder| read(folder).map_err(|source| not_served(folder, source)))
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(ensemble::agree(folders.iter().map(PathBuf::as_path).zip(signatures))?)
 }
 

@@ -17,14 +17,20 @@ pub(super) fn is_on_policy(recipe: &TextRecipe, step: u64) -> bool {
     recipe.on_policy.as_ref().is_some_and(|section| drawn() < section.fraction)
 }
 
-/// The tokens of a sequence that are its prompt: those before the first that is learnt, or the first few.
-fn prompt(corpus: &Corpus, sequence: Sequence, section: &OnPolicySection) -> Range<usize> {
+/// The tokens of a sequence that are its prompt: those before the first that is learnt, or the first few;
+/// below `most`. `begins` says whether documents begin with a token that is never learnt.
+fn prompt(
+    corpus: &Corpus,
+    sequence: Sequence,
+    section: &OnPolicySection,
+    (begins, most): (bool, usize),
+) -> Range<usize> {
     let tokens = sequence.start..sequence.start + sequence.length;
     let own = tokens.clone().take_while(|&at| !corpus.learn[at]).count();
     // Where all is learnt, a beginning that is not (`data.begin`) is no prompt.
-    let all_learnt = own <= 1;
-    let length = if all_learnt { section.prompt_tokens } else { own };
-    tokens.start..tokens.start + length.min(sequence.length)
+    let length = if own <= usize::from(begins) { section.prompt_tokens } else { own };
+    // There must be room for a token behind it.
+    tokens.start..tokens.start + length.min(sequence.length).min(most - 1)
 }
 
 /// Lets the student continue the prompts of sequences. Every new token is labelled, at the position
@@ -37,9 +43,10 @@ pub(super) fn sample(
     (chosen, end): (&[u32], Option<u32>),
     (step, part): (u64, usize),
 ) -> Result<Packed, ModelError> {
+    let kind = (recipe.data.begin.is_some(), student.config().max_length().max(2));
     let prompts: Vec<&[u32]> = chosen
         .iter()
-        .map(|&at| &corpus.ids[prompt(corpus, sequences[at as usize], section)])
+        .map(|&at| &corpus.ids[prompt(corpus, sequences[at as usize], section, kind)])
         .collect();
     // Each part of a step has a draw of the step's stream: the first has decided what kind of step it
     // is.
@@ -77,9 +84,12 @@ mod tests {
             temperature: 1.0,
             top_p: 1.0,
         };
-        let of = |start, length| prompt(&corpus, Sequence { start, length }, &section);
+        let of = |start, length| prompt(&corpus, Sequence { start, length }, &section, (true, 9));
         assert_eq!(of(0, 5), 0..3);
         assert_eq!(of(6, 5), 6..8);
         assert_eq!(of(6, 1), 6..7);
+        let of = |kind| prompt(&corpus, Sequence { start: 6, length: 5 }, &section, kind);
+        assert_eq!(of((false, 9)), 6..7);
+        assert_eq!(of((true, 2)), 6..7);
     }
 }

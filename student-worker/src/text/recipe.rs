@@ -104,9 +104,8 @@ pub struct TextData {
     pub sequence_length: usize,
     /// Of `text`: what stands between two documents; absent: a file is one.
     pub separator: Option<String>,
-    /// Of `jsonl` and `parquet`: the key, or column, of the text.
-    #[serde(default = "text_field")]
-    pub text_field: String,
+    /// Of `jsonl` and `parquet`: the key, or column, of the text; absent: `text`.
+    pub text_field: Option<String>,
     /// Of `jsonl` and `parquet`, in the place of `text_field`: the key, or column, of the prompt.
     pub prompt_field: Option<String>,
     /// The key of the completion that follows the prompt.
@@ -117,15 +116,15 @@ pub struct TextData {
     /// File with a chat template in the place of the tokenizer's.
     pub chat_template: Option<PathBuf>,
     /// Whether only completions, or what the assistant says, are learnt, and not what is before them.
-    #[serde(default = "yes")]
-    pub completions_only: bool,
+    /// Absent: only those.
+    pub completions_only: Option<bool>,
     /// Special token before every document; absent: none.
     pub begin: Option<String>,
     /// Special token behind every document, which is learnt; absent: none.
     pub end: Option<String>,
-    /// Lines that are no document: not JSON, no object, or without the keys.
-    #[serde(default = "error")]
-    pub on_malformed: OnFault,
+    /// Of `jsonl` and `parquet`: what is no document: not JSON, no object, or without the keys. Absent:
+    /// an error.
+    pub on_malformed: Option<OnFault>,
     /// Documents that are not UTF-8.
     #[serde(default = "error")]
     pub on_invalid_utf8: OnFault,
@@ -142,12 +141,21 @@ pub struct TextData {
     pub cache_dir: Option<PathBuf>,
 }
 
-fn text_field() -> String {
-    "text".to_owned()
-}
+impl TextData {
+    /// The key, or column, of the text.
+    pub fn text_field(&self) -> &str {
+        self.text_field.as_deref().unwrap_or("text")
+    }
 
-fn yes() -> bool {
-    true
+    /// Whether only completions, or what the assistant says, are learnt.
+    pub fn completions_only(&self) -> bool {
+        self.completions_only.unwrap_or(true)
+    }
+
+    /// What happens to what is no document.
+    pub fn on_malformed(&self) -> OnFault {
+        self.on_malformed.unwrap_or(OnFault::Error)
+    }
 }
 
 fn error() -> OnFault {
@@ -183,8 +191,8 @@ pub struct OnPolicySection {
     pub fraction: f64,
     /// Tokens of a continuation, at most.
     pub max_new_tokens: usize,
-    /// Tokens of a sequence that are the prompt, where it has none of its own: those before the first
-    /// that is learnt.
+    /// Tokens of a sequence that are the prompt, where the data say of none what it is: elsewhere it is
+    /// what stands before the first token that is learnt.
     pub prompt_tokens: usize,
     /// Of the student's samples; 0: its most probable tokens.
     #[serde(default = "one")]
@@ -214,7 +222,8 @@ pub struct TextTrain {
     /// Tokens of a step, at most: whole sequences up to it.
     pub batch_tokens: usize,
     /// Tokens that are computed at once, and asked of the teacher in one request; absent: a whole
-    /// step's. The step is the same but for rounding.
+    /// step's. The step is the same but for rounding; where labels are drawn or the student writes, the
+    /// draws are others.
     pub micro_batch_tokens: Option<usize>,
     /// Steps between two validations; the last step is always validated.
     pub eval_every_steps: u64,
@@ -226,8 +235,8 @@ pub struct TextTrain {
     pub checkpoint_every_steps: u64,
     /// Checkpoints to keep, newest first.
     pub keep_checkpoints: usize,
-    /// Largest L2 norm of the gradient over all parameters; absent: not clipped.
-    pub clip_norm: Option<f64>,
+    /// Largest L2 norm of the gradient over all parameters; 0: not clipped.
+    pub clip_norm: f64,
     /// Whether weight decay applies to norms and biases too, and not only to matrices.
     pub decay_vectors: bool,
     /// Whether activations are computed again in the backward pass instead of kept: less memory, more
@@ -246,7 +255,7 @@ impl Default for TextTrain {
             agreement_tokens: 4096,
             checkpoint_every_steps: 500,
             keep_checkpoints: 2,
-            clip_norm: Some(1.0),
+            clip_norm: 1.0,
             decay_vectors: false,
             checkpoint_activations: false,
         }
@@ -254,23 +263,39 @@ impl Default for TextTrain {
 }
 
 impl TextTrain {
+    /// Largest L2 norm of the gradient, where it is clipped.
+    pub fn clip_norm(&self) -> Option<f64> {
+        Some(self.clip_norm).filter(|norm| *norm != 0.0)
+    }
+
     /// Tokens that are computed at once.
     pub fn micro_batch_tokens(&self) -> usize {
         self.micro_batch_tokens.unwrap_or(self.batch_tokens)
     }
 }
 
+/// Keys that no recipe for images has.
+const TEXT_KEYS: [&str; 8] = [
+    "sequence_length",
+    "tokenizer",
+    "validation_fraction",
+    "text_field",
+    "prompt_field",
+    "completion_field",
+    "messages_field",
+    "separator",
+];
+
 /// Whether a recipe's table is one for text.
 pub fn is_text(table: &Table) -> bool {
     let Some(data) = table.get("data") else { return false };
     let format = data.get("format").and_then(toml::Value::as_str);
     // Parquet files hold images, too.
-    match format {
-        Some("text" | "jsonl") => true,
-        Some("parquet") => data.get("sequence_length").is_some(),
-        _ => false,
-    }
+    matches!(format, Some("text" | "jsonl")) || TEXT_KEYS.iter().any(|key| data.get(key).is_some())
 }
+
+/// Parts of a step whose sequences fill half of each at least.
+const MAX_PARTS: usize = 1 << 15;
 
 /// Makes a recipe of what a file in `folder` would hold.
 ///
@@ -352,6 +377,16 @@ fn values(recipe: &TextRecipe) -> Result<(), Invalid> {
     ] {
         check(!(text && given), key, "given", "absent where data.format is text")?;
     }
+    let pairs = data.prompt_field.is_some() || data.completion_field.is_some();
+    let conversations = data.messages_field.is_some();
+    let expected = "absent where data.format is text, and beside other fields";
+    let read = !(text || pairs || conversations) || data.text_field.is_none();
+    check(read, "data.text_field", "given", expected)?;
+    let read = pairs || conversations || data.completions_only.is_none();
+    let expected = "absent unless there are prompts: data.prompt_field or data.messages_field";
+    check(read, "data.completions_only", "given", expected)?;
+    let read = !text || data.on_malformed.is_none();
+    check(read, "data.on_malformed", "given", "absent where data.format is text")?;
     let separator = data.separator.is_some();
     check(text || !separator, "data.separator", "given", "absent unless data.format is text")?;
     let chat = data.messages_field.is_some();
@@ -379,8 +414,21 @@ fn values(recipe: &TextRecipe) -> Result<(), Invalid> {
     let range = format!("{length}, the sequence length, to 16777216");
     check((length..=1 << 24).contains(&budget), "train.batch_tokens", budget, &range)?;
     let micro = train.micro_batch_tokens();
-    let range = format!("{length}, the sequence length, to {budget}, train.batch_tokens");
-    check((length..=budget).contains(&micro), "train.micro_batch_tokens", micro, &range)?;
+    // A step has less than 2^16 parts, by whose number the teacher's draws are seeded.
+    let least = length.max(budget.div_ceil(MAX_PARTS));
+    let why = if least == length { "the sequence length" } else { "32768 parts of a step" };
+    let range = format!("{least}, {why}, to {budget}, train.batch_tokens");
+    check((least..=budget).contains(&micro), "train.micro_batch_tokens", micro, &range)?;
+    let norm = train.clip_norm;
+    let fits = norm == 0.0 || (norm > 0.0 && (norm as f32).is_normal());
+    let expected = "1.2e-38 to 3.4e38, or 0: not clipped";
+    check(fits, "train.clip_norm", format!("{norm:e}"), expected)?;
+    let warmup = recipe.schedule.warmup_steps;
+    let range = format!("below {}, train.steps", train.steps);
+    check(warmup < train.steps, "schedule.warmup_steps", warmup, &range)?;
+    let t = recipe.loss.temperature;
+    let expected = "1.2e-38 to 3.4e38, the numbers above 0 that 32 bits hold";
+    check((t as f32).is_normal(), "loss.temperature", format!("{t:e}"), expected)?;
     check(train.eval_every_steps > 0, "train.eval_every_steps", 0, "1 or more")?;
     check(train.eval_tokens != Some(0), "train.eval_tokens", 0, "1 or more, or absent")?;
     check(train.keep_checkpoints > 0, "train.keep_checkpoints", 0, "1 or more")?;
@@ -426,7 +474,9 @@ fn on_policy(section: &OnPolicySection, recipe: &TextRecipe) -> Result<(), Inval
     let fits = t.is_finite() && t >= 0.0;
     check(fits, "on_policy.temperature", t, "a finite number, 0 or more")?;
     let p = section.top_p;
-    check(p > 0.0 && p <= 1.0, "on_policy.top_p", p, "above 0, at most 1")
+    check(p > 0.0 && p <= 1.0, "on_policy.top_p", p, "above 0, at most 1")?;
+    let greedy = t == 0.0 && p != 1.0;
+    check(!greedy, "on_policy.top_p", p, "1 where on_policy.temperature is 0")
 }
 
 fn student(student: &StudentSection) -> Result<(), Invalid> {

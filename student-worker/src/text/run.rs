@@ -144,24 +144,40 @@ impl Prepared {
         let budget = recipe.train.micro_batch_tokens();
         let all: Vec<u32> = (0..validation.len() as u32).collect();
         let most = recipe.train.eval_tokens.unwrap_or(usize::MAX);
-        let mut parts = vec![];
-        let (mut seen, mut compared) = (0, 0);
-        for group in groups(&validation, &all, budget) {
-            if seen >= most {
-                break;
-            }
-            compared += usize::from(seen < recipe.train.agreement_tokens);
-            let part = Packed::new(&corpora.validation, &validation, group);
-            seen += part.ids.len();
-            parts.push(part);
-        }
-        Ok(Self { tokenizer, corpora, sequences: train, validation: parts, compared })
+        // The same sequences, whatever is computed at once.
+        let until = |tokens: usize| first_of(&validation, tokens.min(most));
+        let (compared, end) = (until(recipe.train.agreement_tokens), until(most));
+        let pack = |part: &[u32]| {
+            let packed = |group: &[u32]| Packed::new(&corpora.validation, &validation, group);
+            groups(&validation, part, budget).map(packed).collect::<Vec<_>>()
+        };
+        let mut parts = pack(&all[..compared]);
+        let compared_parts = parts.len();
+        parts.extend(pack(&all[compared..end]));
+        Ok(Self {
+            tokenizer,
+            corpora,
+            sequences: train,
+            validation: parts,
+            compared: compared_parts,
+        })
     }
 
     fn order(&self, recipe: &TextRecipe) -> Order {
         let lengths = self.sequences.iter().map(|sequence| sequence.length).collect();
         Order::new(recipe.seed, lengths, recipe.train.batch_tokens, recipe.data.shard)
     }
+}
+
+/// How many of the first sequences it takes to come to so many tokens.
+fn first_of(sequences: &[Sequence], tokens: usize) -> usize {
+    let mut seen = 0;
+    let below = sequences.iter().take_while(|sequence| {
+        let more = seen < tokens;
+        seen = seen.saturating_add(sequence.length);
+        more
+    });
+    below.count()
 }
 
 /// What decides the trained weights.
@@ -366,7 +382,11 @@ async fn connect(
     let sizes = Sizes {
         classes: info.size,
         tokenizer_sha256: info.sha256,
-        longest: longest.max(validated_longest.map_or(1, |length| *length as usize)),
+        longest: match &recipe.on_policy {
+            // What the student writes is as long as any sequence may be.
+            Some(_) => recipe.data.sequence_length,
+            None => longest.max(validated_longest.map_or(1, |length| *length as usize)),
+        },
         request_sequences: in_epoch.max(validated),
         request_tokens: micro,
     };

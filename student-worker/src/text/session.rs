@@ -193,7 +193,7 @@ impl TextSession {
             .chunks((micro / longest).max(1))
             .enumerate()
             .map(|(part, group)| {
-                let what = (group, data.tokenizer.end());
+                let what = (group, data.tokenizer.stop());
                 let at = (step, part);
                 Ok(on_policy::sample(&student, &self.recipe, section, from, what, at)?)
             })

@@ -57,7 +57,7 @@ pub(super) fn trainer_config(
         decay_vectors: recipe.train.decay_vectors,
         schedule: recipe.schedule,
         total_steps: recipe.train.steps,
-        clip_norm: recipe.train.clip_norm,
+        clip_norm: recipe.train.clip_norm(),
         seed: recipe.seed,
         checkpoint_activations: recipe.train.checkpoint_activations,
     }

@@ -15,14 +15,16 @@ use super::packing::Packed;
 use crate::{
     capture::{HEAD, read_head, write_head},
     label_client::{
-        self, Job, LabelClient, OrderedLabels, Patience, Probe, TargetError, Wanted, WantedInput,
-        encoding_of, rule_of, soft_target,
+        self, ClientError, Job, LabelClient, OrderedLabels, Patience, Probe, TargetError, Wanted,
+        WantedInput, encoding_of, rule_of, soft_target,
     },
     recipe::{TeacherSection, identity::hex, teacher::TeacherKind},
     text::recipe::TextRecipe,
     train::{Error, Room, embedded},
 };
 
+/// Of an answer with states to compare: half of the least that a server lets an answer be.
+const COMPARED_BYTES: usize = 1 << 20;
 /// Positions of the probe that every teacher answers, at most.
 const PROBE_POSITIONS: usize = 8;
 
@@ -118,21 +120,37 @@ impl TextTeacher {
     /// Labels of sequences as hidden states in f32, whatever the run asks for; none of a teacher that
     /// has none to give. For comparisons.
     pub(super) async fn hidden(&self, parts: &[Packed]) -> Result<Option<Vec<Vec<f32>>>, Error> {
-        let hidden = Kind::Hidden(HiddenEncoding { dtype: DType::F32.into() });
-        let wanted = Wanted { encoding: hidden, ..self.wanted.clone() };
-        if self.described().hidden_size == 0 {
+        let width = self.described().hidden_size;
+        if width == 0 {
             return Ok(None);
         }
-        let connecting =
-            LabelClient::connect(&self.endpoints, wanted, self.probe.clone(), self.patience);
-        let client = connecting.await?;
-        let jobs: Vec<Job> =
-            (0..).zip(parts).map(|(index, part)| job(index, part, 1.0, 0)).collect();
-        let mut labels = client.labels(jobs.into_iter());
-        let mut states = vec![];
+        // States are large: a request asks for those of some positions, as many as an answer holds.
+        let rows = (COMPARED_BYTES / (4 * width)).clamp(1, self.wanted.request_rows);
+        let wanted = Wanted {
+            encoding: Kind::Hidden(HiddenEncoding { dtype: DType::F32.into() }),
+            request_rows: rows,
+            ..self.wanted.clone()
+        };
+        let client = self.another(wanted).await?;
+        let pieces: Vec<(usize, Packed)> = parts
+            .iter()
+            .enumerate()
+            .flat_map(|(at, part)| {
+                let labelled = part.labelled.chunks(rows).map(<[usize]>::to_vec);
+                labelled.map(move |labelled| {
+                    let (ids, lengths) = (part.ids.clone(), part.lengths.clone());
+                    (at, Packed { ids, lengths, labelled, hard: vec![] })
+                })
+            })
+            .collect();
+        let owners: Vec<usize> = pieces.iter().map(|(at, _)| *at).collect();
+        let jobs = (0..).zip(pieces).map(|(index, (_, piece))| job(index, &piece, 1.0, 0));
+        let mut labels = client.labels(jobs);
+        let mut states = vec![vec![]; parts.len()];
+        let mut owner = owners.into_iter();
         while let Some(answer) = labels.next().await {
-            match answer?.batch.labels {
-                SoftLabels::Hidden { states: own, .. } => states.push(own),
+            match (answer?.batch.labels, owner.next()) {
+                (SoftLabels::Hidden { states: own, .. }, Some(at)) => states[at].extend(own),
                 _ => return Ok(None),
             }
         }
@@ -141,9 +159,22 @@ impl TextTeacher {
 
     /// Another access to the same teacher, for jobs that are not known yet.
     pub(super) async fn on_demand(&self) -> Result<(mpsc::Sender<Job>, OrderedLabels), Error> {
-        let (wanted, probe) = (self.wanted.clone(), self.probe.clone());
-        let client = LabelClient::connect(&self.endpoints, wanted, probe, self.patience).await?;
-        Ok(client.on_demand())
+        Ok(self.another(self.wanted.clone()).await?.on_demand())
+    }
+
+    /// Another connection, to the same model.
+    async fn another(&self, wanted: Wanted) -> Result<LabelClient, Error> {
+        let (probe, patience) = (self.probe.clone(), self.patience);
+        let client = LabelClient::connect(&self.endpoints, wanted, probe, patience).await?;
+        let (found, expected) = (&client.teacher().fingerprint, &self.described().fingerprint);
+        if found != expected {
+            return Err(Error::Labels(ClientError::Fingerprint {
+                endpoint: self.endpoints.join(", "),
+                found: found.clone(),
+                expected: expected.clone(),
+            }));
+        }
+        Ok(client)
     }
 
     /// Starts asking for labels, in the order of the jobs.

@@ -10,7 +10,7 @@ mod sample;
 mod select;
 mod soften;
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use combine::{Combiner, Softened};
 use stillhouse_proto::{
@@ -180,12 +180,14 @@ impl Computed {
 }
 
 /// Labels, under a rule, of the rows that have some, one set per temperature (one in all where
-/// temperature plays no part), and the rows that have none.
+/// temperature plays no part), and the rows that have none. Given up between two blocks of rows once
+/// the deadline is past.
 pub(crate) fn encode(
     computed: &Computed,
     rule: Rule,
     encoding: &Encoding,
     temperatures: &[f32],
+    deadline: Option<Instant>,
 ) -> Result<(Vec<Labels>, Vec<RowError>), ServeError> {
     let mut encoder = Encoder::new(rule, encoding, temperatures);
     let classes = match computed {
@@ -197,6 +199,9 @@ pub(crate) fn encode(
             let classes = states.ensemble.classes();
             let block = (BLOCK / classes).max(1);
             for first in (0..states.rows).step_by(block) {
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    return Err(ServeError::Deadline);
+                }
                 let rows = first..states.rows.min(first + block);
                 encoder.add(first, &states.block(rows, encoding.needs_hidden())?);
             }

@@ -14,7 +14,7 @@ fn encode(
     encoding: &Encoding,
     temperatures: &[f32],
 ) -> Result<(Vec<Labels>, Vec<RowError>), ServeError> {
-    super::encode(&Computed::Logits(forward.clone()), Rule::default(), encoding, temperatures)
+    super::encode(&Computed::Logits(forward.clone()), Rule::default(), encoding, temperatures, None)
 }
 
 fn batch(encoding: &Encoding, temperature: f32) -> LabelBatch {
@@ -155,7 +155,7 @@ fn several() -> Forward {
 
 fn labels_of(forward: &Forward, rule: Rule, encoding: &Encoding, temperature: f32) -> LabelBatch {
     let computed = Computed::Logits(forward.clone());
-    let (labels, errors) = super::encode(&computed, rule, encoding, &[temperature]).unwrap();
+    let (labels, errors) = super::encode(&computed, rule, encoding, &[temperature], None).unwrap();
     assert!(errors.is_empty());
     labels::decode(&labels[0]).unwrap()
 }
@@ -268,7 +268,7 @@ fn a_row_that_is_not_finite_in_any_member_is_left_out() {
             forward.logits[member * 8 + 6] = f32::NAN;
             let encoding = Encoding::Dense { kind: DenseKind::Probabilities, dtype: DType::F32 };
             let computed = Computed::Logits(forward.clone());
-            let (labels, errors) = super::encode(&computed, rule, &encoding, &[1.0]).unwrap();
+            let (labels, errors) = super::encode(&computed, rule, &encoding, &[1.0], None).unwrap();
             assert_eq!(errors.iter().map(|error| error.row).collect::<Vec<_>>(), [1]);
             let SoftLabels::Dense { values, .. } = labels::decode(&labels[0]).unwrap().labels
             else {

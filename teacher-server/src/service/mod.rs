@@ -143,7 +143,8 @@ impl Core {
         let values = encoding.work(&done.computed, temperatures.len());
         // What is held goes along: the work goes on even if nobody waits for it any more.
         let encode = move || {
-            let response = respond((id, fingerprint), &done, rule, &encoding, &temperatures)?;
+            let asked = Asked { id, rule, encoding, temperatures, deadline };
+            let response = respond(asked, fingerprint, &done)?;
             Ok((response, held))
         };
         let encoded = if values <= VALUES_ENCODED_INLINE {
@@ -172,15 +173,20 @@ impl Submitted {
     }
 }
 
-fn respond(
-    (id, fingerprint): (u64, Bytes),
-    done: &Done,
+/// What a response must be.
+struct Asked {
+    id: u64,
     rule: Rule,
-    encoding: &Encoding,
-    temperatures: &[f32],
-) -> Result<LabelResponse, ServeError> {
+    encoding: Encoding,
+    temperatures: Vec<f32>,
+    deadline: Option<Instant>,
+}
+
+fn respond(asked: Asked, fingerprint: Bytes, done: &Done) -> Result<LabelResponse, ServeError> {
     let start = Instant::now();
-    let (labels, row_errors) = encode::encode(&done.computed, rule, encoding, temperatures)?;
+    let Asked { id, rule, encoding, temperatures, deadline } = asked;
+    let (labels, row_errors) =
+        encode::encode(&done.computed, rule, &encoding, &temperatures, deadline)?;
     let took = start.elapsed();
 
     metrics::histogram!(names::ENCODE).record(took);

@@ -114,18 +114,17 @@ pub(crate) fn collect_tensors(
         length: bytes.len(),
         reason: reason.to_string(),
     })?;
+    let unexpected = |name: &&str| !expected.contains_key(*name) && !redundant(name);
+    if let Some(name) = file.names().into_iter().filter(unexpected).min() {
+        return Err(ModelError::UnexpectedTensor {
+            path: path.to_owned(),
+            tensor: name.to_owned(),
+            expected: listed(expected),
+        });
+    }
     let mut tensors = Tensors::new();
-    for (name, view) in file.tensors() {
-        let Some(shape) = expected.get(&name) else {
-            if redundant(&name) {
-                continue;
-            }
-            return Err(ModelError::UnexpectedTensor {
-                path: path.to_owned(),
-                tensor: name,
-                expected: listed(expected),
-            });
-        };
+    for (name, shape) in expected {
+        let Ok(view) = file.tensor(name) else { continue };
         if view.shape() != shape {
             return Err(ModelError::WrongShape {
                 path: path.to_owned(),
@@ -140,7 +139,7 @@ pub(crate) fn collect_tensors(
             found: view.dtype().to_string(),
             expected: "F32, F16 or BF16".to_owned(),
         })?;
-        tensors.insert(name, (shape.clone(), values));
+        tensors.insert(name.clone(), (shape.clone(), values));
     }
     Ok(tensors)
 }

@@ -1,6 +1,8 @@
 //! Rotary positions, and the two orders that heads come in: `[tokens, heads * width]` as linear layers
 //! have it, and for each sequence `[heads, length, width]` as attention reads it.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::parallel::PIECE;
@@ -25,9 +27,10 @@ impl Layout {
         self.lengths.iter().sum()
     }
 
-    /// Sine and cosine are needed below this position.
-    pub(crate) fn positions(&self) -> usize {
-        self.lengths.iter().zip(&self.past).map(|(length, past)| length + past).max().unwrap_or(0)
+    /// Positions that sine and cosine are needed at.
+    pub(crate) fn positions(&self) -> Range<usize> {
+        let ends = self.lengths.iter().zip(&self.past).map(|(length, past)| length + past);
+        self.past.iter().min().copied().unwrap_or(0)..ends.max().unwrap_or(0)
     }
 }
 
@@ -38,29 +41,31 @@ pub(crate) struct Rotation {
     cosines: Vec<f32>,
     sines: Vec<f32>,
     half: usize,
+    /// The first position that is here.
+    first: usize,
 }
 
 impl Rotation {
-    /// Of positions 0 up to `positions`; results are multiplied by `scale`.
-    pub(crate) fn new(inverse_frequencies: &[f32], scale: f32, positions: usize) -> Self {
-        let half = inverse_frequencies.len();
-        let count = positions * half;
+    /// Of some positions; results are multiplied by `scale`.
+    pub(crate) fn new(inverse_frequencies: &[f32], scale: f32, positions: Range<usize>) -> Self {
+        let (half, first) = (inverse_frequencies.len(), positions.start);
+        let count = positions.len() * half;
         let (mut cosines, mut sines) = (vec![0.0; count], vec![0.0; count]);
-        for position in 0..positions {
+        for (at, position) in positions.enumerate() {
             for (i, &frequency) in inverse_frequencies.iter().enumerate() {
                 // The angle in f32, as transformers computes it; its functions exactly.
                 let angle = f64::from(position as f32 * frequency);
-                cosines[position * half + i] = angle.cos() as f32 * scale;
-                sines[position * half + i] = angle.sin() as f32 * scale;
+                cosines[at * half + i] = angle.cos() as f32 * scale;
+                sines[at * half + i] = angle.sin() as f32 * scale;
             }
         }
-        Self { cosines, sines, half }
+        Self { cosines, sines, half, first }
     }
 
     /// Turns one head of one token, forwards or (`sign` -1) backwards: the transpose.
     #[inline(always)]
     fn turn(&self, position: usize, sign: f32, x: &[f32], out: &mut [f32]) {
-        let at = position * self.half;
+        let at = (position - self.first) * self.half;
         let (cosines, sines) = (&self.cosines[at..][..self.half], &self.sines[at..][..self.half]);
         let (first, second) = x.split_at(self.half);
         let (out_first, out_second) = out.split_at_mut(self.half);
@@ -180,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_rotation_by_hand() {
-        let rotation = Rotation::new(&[0.5, 0.25], 2.0, 4);
+        let rotation = Rotation::new(&[0.5, 0.25], 2.0, 0..4);
         let layout = Layout { lengths: vec![1], past: vec![3] };
         let found = to_heads(&[1.0, 2.0, 3.0, 4.0], &layout, 1, 4, Some(&rotation));
         let (a, b) = (1.5f32, 0.75f32);

@@ -1,7 +1,7 @@
 //! Everything between token ids and the output projection.
 
 use super::attention::{Attention, AttentionTape, LayerCache};
-use super::config::{Spec, Task};
+use super::config::{Rope, Spec, Task};
 use super::mlp::{FeedForward, FeedForwardTape};
 use super::names::SublayerNorms;
 use super::sublayer::{self, SublayerTape};
@@ -146,10 +146,11 @@ impl<P: Product, V: Values> Body<P, V> {
         mut caches: Option<&mut [LayerCache]>,
         keep: Keep,
     ) -> Result<(Vec<f32>, Tape), ModelError> {
-        let count = tokens.layout.positions();
+        let positions = tokens.layout.positions();
         let ropes = self.spec.ropes.iter();
-        let rotations: Vec<Rotation> =
-            ropes.map(|rope| Rotation::new(&rope.inverse_frequencies, rope.scale, count)).collect();
+        let rotation =
+            |rope: &Rope| Rotation::new(&rope.inverse_frequencies, rope.scale, positions.clone());
+        let rotations: Vec<Rotation> = ropes.map(rotation).collect();
         let mut x = self.embed(tokens)?;
         let mut embedded = None;
         if let Some(norm) = &self.embedding_norm {

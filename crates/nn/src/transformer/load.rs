@@ -32,7 +32,16 @@ pub(crate) fn read_weights(dir: &Path, config: &TransformerConfig) -> Result<Ten
         let bytes =
             std::fs::read(path).map_err(|source| ModelError::Io { path: path.clone(), source })?;
         let redundant = |name: &str| config.spec().is_redundant(name);
-        tensors.extend(collect_tensors(path, &bytes, &expected, redundant)?);
+        let own = collect_tensors(path, &bytes, &expected, redundant)?;
+        if let Some(twice) = own.keys().find(|name| tensors.contains_key(*name)) {
+            return Err(ModelError::ConfigFile {
+                path: path.clone(),
+                field: twice.clone(),
+                value: "a tensor that another file of the model holds, too".to_owned(),
+                expected: "each tensor in one file".to_owned(),
+            });
+        }
+        tensors.extend(own);
     }
     if let Some((tensor, shape)) = expected.iter().find(|(name, _)| !tensors.contains_key(*name)) {
         // Of several files the index is the one that should know.
@@ -47,13 +56,17 @@ pub(crate) fn read_weights(dir: &Path, config: &TransformerConfig) -> Result<Ten
     Ok(tensors)
 }
 
-/// The safetensors files of a model. Without an index it is the only one.
+/// The safetensors files of a model: one that holds all of it, as transformers prefers it, or those of
+/// an index.
 fn files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let path = dir.join(INDEX_FILE);
+    let (whole, path) = (dir.join(WEIGHTS_FILE), dir.join(INDEX_FILE));
+    if whole.is_file() {
+        return Ok(vec![whole]);
+    }
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(vec![dir.join(WEIGHTS_FILE)]);
+            return Ok(vec![whole]);
         }
         Err(source) => return Err(ModelError::Io { path, source }),
     };

@@ -82,12 +82,17 @@ impl TextModel {
         };
         weight.truncate(classes * d);
         let head = Head { weight, bias, classes, hidden_size: d, softcap };
+        // Words that are cut off change every label.
+        let mut described = serde_json::to_vec(spec).unwrap_or_default();
+        if classes < spec.classes() {
+            described.extend((classes as u64).to_le_bytes());
+        }
         Ok(Self {
             packed: head.pack()?,
             head,
             body,
             parameters: tensors.values().map(|(_, values)| values.len()).sum(),
-            fingerprint: hash_model(&serde_json::to_vec(spec).unwrap_or_default(), tensors),
+            fingerprint: hash_model(&described, tensors),
             tokenizer,
             config,
         })
@@ -103,7 +108,7 @@ impl TextModel {
         self.parameters
     }
 
-    /// SHA-256 over architecture, compute dtype and every tensor: equal fingerprints, equal labels.
+    /// SHA-256 over architecture, compute dtype, V where it is cut, and every tensor: equal fingerprints, equal labels.
     pub fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
     }

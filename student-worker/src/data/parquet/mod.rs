@@ -215,10 +215,12 @@ fn texts(bytes: bytes::Bytes, columns: &[&str]) -> Result<Vec<Vec<Option<Vec<u8>
                 let texts: Vec<_> = parts.iter().map(|part| part[row].text()).collect();
                 // A dictionary makes any number of rows of one text.
                 held += texts.iter().flatten().map(|text| text.len() as u64).sum::<u64>();
+                // What a row takes beside its text.
+                held += 64 * (1 + texts.len() as u64);
                 rows.push(texts);
             }
             if held > MAX_DECODED {
-                let found = format!("more than {MAX_DECODED} bytes of text");
+                let found = format!("more than {MAX_DECODED} bytes of text and rows");
                 return Err(Fault::new("rows", found, "at most 8 GiB"));
             }
         }

@@ -3,7 +3,10 @@
 //! Templates are Jinja, as transformers' `apply_chat_template` runs them: `messages`,
 //! `add_generation_prompt`, the special tokens, `raise_exception`, and the methods of Python's strings.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
 
 use minijinja::{
     Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde,
@@ -18,7 +21,56 @@ const FUEL: u64 = 10_000_000;
 const SETTINGS: &str = "tokenizer_config.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
-/// A template and the special tokens that it may name.
+/// Messages of a conversation: each of the assistant's is two more renderings of all before it.
+const MAX_MESSAGES: usize = 1024;
+/// Bytes of a conversation's text.
+const MAX_BYTES: usize = 1 << 26;
+
+/// A tokenizer's settings; none where it comes without.
+fn settings_of(folder: &Path) -> Result<Map<String, Json>, TextError> {
+    let path = folder.join(SETTINGS);
+    if !path.is_file() {
+        return Ok(Map::new());
+    }
+    let text = std::fs::read_to_string(&path)
+        .map_err(|source| TextError::Io { path: path.clone(), source })?;
+    serde_json::from_str(&text)
+        .map_err(|error| TextError::Template { path, reason: error.to_string() })
+}
+
+/// A special token of the settings, as text.
+fn special_token(settings: &Map<String, Json>, name: &str) -> Option<String> {
+    match settings.get(name)? {
+        Json::String(text) => Some(text.clone()),
+        Json::Object(token) => Some(token.get("content")?.as_str()?.to_owned()),
+        _ => None,
+    }
+}
+
+/// The token that ends a text, as a tokenizer's settings have it.
+pub(super) fn eos_token(folder: &Path) -> Result<Option<String>, TextError> {
+    Ok(special_token(&settings_of(folder)?, "eos_token"))
+}
+
+/// What is written, up to a bound.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > MAX_BYTES - self.0.len() {
+            return Err(io::Error::other(format!("more than {MAX_BYTES} bytes of text")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A template and the special tokens that it may name. Templates are trusted as far as what they hold in
+/// memory: only their steps and their text are bounded.
 #[derive(Clone, Debug)]
 pub(super) struct ChatTemplate {
     environment: Environment<'static>,
@@ -34,12 +86,7 @@ impl ChatTemplate {
                 .map_err(|source| TextError::Io { path: path.to_owned(), source })
         };
         let settings = folder.join(SETTINGS);
-        let tokens: Map<String, Json> = match settings.is_file() {
-            false => Map::new(),
-            true => serde_json::from_str(&read(&settings)?).map_err(|error| {
-                TextError::Template { path: settings.clone(), reason: error.to_string() }
-            })?,
-        };
+        let tokens = settings_of(folder)?;
         let beside = folder.join(TEMPLATE_FILE);
         let (text, source) = match file {
             Some(file) => (read(file)?, file.to_owned()),
@@ -67,31 +114,25 @@ impl ChatTemplate {
         Ok(Self { environment, tokens, source })
     }
 
-    /// A special token of the settings, as text.
-    fn token(&self, name: &str) -> Option<String> {
-        match self.tokens.get(name)? {
-            Json::String(text) => Some(text.clone()),
-            Json::Object(token) => Some(token.get("content")?.as_str()?.to_owned()),
-            _ => None,
-        }
-    }
-
     fn render(&self, messages: &[Json], add_generation_prompt: bool) -> Result<String, String> {
         let template = self.environment.get_template("chat").map_err(|error| error.to_string())?;
+        let token = |name: &str| special_token(&self.tokens, name).unwrap_or_default();
         let context = context! {
             messages => Value::from(Serde(messages)),
             add_generation_prompt,
-            bos_token => self.token("bos_token").unwrap_or_default(),
-            eos_token => self.token("eos_token").unwrap_or_default(),
-            unk_token => self.token("unk_token").unwrap_or_default(),
-            pad_token => self.token("pad_token").unwrap_or_default(),
+            bos_token => token("bos_token"),
+            eos_token => token("eos_token"),
+            unk_token => token("unk_token"),
+            pad_token => token("pad_token"),
             tools => (),
             documents => (),
         };
-        template.render(context).map_err(|error| {
+        let mut out = Bounded(vec![]);
+        template.render_captured_to(context, &mut out).map_err(|error| {
             let place = self.source.display();
             format!("the chat template ({place}) refuses it: {error}")
-        })
+        })?;
+        String::from_utf8(out.0).map_err(|error| error.to_string())
     }
 
     /// A conversation in parts: what the assistant says is learnt, and where `all`, the rest too.
@@ -99,6 +140,9 @@ impl ChatTemplate {
     /// The assistant's part is what the template makes of a message beyond the prompt for it. A template
     /// that writes earlier messages otherwise once later ones are there has no such part.
     pub(super) fn parts(&self, messages: &[Json], all: bool) -> Result<Vec<Part>, String> {
+        if messages.len() > MAX_MESSAGES {
+            return Err(format!("{} messages, expected at most {MAX_MESSAGES}", messages.len()));
+        }
         let whole = self.render(messages, false)?;
         let mut parts = vec![];
         let mut done = 0;

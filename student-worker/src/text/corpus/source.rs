@@ -118,7 +118,7 @@ impl Documents {
             TextFormat::Parquet => {
                 let names: Vec<&str> = match (&data.prompt_field, &data.completion_field) {
                     (Some(prompt), Some(completion)) => vec![prompt, completion],
-                    _ => vec![&data.text_field],
+                    _ => vec![data.text_field()],
                 };
                 let rows = read_texts(bytes, &names)
                     .map_err(|reason| TextError::Parquet { path: path.to_owned(), reason })?;
@@ -183,7 +183,7 @@ impl Documents {
             Err(Fault { reason, utf8 }) => {
                 let (what, key, count) = match utf8 {
                     true => (data.on_invalid_utf8, "data.on_invalid_utf8", &mut self.invalid_utf8),
-                    false => (data.on_malformed, "data.on_malformed", &mut self.malformed),
+                    false => (data.on_malformed(), "data.on_malformed", &mut self.malformed),
                 };
                 match what {
                     OnFault::Skip => *count += 1,
@@ -232,7 +232,7 @@ fn from_row(
         let bytes =
             value.ok_or_else(|| Fault { reason: format!("{name:?} is null"), utf8: false })?;
         let text = String::from_utf8(bytes).map_err(|error| not_utf8(&error.utf8_error()))?;
-        Ok(Part { text, learn: at == last || !data.completions_only })
+        Ok(Part { text, learn: at == last || !data.completions_only() })
     };
     row.into_iter().zip(names).enumerate().map(part).collect()
 }
@@ -268,13 +268,13 @@ fn parse(line: &[u8], Format { data, chat }: Format<'_>) -> Result<Vec<Part>, Fa
                 "{name}[{at}] has no \"role\" and \"content\" that are strings"
             )));
         }
-        return chat.parts(messages, !data.completions_only).map_err(fault);
+        return chat.parts(messages, !data.completions_only()).map_err(fault);
     }
     match (&data.prompt_field, &data.completion_field) {
         (Some(prompt), Some(completion)) => Ok(vec![
-            Part { text: field(prompt)?, learn: !data.completions_only },
+            Part { text: field(prompt)?, learn: !data.completions_only() },
             Part { text: field(completion)?, learn: true },
         ]),
-        _ => Ok(vec![Part { text: field(&data.text_field)?, learn: true }]),
+        _ => Ok(vec![Part { text: field(data.text_field())?, learn: true }]),
     }
 }

@@ -20,6 +20,8 @@ pub struct TextTokenizer {
     info: TokenizerInfo,
     begin: Option<u32>,
     end: Option<u32>,
+    /// Of conversations: what the template ends a turn with.
+    turn_end: Option<u32>,
 }
 
 impl TextTokenizer {
@@ -50,7 +52,12 @@ impl TextTokenizer {
             }),
         };
         let (begin, end) = (token("data.begin", &data.begin)?, token("data.end", &data.end)?);
-        Ok(Self { tokenizer, info, begin, end, path: path.clone() })
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let turn_end = match data.messages_field.is_some() {
+            true => super::chat::eos_token(folder)?.and_then(|name| tokenizer.token_to_id(&name)),
+            false => None,
+        };
+        Ok(Self { tokenizer, info, begin, end, turn_end, path: path.clone() })
     }
 
     /// Which tokenizer it is.
@@ -58,9 +65,10 @@ impl TextTokenizer {
         self.info
     }
 
-    /// The token behind a document, where the recipe names one.
-    pub fn end(&self) -> Option<u32> {
-        self.end
+    /// The token that ends what a model writes: the one behind a document, or, of conversations, the
+    /// tokenizer's `eos_token`, where the recipe names none.
+    pub fn stop(&self) -> Option<u32> {
+        self.end.or(self.turn_end)
     }
 
     /// Its file.
@@ -155,7 +163,8 @@ impl TextTokenizer {
         let empty = document.parts.iter().all(|part| part.text.is_empty());
         if let Some(end) = self.end.filter(|_| !empty) {
             ids.push(end);
-            learn.push(true);
+            // Of a conversation that the user has the last word of, there is no end to learn.
+            learn.push(!document.joined || learn.last() == Some(&true));
         }
         Ok((ids, learn))
     }

@@ -23,8 +23,8 @@ fn defaults_fill_in_and_paths_are_those_of_the_file() {
     let recipe = read(RECIPE).unwrap();
     assert_eq!(recipe.data.train_files, [PathBuf::from("/recipes/train.jsonl")]);
     assert_eq!(recipe.student.config, Some("/recipes/student.json".into()));
-    assert_eq!((recipe.data.text_field.as_str(), recipe.data.on_long), ("text", OnLong::Split));
-    assert_eq!((recipe.data.on_malformed, recipe.data.on_empty), (OnFault::Error, OnFault::Skip));
+    assert_eq!((recipe.data.text_field(), recipe.data.on_long), ("text", OnLong::Split));
+    assert_eq!((recipe.data.on_malformed(), recipe.data.on_empty), (OnFault::Error, OnFault::Skip));
     assert_eq!(recipe.train, TextTrain::default());
     assert_eq!(recipe.train.micro_batch_tokens(), 4096);
     let written = toml::to_string(&recipe).unwrap();
@@ -86,6 +86,36 @@ fn faults_name_key_value_and_range() {
             "loss.alpha = 0.0",
             "train.micro_batch_tokens = 5000\nloss.alpha = 0.0",
             "train.micro_batch_tokens: 5000 is not accepted, expected 64, the sequence length, to 4096",
+        ),
+        (
+            "sequence_length = 64",
+            "sequence_length = 64\ntext_field = 'a'\nmessages_field = 'm'",
+            "data.text_field: given is not accepted, expected absent where data.format is text, and",
+        ),
+        (
+            "sequence_length = 64",
+            "sequence_length = 64\ncompletions_only = false",
+            "data.completions_only: given is not accepted, expected absent unless there are prompts",
+        ),
+        (
+            "loss.alpha = 0.0",
+            "train.clip_norm = -1.0\nloss.alpha = 0.0",
+            "train.clip_norm: -1e0 is not accepted, expected 1.2e-38 to 3.4e38, or 0: not clipped",
+        ),
+        (
+            "loss.alpha = 0.0",
+            "schedule.warmup_steps = 1000\nloss.alpha = 0.0",
+            "schedule.warmup_steps: 1000 is not accepted, expected below 1000, train.steps",
+        ),
+        (
+            "loss.alpha = 0.0",
+            "loss = { alpha = 0.0, temperature = 1e39 }",
+            "loss.temperature: 1e39 is not accepted, expected 1.2e-38 to 3.4e38",
+        ),
+        (
+            "loss.alpha = 0.0",
+            "train.batch_tokens = 16777216\ntrain.micro_batch_tokens = 64\nloss.alpha = 0.0",
+            "train.micro_batch_tokens: 64 is not accepted, expected 512, 32768 parts of a step, to",
         ),
         (
             "loss.alpha = 0.0",

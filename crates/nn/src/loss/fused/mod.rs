@@ -166,6 +166,14 @@ pub(crate) fn fused_loss(
     let classes = output.classes;
     let rows = count_rows(hidden, &output, soft)?;
     config.validate()?;
+    if !(denominator.is_finite() && denominator > 0.0) {
+        let (field, expected) = ("denominator", "a finite number above 0");
+        return Err(LossError::Config { field, value: denominator, expected });
+    }
+    if let Some(cap) = output.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+        let (field, expected) = ("output softcap", "a finite number above 0, or none");
+        return Err(LossError::Config { field, value: cap.into(), expected });
+    }
     let (hard_weight, soft_weight) = config.weights();
     for (missing, weight, found) in
         [("hard", hard_weight, hard.is_some()), ("soft", soft_weight, soft.is_some())]
@@ -289,13 +297,22 @@ fn count_rows(
         if found == expected { Ok(()) } else { Err(LossError::Size { field, found, expected }) }
     };
     let &OutputLayer { weight, width, classes, .. } = output;
-    let least = classes.saturating_mul(width).max(1);
+    for (field, found) in [("output classes", classes), ("output width", width)] {
+        if found == 0 {
+            return Err(LossError::Size { field, found, expected: 1 });
+        }
+    }
+    let least = classes.saturating_mul(width);
     if weight.len() < least {
         return Err(LossError::Size {
             field: "output weight",
             found: weight.len(),
             expected: least,
         });
+    }
+    if let Some(bias) = output.bias.filter(|bias| bias.len() < classes) {
+        let (found, expected) = (bias.len(), classes);
+        return Err(LossError::Size { field: "output bias", found, expected });
     }
     let rows = hidden.len() / width;
     check("hidden states", hidden.len(), rows.max(1) * width)?;
@@ -310,6 +327,9 @@ fn count_rows(
             let found = head.classes;
             return Err(LossError::Size { field: "teacher's head", found, expected: classes });
         }
+        if let Some(bias) = &head.bias {
+            check("teacher's head bias", bias.len(), head.classes)?;
+        }
     }
     Ok(rows)
 }
@@ -323,8 +343,9 @@ fn one_row(
     config: &LossConfig,
     scales: Scales,
 ) -> Result<Terms, LossError> {
-    // Beyond, 1 / T or what it multiplies could leave f32.
-    let usual = (1e-6..=1e6).contains(&config.temperature);
+    // Below, 1 / T could leave f32; above, T^2 times the rounding of sums would be more than is lost
+    // elsewhere.
+    let usual = (1e-6..=32.0).contains(&config.temperature);
     match target {
         None => Ok(row::hard_only(z, hard, scales.hard)),
         Some(target) if !usual => exactly(row, z, hard, target, config, scales),

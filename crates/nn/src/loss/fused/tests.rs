@@ -406,3 +406,32 @@ fn what_does_not_fit_is_named() {
     let error = refusal(&case.hidden, output, hard, Some(&SoftLabels::Target(&logits)));
     assert_eq!(error, "probability mass of the soft label of row 0 is 37; expected 1 within 0.05");
 }
+
+/// T^2 times the rounding of sums in f32 would be all that is left at large temperatures.
+#[test]
+fn large_temperatures_keep_their_digits() {
+    const V: usize = 8192;
+    let mut rng = Philox::new(5, 0);
+    let teacher: Vec<f32> = (0..V).map(|_| 3.0 * rng.normal() as f32).collect();
+    let student: Vec<f32> = teacher.iter().map(|&z| z + rng.normal() as f32).collect();
+    let output = OutputLayer { weight: &student, bias: None, softcap: None, width: 1, classes: V };
+    let head =
+        Head { weight: teacher.clone(), bias: None, classes: V, hidden_size: 1, softcap: None };
+    let soft = SoftLabels::Hidden { states: &[1.0], head: &head };
+    for temperature in [1.0, 20.0, 32.0, 33.0, 1e3, 1e5] {
+        for divergence in &divergences()[..5] {
+            let divergence = *divergence;
+
+            let config =
+                LossConfig { alpha: 1.0, temperature, divergence, ..LossConfig::default() };
+            let found = fused_loss(&[1.0], output, None, Some(&soft), &config, 1.0, None).unwrap();
+            let found = found.parts(&config, 1.0).total;
+            let target = SoftTarget::Logits(teacher.clone());
+            let expected =
+                crate::loss::batch::evaluate(&wide(&student), 1, V, None, Some(&target), &config);
+            let expected = expected.unwrap().0.total;
+            let error = (found - expected).abs() / expected;
+            assert!(error < 2e-3, "{divergence:?} at {temperature}: {found}, not {expected}");
+        }
+    }
+}

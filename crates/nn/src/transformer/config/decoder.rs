@@ -1,8 +1,8 @@
 //! The decoder families.
 
 use super::reader::Reader;
-use super::rope;
 use super::spec::{Activation, Family, LayerSpec, NormKind, Placement, Rope, Spec, Task};
+use super::{check, rope};
 use crate::error::ModelError;
 
 /// What transformers assumes of a family's keys that are absent.
@@ -43,6 +43,10 @@ fn common(reader: &Reader<'_>, defaults: &Defaults) -> Result<Spec, ModelError> 
         }
     };
     let head_dim = reader.size("head_dim", head_default)?;
+    // Rotations are made of these before the whole is checked.
+    check::size("hidden_size", hidden, 1)?;
+    check::within("num_attention_heads", heads, 1..=super::MAX_HEADS)?;
+    check::within("head_dim", head_dim, 1..=super::MAX_HEAD_DIM)?;
     let vocab = reader.size("vocab_size", defaults.vocab)?;
     let layers = reader.optional_size("num_hidden_layers")?.unwrap_or(defaults.layers);
     if layers > super::MAX_LAYERS {
@@ -82,9 +86,41 @@ fn common(reader: &Reader<'_>, defaults: &Defaults) -> Result<Spec, ModelError> 
     })
 }
 
+/// `rope_parameters`. What stands beside them and would change the rotation is refused.
+fn rope_parameters<'a>(reader: &Reader<'a>) -> Result<Option<Reader<'a>>, ModelError> {
+    let parameters = reader.nested("rope_parameters", "rope_parameters")?;
+    if parameters.is_some() && reader.has("rope_scaling") {
+        return Err(reader.fault("rope_scaling", "none beside rope_parameters"));
+    }
+    if reader.optional_number("partial_rotary_factor")?.is_some_and(|part| part != 1.0) {
+        return Err(reader.fault("partial_rotary_factor", "1: the whole head is rotated"));
+    }
+    // Where both are there, transformers takes this one.
+    let key = "original_max_position_embeddings";
+    let scaling = match parameters {
+        Some(parameters) => Some(parameters),
+        None => reader.nested("rope_scaling", "rope_scaling")?,
+    };
+    if reader.has(key) && scaling.is_some() {
+        let inner = match scaling {
+            Some(scaling) => scaling.optional_size(key)?,
+            None => None,
+        };
+        if inner != reader.optional_size(key)? {
+            return Err(reader.fault(key, "the number that the rotation's parameters have"));
+        }
+    }
+    Ok(parameters)
+}
+
 /// One rotation for all layers: of `rope_parameters`, or of `rope_theta` and `rope_scaling`.
 fn only_rope(reader: &Reader<'_>, spec: &Spec) -> Result<Rope, ModelError> {
-    let parameters = reader.nested("rope_parameters", "rope_parameters")?;
+    let parameters = rope_parameters(reader)?;
+    for key in ["full_attention", "sliding_attention"] {
+        if let Some(parameters) = parameters.filter(|parameters| parameters.has(key)) {
+            return Err(parameters.fault(key, "none: all layers of this model type rotate alike"));
+        }
+    }
     let theta = match parameters {
         Some(parameters) if parameters.has("rope_theta") => parameters,
         _ => *reader,
@@ -206,8 +242,12 @@ fn qwen(reader: &Reader<'_>, head_dim: Option<usize>) -> Result<Spec, ModelError
             padding: None,
         },
     )?;
-    let window =
-        if reader.flag("use_sliding_window", false)? { window(reader, 4096)? } else { None };
+    let slides = reader.flag("use_sliding_window", false)?;
+    let names = reader.texts("layer_types")?.unwrap_or_default();
+    if !slides && names.contains(&"sliding_attention") {
+        return Err(reader.fault("use_sliding_window", "true: layer_types slide"));
+    }
+    let window = if slides { window(reader, 4096)? } else { None };
     let full = reader.optional_size("max_window_layers")?.unwrap_or(28);
     windows(reader, &mut spec, window, |i| window.is_some() && i >= full)?;
     spec.ropes = vec![only_rope(reader, &spec)?];
@@ -296,7 +336,13 @@ pub(super) fn gemma3(reader: &Reader<'_>) -> Result<Spec, ModelError> {
     for layer in &mut spec.layers {
         layer.rope = usize::from(layer.window.is_some());
     }
-    let parameters = reader.nested("rope_parameters", "rope_parameters")?;
+    let parameters = rope_parameters(reader)?;
+    for key in ["rope_type", "type", "factor", "rope_theta"] {
+        if let Some(parameters) = parameters.filter(|parameters| parameters.has(key)) {
+            let expected = "none here: it belongs to full_attention and sliding_attention";
+            return Err(parameters.fault(key, expected));
+        }
+    }
     let full = match parameters {
         Some(parameters) => {
             parameters.nested("full_attention", "rope_parameters.full_attention")?
@@ -315,7 +361,7 @@ pub(super) fn gemma3(reader: &Reader<'_>) -> Result<Spec, ModelError> {
     };
     let (head_dim, max_positions) = (spec.head_dim, spec.max_positions);
     let full = rope::Source {
-        theta: full.unwrap_or(*reader),
+        theta: full.filter(|full| full.has("rope_theta")).unwrap_or(*reader),
         theta_key: "rope_theta",
         scaling,
         default_theta: 1_000_000.0,

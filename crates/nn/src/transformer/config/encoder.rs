@@ -96,7 +96,7 @@ pub(super) fn bert(reader: &Reader<'_>) -> Result<Spec, ModelError> {
 pub(super) fn roberta(reader: &Reader<'_>) -> Result<Spec, ModelError> {
     let mut spec = common(reader, &BERT, Family::Roberta, [50_265, 12, 1])?;
     let padding = reader.optional_size("pad_token_id")?.unwrap_or(1);
-    if padding + 1 >= spec.max_positions {
+    if padding >= spec.max_positions.saturating_sub(1) {
         return Err(reader.fault("pad_token_id", "below max_position_embeddings less 1"));
     }
     spec.max_positions -= padding + 1;

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use reader::Reader;
-pub(crate) use spec::{Activation, Family, LayerSpec, NormKind, Placement, Spec, Task};
+pub(crate) use spec::{Activation, Family, LayerSpec, NormKind, Placement, Rope, Spec, Task};
 
 use crate::error::ModelError;
 use crate::io::write_atomic;
@@ -39,6 +39,7 @@ const MODEL_TYPES: &[&str] = &[
 /// Blocks, heads and the width of a head, at most.
 const MAX_LAYERS: usize = 1024;
 const MAX_HEADS: usize = 4096;
+const MAX_SEGMENTS: usize = 1 << 16;
 const MAX_HEAD_DIM: usize = 1024;
 
 /// A transformer of one of the supported families. As JSON it is its `config.json`.
@@ -264,8 +265,15 @@ fn validate(spec: &Spec) -> Result<(), ModelError> {
     ];
     let block: usize =
         block.iter().map(|(a, b)| a.saturating_mul(*b)).fold(0, usize::saturating_add);
-    let tables = spec.vocab.saturating_mul(2).saturating_add(spec.max_positions);
-    let tables = if spec.learned.is_some() { tables } else { 2 * spec.vocab };
+    let mut tables = spec.vocab.saturating_mul(2);
+    if let Some(learned) = &spec.learned {
+        check::within("type_vocab_size", learned.segments, 0..=MAX_SEGMENTS)?;
+        tables = tables.saturating_add(spec.max_positions).saturating_add(learned.segments);
+    }
+    if let Task::Classification { labels, .. } = spec.task {
+        // The layer before the classifier, and the classifier.
+        tables = tables.saturating_add(spec.hidden).saturating_add(labels);
+    }
     check::parameters(
         [tables.saturating_mul(spec.hidden), block.saturating_mul(spec.layers.len())].into_iter(),
     )

@@ -84,10 +84,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Above 0.
+    /// Above 0, in the f32 that it is computed with, too.
     pub(super) fn positive(&self, key: &str) -> Result<Option<f64>, ModelError> {
         match self.optional_number(key)? {
             Some(x) if x <= 0.0 => Err(self.fault(key, "a finite number above 0")),
+            Some(x) if !(x as f32).is_normal() => Err(self.fault(key, "1.2e-38 to 3.4e38")),
             found => Ok(found),
         }
     }

@@ -108,6 +108,56 @@ fn faults_name_key_value_and_range() {
             r#"{"model_type": "llama", "rope_theta": -1}"#,
             "rope_theta is -1; expected a finite number above 0",
         ),
+        (
+            r#"{"model_type": "llama", "head_dim": 4611686018427387904}"#,
+            "head_dim is 4611686018427387904; expected 1 to 1024",
+        ),
+        (
+            r#"{"model_type": "llama", "hidden_size": 1152921504606846976}"#,
+            "hidden_size is 1152921504606846976; expected 1 to 16777216",
+        ),
+        (
+            r#"{"model_type": "llama", "num_attention_heads": 8192, "hidden_size": 8192}"#,
+            "num_attention_heads is 8192; expected 1 to 4096",
+        ),
+        (
+            r#"{"model_type": "llama", "rope_parameters": {"rope_theta": 1e4},
+                "rope_scaling": {"type": "linear", "factor": 2.0}}"#,
+            "rope_scaling is {\"factor\":2.0,\"type\":\"linear\"}; expected none beside rope_parameters",
+        ),
+        (
+            r#"{"model_type": "qwen2", "rope_parameters": {"full_attention": {"rope_theta": 1e6}}}"#,
+            "rope_parameters.full_attention is {\"rope_theta\":1000000.0}; expected none",
+        ),
+        (
+            r#"{"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 1e6}}"#,
+            "rope_parameters.rope_theta is 1000000.0; expected none here",
+        ),
+        (
+            r#"{"model_type": "llama", "partial_rotary_factor": 0.5}"#,
+            "partial_rotary_factor is 0.5; expected 1: the whole head is rotated",
+        ),
+        (
+            r#"{"model_type": "llama", "original_max_position_embeddings": 64, "rope_scaling":
+                {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}}"#,
+            "original_max_position_embeddings is 64; expected the number that the rotation's",
+        ),
+        (
+            r#"{"model_type": "qwen2", "num_hidden_layers": 1, "layer_types": ["sliding_attention"]}"#,
+            "use_sliding_window is missing; expected true: layer_types slide",
+        ),
+        (
+            r#"{"model_type": "gemma2", "final_logit_softcapping": 1e39}"#,
+            "final_logit_softcapping is 1e+39; expected 1.2e-38 to 3.4e38",
+        ),
+        (
+            r#"{"model_type": "roberta", "pad_token_id": 18446744073709551615}"#,
+            "pad_token_id is 18446744073709551615; expected below max_position_embeddings less 1",
+        ),
+        (
+            r#"{"model_type": "bert", "type_vocab_size": 1152921504606846976}"#,
+            "type_vocab_size is 1152921504606846976; expected 0 to 65536",
+        ),
         (r#"{"model_type": "llama", "head_dim": 7}"#, "head_dim is 7; expected an even number"),
         (
             r#"{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}"#,
@@ -126,8 +176,8 @@ fn faults_name_key_value_and_range() {
             "expected one for each of the 2 layers",
         ),
         (
-            r#"{"model_type": "qwen2", "num_hidden_layers": 1, "layer_types": ["sliding_attention"]}"#,
-            "sliding_window is missing; expected a number: layer_types slide",
+            r#"{"model_type": "gemma2", "num_hidden_layers": 1, "sliding_window": null}"#,
+            "sliding_window is null; expected a number: layer_types slide",
         ),
         (
             r#"{"model_type": "bert", "position_embedding_type": "relative_key"}"#,
