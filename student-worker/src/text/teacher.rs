@@ -132,17 +132,7 @@ impl TextTeacher {
             ..self.wanted.clone()
         };
         let client = self.another(wanted).await?;
-        let pieces: Vec<(usize, Packed)> = parts
-            .iter()
-            .enumerate()
-            .flat_map(|(at, part)| {
-                let labelled = part.labelled.chunks(rows).map(<[usize]>::to_vec);
-                labelled.map(move |labelled| {
-                    let (ids, lengths) = (part.ids.clone(), part.lengths.clone());
-                    (at, Packed { ids, lengths, labelled, hard: vec![] })
-                })
-            })
-            .collect();
+        let pieces: Vec<(usize, Packed)> = pieces(parts, rows).collect();
         let owners: Vec<usize> = pieces.iter().map(|(at, _)| *at).collect();
         let jobs = (0..).zip(pieces).map(|(index, (_, piece))| job(index, &piece, 1.0, 0));
         let mut labels = client.labels(jobs);
@@ -184,6 +174,16 @@ impl TextTeacher {
     {
         (self.client.labels(jobs), self.server)
     }
+}
+
+/// The parts with at most `rows` positions labelled at a time, and which part each is of.
+fn pieces(parts: &[Packed], rows: usize) -> impl Iterator<Item = (usize, Packed)> {
+    parts.iter().enumerate().flat_map(move |(at, part)| {
+        part.labelled.chunks(rows).map(move |labelled| {
+            let (ids, lengths) = (part.ids.clone(), part.lengths.clone());
+            (at, Packed { ids, lengths, labelled: labelled.to_vec(), hard: vec![] })
+        })
+    })
 }
 
 /// A request for the labels of one micro-batch.
@@ -264,6 +264,22 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&file, bytes).unwrap();
         assert_eq!(kept_head(folder.path(), (3, 2)), None);
+    }
+
+    #[test]
+    fn positions_to_compare_are_asked_for_in_pieces() {
+        let part = |ids: Vec<u32>, labelled: Vec<usize>| {
+            let lengths = vec![ids.len() as u32];
+            Packed { ids, lengths, labelled, hard: vec![] }
+        };
+        let parts = [part(vec![1, 2, 3, 4], vec![0, 2, 3]), part(vec![5, 6], vec![1])];
+        let found: Vec<_> = pieces(&parts, 2).collect();
+        let expected = [
+            (0, part(vec![1, 2, 3, 4], vec![0, 2])),
+            (0, part(vec![1, 2, 3, 4], vec![3])),
+            (1, part(vec![5, 6], vec![1])),
+        ];
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -111,6 +111,18 @@ fn of_a_conversation_the_assistants_words_are_learnt() {
     assert_eq!(whole.trim(), "user: Once</s>\nassistant: upon a time</s>");
     let error = read(folder.path(), "jsonl", bytes.as_bytes(), "messages_field = 'm'").unwrap_err();
     assert!(error.contains("train: line 2: m[0] has no \"role\" and \"content\""), "{error}");
+    // What the student writes ends where the template ends a turn.
+    assert_eq!(tokenizer.stop(), Some(2));
+    // Without a word of the assistant's there is no end to learn either.
+    let said = |line: &serde_json::Value| {
+        let bytes = line.to_string();
+        read(folder.path(), "jsonl", bytes.as_bytes(), &format!("{lines}end = '</s>'"))
+    };
+    let (corpora, ..) = said(&line).unwrap();
+    assert_eq!(corpora.train.ids.last(), Some(&2));
+    let line_of_user = serde_json::json!({ "m": [turn("user", "Once")] });
+    let (corpora, ..) = said(&line_of_user).unwrap();
+    assert_eq!((corpora.train.counts.documents, corpora.train.counts.empty), (0, 1));
     // Another template is another key.
     let plain = folder.path().join("plain.jinja");
     fs::write(&plain, "{{ messages[1].content }}").unwrap();
