@@ -9,6 +9,7 @@ size of torch.
 """
 
 import pathlib
+import struct
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -46,7 +47,8 @@ def main():
         words = described.classes
         generator = torch.Generator().manual_seed(1)
         rows = [torch.randint(words, (n,), generator=generator) for n in LENGTHS]
-        packed = torch.cat(rows).to(torch.int32).numpy().astype("<u4").tobytes()
+        ids = torch.cat(rows).tolist()
+        packed = struct.pack(f"<{len(ids)}I", *ids)
         request = pb.LabelRequest(
             sequences=pb.Sequences(lengths=LENGTHS, token_ids=packed),
             temperatures=[1.0],

@@ -73,7 +73,6 @@ pub(super) fn text(run: &Run, teachers: usize) -> Result<(), String> {
     };
     none("fit_bias", format!("{:?}", run.fit_bias), !run.fit_bias.is_empty())?;
     none("paper", "set".to_owned(), run.paper != Paper::default())?;
-    none("chart", "set".to_owned(), run.chart.is_some())?;
     none("teacher.ensemble", format!("of {teachers} models"), teachers > 1)
 }
 

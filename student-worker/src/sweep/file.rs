@@ -18,6 +18,9 @@ pub struct Sweep {
     /// Where results go; absent: `runs/` and the name, in the current directory.
     #[serde(default)]
     pub output: Option<PathBuf>,
+    /// What the places in the chart are; absent: temperatures.
+    #[serde(default)]
+    pub chart_x: Option<String>,
     /// What all recipes share: a recipe without `name`, `seed` and `output`.
     pub base: Table,
     /// The runs; each names those before it only.
@@ -81,12 +84,12 @@ pub struct Paper {
     pub right_after_bias_percent: Option<f64>,
 }
 
-/// A point of the chart: test errors over a number.
+/// A point of the chart: test errors, or the validation loss, over a number.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Point {
     /// The line that it belongs to.
     pub line: String,
-    /// Its temperature: its place on the horizontal axis, which is logarithmic; above 0.
+    /// Its temperature, or what `chart_x` says: its place on the horizontal axis, which is logarithmic; above 0.
     pub x: f64,
 }

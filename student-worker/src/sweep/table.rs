@@ -75,8 +75,11 @@ pub struct Table {
     pub name: String,
     /// Line by line.
     pub rows: Vec<Row>,
-    /// Test errors by line of the chart: place and mean, over the seeds that all of the line's runs have.
+    /// Test errors, or the validation loss, by line of the chart: place and mean, over the seeds that all
+    /// of the line's runs have.
     pub chart: BTreeMap<String, Vec<(f64, f64)>>,
+    /// What the chart's places are, and what it shows.
+    pub chart_axes: [String; 2],
 }
 
 impl Table {
@@ -135,7 +138,11 @@ impl Table {
             }
         }
         let chart = lines.into_iter().map(|(name, points)| (name, comparable(points))).collect();
-        Self { name: plan.sweep.name.clone(), rows, chart }
+        let x = plan.sweep.chart_x.as_deref().unwrap_or("temperature");
+        let losses = done.values().any(|measured| measured.validation.is_some());
+        let y = if losses { "validation loss" } else { "test errors" };
+        let chart_axes = [x.to_owned(), y.to_owned()];
+        Self { name: plan.sweep.name.clone(), rows, chart, chart_axes }
     }
 
     /// Writes `table.md`, `table.json` and, where runs have a place in it, `chart.svg`.
@@ -153,19 +160,20 @@ impl Table {
         let mut text = format!("# {}\n\n{self}", self.name);
         if !self.chart.is_empty() {
             let series = self.chart.iter().map(|(name, points)| {
-                // Temperatures double from place to place.
+                // Places double, or nearly, from one to the next.
                 let points = points.iter().map(|(x, y)| (x.log2(), *y)).collect();
                 Series { name: name.clone(), points }
             });
+            let [x, y] = &self.chart_axes;
             let chart = Chart {
-                title: "Test errors by temperature".into(),
-                x_label: "log2 of the temperature".into(),
-                y_label: "test errors".into(),
+                title: format!("{y} by {x}"),
+                x_label: format!("log2 of the {x}"),
+                y_label: y.clone(),
                 scale: Scale::Fitted,
                 series: series.collect(),
             };
             put("chart.svg", &render(&[chart]))?;
-            text += "\n![test errors by temperature](chart.svg)\n";
+            text += &format!("\n![{y} by {x}](chart.svg)\n");
         }
         put("table.md", &text)
     }
