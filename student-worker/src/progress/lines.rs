@@ -115,7 +115,8 @@ impl<W: Write + Send> Observer for Lines<W> {
                 self.speed_unit = unit;
                 self.teacher = teacher;
                 let from = going_on(done);
-                self.remark(&format!("{steps} steps over {rows} rows{from}"));
+                let what = if unit == "tokens" { "sequences" } else { "rows" };
+                self.remark(&format!("{steps} steps over {rows} {what}{from}"));
             }
             Event::Step(step) => {
                 if self.is_due() {
