@@ -161,14 +161,3 @@ fn faults_name_key_value_and_range() {
         assert!(error.contains(expected), "{to}: {error}");
     }
 }
-
-#[test]
-fn the_example_is_a_recipe_for_text() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
-    let text = std::fs::read_to_string(folder.join("stories.toml")).unwrap();
-    let table: Table = text.parse().unwrap();
-    assert!(is_text(&table));
-    let recipe = from_table(table, &folder).unwrap();
-    assert_eq!(recipe.student.keep_layers, [0, 2, 4]);
-    assert!(recipe.data.train_files[0].is_file() && recipe.on_policy.is_none());
-}
