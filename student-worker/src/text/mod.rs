@@ -15,7 +15,9 @@
 pub mod corpus;
 mod on_policy;
 pub mod packing;
+mod prepared;
 pub mod recipe;
+mod report;
 mod run;
 mod session;
 mod student;

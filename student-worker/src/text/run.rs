@@ -13,24 +13,23 @@ use stillhouse_nn::{Head, Philox, TextTrainerConfig};
 use tokio::{runtime::Handle, sync::watch, task::spawn_blocking};
 
 use super::{
-    corpus::{Corpora, Corpus, TextError, TextTokenizer, format_name},
+    corpus::TextError,
     on_policy::is_on_policy,
-    packing::{Order, Packed, Sequence, groups, sequences},
+    packing::{Order, Packed, groups},
+    prepared::Prepared,
     recipe::TextRecipe,
+    report,
     session::{AskedLabels, Ended, TextSession},
     student,
     teacher::{Sizes, TextTeacher, job},
 };
 use crate::{
     label_client::Job,
-    plot::{Chart, Scale, Series},
     progress::Observer,
     random,
     recipe::identity::Identity,
     run_folder::{
-        Claim, Existing, RunFolder, RunRecipe,
-        metrics::{Record, ValidationRecord},
-        report::{self, REPORT},
+        Claim, Existing, RunFolder, RunRecipe, metrics::ValidationRecord, report::REPORT,
     },
     train::{Error, Meter, unless},
 };
@@ -66,18 +65,6 @@ pub struct TextOutcome {
     pub report: Option<PathBuf>,
 }
 
-/// Text, ready to be trained on.
-#[derive(Debug)]
-pub(super) struct Prepared {
-    pub(super) tokenizer: TextTokenizer,
-    pub(super) corpora: Corpora,
-    /// Of the text to train on.
-    pub(super) sequences: Vec<Sequence>,
-    /// Batches to validate on; of the first `compared`, the teacher is asked, too.
-    pub(super) validation: Vec<Packed>,
-    compared: usize,
-}
-
 impl RunRecipe for TextRecipe {
     fn keep_checkpoints(&self) -> usize {
         self.train.keep_checkpoints
@@ -95,89 +82,12 @@ pub fn output_folder(recipe: &TextRecipe) -> PathBuf {
 }
 
 /// Where tokens and heads are kept.
-fn cache_folder(recipe: &TextRecipe) -> PathBuf {
+pub(super) fn cache_folder(recipe: &TextRecipe) -> PathBuf {
     let beside = || match output_folder(recipe).parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.join("cache"),
         _ => PathBuf::from("cache"),
     };
     recipe.data.cache_dir.clone().unwrap_or_else(beside)
-}
-
-impl Prepared {
-    fn read(recipe: &TextRecipe) -> Result<Self, Error> {
-        let data = &recipe.data;
-        let path = data.tokenizer.as_deref().or(student::folder(&recipe.student));
-        let Some(path) = path else {
-            let (field, value) = ("data.tokenizer".to_owned(), "no value".to_owned());
-            let expected = "a tokenizer.json: the student comes with none".to_owned();
-            return Err(Error::Recipe(stillhouse_nn::ModelError::Config {
-                field,
-                value,
-                expected,
-            }));
-        };
-        let tokenizer = TextTokenizer::load(data, path)?;
-        let corpora = Corpora::read(data, &tokenizer, &cache_folder(recipe))?;
-        let longest = data.sequence_length;
-        let own = |what, corpus: &Corpus| match sequences(corpus, longest) {
-            none if none.is_empty() => {
-                let remarks = corpus.counts.remarks(data.on_long);
-                let found = remarks.unwrap_or_else(|| "no document at all".to_owned());
-                Err(TextError::Nothing { what, found })
-            }
-            some => Ok(some),
-        };
-        let train = own("data.train_files", &corpora.train)?;
-        let validation = own("the text to validate on", &corpora.validation)?;
-        for (part, corpus) in [("train", &corpora.train), ("validation", &corpora.validation)] {
-            let counts = &corpus.counts;
-            tracing::info!(
-                part,
-                format = format_name(data.format),
-                documents = counts.documents,
-                tokens = counts.tokens,
-                learnt = counts.learnt,
-                passed_over = counts.remarks(data.on_long).unwrap_or_default(),
-                "text"
-            );
-        }
-        let budget = recipe.train.micro_batch_tokens();
-        let all: Vec<u32> = (0..validation.len() as u32).collect();
-        let most = recipe.train.eval_tokens.unwrap_or(usize::MAX);
-        // The same sequences, whatever is computed at once.
-        let until = |tokens: usize| first_of(&validation, tokens.min(most));
-        let (compared, end) = (until(recipe.train.agreement_tokens), until(most));
-        let pack = |part: &[u32]| {
-            let packed = |group: &[u32]| Packed::new(&corpora.validation, &validation, group);
-            groups(&validation, part, budget).map(packed).collect::<Vec<_>>()
-        };
-        let mut parts = pack(&all[..compared]);
-        let compared_parts = parts.len();
-        parts.extend(pack(&all[compared..end]));
-        Ok(Self {
-            tokenizer,
-            corpora,
-            sequences: train,
-            validation: parts,
-            compared: compared_parts,
-        })
-    }
-
-    fn order(&self, recipe: &TextRecipe) -> Order {
-        let lengths = self.sequences.iter().map(|sequence| sequence.length).collect();
-        Order::new(recipe.seed, lengths, recipe.train.batch_tokens, recipe.data.shard)
-    }
-}
-
-/// How many of the first sequences it takes to come to so many tokens.
-fn first_of(sequences: &[Sequence], tokens: usize) -> usize {
-    let mut seen = 0;
-    let below = sequences.iter().take_while(|sequence| {
-        let more = seen < tokens;
-        seen = seen.saturating_add(sequence.length);
-        more
-    });
-    below.count()
 }
 
 /// What decides the trained weights.
@@ -346,7 +256,7 @@ pub async fn run(
     outcome.folder = run.path().to_owned();
     outcome.checkpoint = Some(checkpoint);
     if outcome.finished {
-        outcome.report = Some(write_report(&recipe, &outcome, begins_at, &mut run)?);
+        outcome.report = Some(report::write(&recipe, &outcome, begins_at, &mut run)?);
         run.finish(&outcome)?;
     }
     Ok(outcome)
@@ -454,81 +364,4 @@ impl Iterator for Jobs {
         }
         self.pending.pop_front()
     }
-}
-
-/// Writes the report of a run that this process took on after `begins_at` steps.
-fn write_report(
-    recipe: &TextRecipe,
-    outcome: &TextOutcome,
-    begins_at: u64,
-    run: &mut RunFolder,
-) -> Result<PathBuf, Error> {
-    let since = |what: &str| match begins_at {
-        0 => what.to_owned(),
-        step => format!("{what}, since the run was resumed at step {step}"),
-    };
-    let mut facts = vec![
-        ("parameters of the student".to_owned(), outcome.parameters.to_string()),
-        ("steps".to_owned(), outcome.steps.to_string()),
-        ("tokens of a step".to_owned(), format!("at most {}", recipe.train.batch_tokens)),
-        (since("tokens per second"), format!("{:.0}", outcome.tokens_per_second)),
-        (since("seconds"), format!("{:.1}", outcome.seconds)),
-    ];
-    match &outcome.teacher {
-        None => facts.push(("labels".to_owned(), "the text alone".to_owned())),
-        Some(fingerprint) => {
-            let (hard, soft) = recipe.loss.weights();
-            let (name, t) = (recipe.loss.divergence.name(), recipe.loss.temperature);
-            facts.push(("loss".to_owned(), format!("{hard:.3} CE + {soft:.3} T² {name}; T = {t}")));
-            facts.push(("teacher".to_owned(), format!("`{fingerprint}`")));
-            let waiting = format!("{:.1} %", 100.0 * outcome.stall_fraction);
-            facts.push((since("time spent waiting for the teacher"), waiting));
-        }
-    }
-    let records = run.records()?;
-    let validations: Vec<&ValidationRecord> = records
-        .iter()
-        .filter_map(|record| match record {
-            Record::Validation(validation) => Some(validation),
-            Record::Step(_) | Record::Test(_) => None,
-        })
-        .collect();
-    if let Some(last) = validations.last() {
-        let words = format!("{:.4} (perplexity {:.3})", last.loss, last.perplexity());
-        facts.push(("validation loss".to_owned(), words));
-    }
-    let line = |name: &str, figure: &dyn Fn(&ValidationRecord) -> Option<f64>| Series {
-        name: name.to_owned(),
-        points: validations.iter().filter_map(|v| Some((v.step as f64, figure(v)?))).collect(),
-    };
-    let mut losses = report::parts_of_loss(&records);
-    losses.retain(|series| series.points.len() > 1);
-    let chart = |title: &str, y_label: &str, scale, series| Chart {
-        title: title.into(),
-        x_label: "step".into(),
-        y_label: y_label.into(),
-        scale,
-        series,
-    };
-    let mut last = vec![line("validation loss", &|v| Some(v.loss))];
-    let kl = line("KL from the teacher", &|v| v.teacher_kl);
-    if !kl.points.is_empty() {
-        last.push(kl);
-    }
-    let charts = [
-        chart("Training loss", "loss (nats)", Scale::Logarithmic, losses),
-        chart("Validation", "nats per token", Scale::Fitted, last),
-    ];
-    let mut table = "| step | validation loss | perplexity | KL from the teacher | the same first \
-                     choice |\n|---:|---:|---:|---:|---:|\n"
-        .to_owned();
-    for v in validations {
-        let kl = v.teacher_kl.map_or_else(String::new, |kl| format!("{kl:.4}"));
-        let part = v.teacher_agreement_percent;
-        let part = part.map_or_else(String::new, |part| format!("{part:.1} %"));
-        let (step, loss, perplexity) = (v.step, v.loss, v.perplexity());
-        table += &format!("| {step} | {loss:.4} | {perplexity:.3} | {kl} | {part} |\n");
-    }
-    let text = report::page(&recipe.name, &facts, "losses", &format!("## Validation\n\n{table}"));
-    Ok(report::put(run.path(), &charts, text)?)
 }

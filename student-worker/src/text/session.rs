@@ -15,8 +15,8 @@ use tokio::{
 use super::{
     on_policy::{self, is_on_policy},
     packing::{Order, Packed, groups},
+    prepared::Prepared,
     recipe::{OnPolicySection, TextRecipe},
-    run::Prepared,
     teacher::{TextLabels, job},
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
         Checkpoint, RunFolder,
         metrics::{Record, StepRecord, ValidationRecord},
     },
-    train::{Error, Interrupted, Meter, unless},
+    train::{Error, Meter, saving, unless},
 };
 
 /// Labels of a run that are asked for ahead.
@@ -275,11 +275,8 @@ impl TextSession {
 
     fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
         let (step, trainer) = (self.trainer.steps_done(), &self.trainer);
-        let checkpoint = self.run.checkpoint(step, &self.identity, |folder| {
-            Ok::<_, Error>(trainer.save_state(folder)?)
-        })?;
-        self.observer.on(&Event::Checkpoint { step, folder: &checkpoint.folder });
-        Ok(checkpoint)
+        let place = (&mut self.run, &self.identity);
+        saving::checkpoint(place, &mut *self.observer, step, |folder| trainer.save_state(folder))
     }
 
     /// The validation of a student that was trained to the end before: as it was recorded, or once
@@ -298,16 +295,8 @@ impl TextSession {
 
     /// Saves what there is when labels cannot be had, for another try or to go on from by hand.
     fn interrupt(&mut self, source: Error) -> Result<Error, Error> {
-        let checkpoint = match self.checkpoint() {
-            Ok(checkpoint) => checkpoint,
-            Err(error) => {
-                tracing::error!(%source, "no labels, and no checkpoint either");
-                return Err(error);
-            }
-        };
-        let step = checkpoint.position.step;
-        self.observer.on(&Event::Ended { step });
-        Ok(Interrupted { step, checkpoint: checkpoint.folder, source }.into())
+        let saved = self.checkpoint();
+        saving::interrupted(saved, &mut *self.observer, source)
     }
 
     fn end(mut self, validation: Option<ValidationRecord>, checkpoint: Checkpoint) -> Ended {

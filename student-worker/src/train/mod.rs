@@ -11,6 +11,7 @@ mod error;
 mod labels;
 mod meter;
 mod plan;
+pub(crate) mod saving;
 mod session;
 mod source;
 mod teacher;

@@ -9,10 +9,11 @@ use stillhouse_nn::{Batch, Evaluation, Trainer};
 use tokio::sync::watch;
 
 use super::{
-    Error, Interrupted,
+    Error,
     labels::{BatchLabels, Wants},
     meter::Meter,
     plan::Plan,
+    saving,
 };
 use crate::{
     progress::{Event, Observer},
@@ -171,11 +172,8 @@ impl Session {
 
     fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
         let (step, trainer) = (self.trainer.steps_done(), &self.trainer);
-        let checkpoint = self.run.checkpoint(step, &self.identity, |folder| {
-            Ok::<_, Error>(trainer.save_state(folder)?)
-        })?;
-        self.observer.on(&Event::Checkpoint { step, folder: &checkpoint.folder });
-        Ok(checkpoint)
+        let place = (&mut self.run, &self.identity);
+        saving::checkpoint(place, &mut *self.observer, step, |folder| trainer.save_state(folder))
     }
 
     /// The test of a student that was trained to the end before: as it was recorded, or once more.
@@ -193,16 +191,8 @@ impl Session {
 
     /// Saves what there is when labels cannot be had, for another try or to go on from by hand.
     fn interrupt(&mut self, source: Error) -> Result<Error, Error> {
-        let checkpoint = match self.checkpoint() {
-            Ok(checkpoint) => checkpoint,
-            Err(error) => {
-                tracing::error!(%source, "no labels, and no checkpoint either");
-                return Err(error);
-            }
-        };
-        let step = checkpoint.position.step;
-        self.observer.on(&Event::Ended { step });
-        Ok(Interrupted { step, checkpoint: checkpoint.folder, source }.into())
+        let saved = self.checkpoint();
+        saving::interrupted(saved, &mut *self.observer, source)
     }
 
     fn end(mut self, test: Option<TestRecord>, checkpoint: Checkpoint) -> Ended {

@@ -1,0 +1,99 @@
+//! The text of a recipe, tokenised and cut into sequences.
+
+use super::{
+    corpus::{Corpora, Corpus, TextError, TextTokenizer, format_name},
+    packing::{Order, Packed, Sequence, groups, sequences},
+    recipe::TextRecipe,
+    run::cache_folder,
+    student,
+};
+use crate::train::Error;
+
+/// Text, ready to be trained on.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) tokenizer: TextTokenizer,
+    pub(super) corpora: Corpora,
+    /// Of the text to train on.
+    pub(super) sequences: Vec<Sequence>,
+    /// Batches to validate on; of the first `compared`, the teacher is asked, too.
+    pub(super) validation: Vec<Packed>,
+    pub(super) compared: usize,
+}
+
+impl Prepared {
+    pub(super) fn read(recipe: &TextRecipe) -> Result<Self, Error> {
+        let data = &recipe.data;
+        let path = data.tokenizer.as_deref().or(student::folder(&recipe.student));
+        let Some(path) = path else {
+            let (field, value) = ("data.tokenizer".to_owned(), "no value".to_owned());
+            let expected = "a tokenizer.json: the student comes with none".to_owned();
+            return Err(Error::Recipe(stillhouse_nn::ModelError::Config {
+                field,
+                value,
+                expected,
+            }));
+        };
+        let tokenizer = TextTokenizer::load(data, path)?;
+        let corpora = Corpora::read(data, &tokenizer, &cache_folder(recipe))?;
+        let longest = data.sequence_length;
+        let own = |what, corpus: &Corpus| match sequences(corpus, longest) {
+            none if none.is_empty() => {
+                let remarks = corpus.counts.remarks(data.on_long);
+                let found = remarks.unwrap_or_else(|| "no document at all".to_owned());
+                Err(TextError::Nothing { what, found })
+            }
+            some => Ok(some),
+        };
+        let train = own("data.train_files", &corpora.train)?;
+        let validation = own("the text to validate on", &corpora.validation)?;
+        for (part, corpus) in [("train", &corpora.train), ("validation", &corpora.validation)] {
+            let counts = &corpus.counts;
+            tracing::info!(
+                part,
+                format = format_name(data.format),
+                documents = counts.documents,
+                tokens = counts.tokens,
+                learnt = counts.learnt,
+                passed_over = counts.remarks(data.on_long).unwrap_or_default(),
+                "text"
+            );
+        }
+        let budget = recipe.train.micro_batch_tokens();
+        let all: Vec<u32> = (0..validation.len() as u32).collect();
+        let most = recipe.train.eval_tokens.unwrap_or(usize::MAX);
+        // The same sequences, whatever is computed at once.
+        let until = |tokens: usize| first_of(&validation, tokens.min(most));
+        let (compared, end) = (until(recipe.train.agreement_tokens), until(most));
+        let pack = |part: &[u32]| {
+            let packed = |group: &[u32]| Packed::new(&corpora.validation, &validation, group);
+            groups(&validation, part, budget).map(packed).collect::<Vec<_>>()
+        };
+        let mut parts = pack(&all[..compared]);
+        let compared_parts = parts.len();
+        parts.extend(pack(&all[compared..end]));
+        Ok(Self {
+            tokenizer,
+            corpora,
+            sequences: train,
+            validation: parts,
+            compared: compared_parts,
+        })
+    }
+
+    pub(super) fn order(&self, recipe: &TextRecipe) -> Order {
+        let lengths = self.sequences.iter().map(|sequence| sequence.length).collect();
+        Order::new(recipe.seed, lengths, recipe.train.batch_tokens, recipe.data.shard)
+    }
+}
+
+/// How many of the first sequences it takes to come to so many tokens.
+fn first_of(sequences: &[Sequence], tokens: usize) -> usize {
+    let mut seen = 0;
+    let below = sequences.iter().take_while(|sequence| {
+        let more = seen < tokens;
+        seen = seen.saturating_add(sequence.length);
+        more
+    });
+    below.count()
+}

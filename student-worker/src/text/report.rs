@@ -1,0 +1,91 @@
+//! The report of a finished run: what it was, its figures and their charts.
+
+use std::path::PathBuf;
+
+use super::{recipe::TextRecipe, run::TextOutcome};
+use crate::{
+    plot::{Chart, Scale, Series},
+    run_folder::{
+        RunFolder,
+        metrics::{Record, ValidationRecord},
+        report,
+    },
+    train::Error,
+};
+
+/// Writes the report of a run that this process took on after `begins_at` steps.
+pub(super) fn write(
+    recipe: &TextRecipe,
+    outcome: &TextOutcome,
+    begins_at: u64,
+    run: &mut RunFolder,
+) -> Result<PathBuf, Error> {
+    let since = |what: &str| match begins_at {
+        0 => what.to_owned(),
+        step => format!("{what}, since the run was resumed at step {step}"),
+    };
+    let mut facts = vec![
+        ("parameters of the student".to_owned(), outcome.parameters.to_string()),
+        ("steps".to_owned(), outcome.steps.to_string()),
+        ("tokens of a step".to_owned(), format!("at most {}", recipe.train.batch_tokens)),
+        (since("tokens per second"), format!("{:.0}", outcome.tokens_per_second)),
+        (since("seconds"), format!("{:.1}", outcome.seconds)),
+    ];
+    match &outcome.teacher {
+        None => facts.push(("labels".to_owned(), "the text alone".to_owned())),
+        Some(fingerprint) => {
+            let (hard, soft) = recipe.loss.weights();
+            let (name, t) = (recipe.loss.divergence.name(), recipe.loss.temperature);
+            facts.push(("loss".to_owned(), format!("{hard:.3} CE + {soft:.3} T² {name}; T = {t}")));
+            facts.push(("teacher".to_owned(), format!("`{fingerprint}`")));
+            let waiting = format!("{:.1} %", 100.0 * outcome.stall_fraction);
+            facts.push((since("time spent waiting for the teacher"), waiting));
+        }
+    }
+    let records = run.records()?;
+    let validations: Vec<&ValidationRecord> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Validation(validation) => Some(validation),
+            Record::Step(_) | Record::Test(_) => None,
+        })
+        .collect();
+    if let Some(last) = validations.last() {
+        let words = format!("{:.4} (perplexity {:.3})", last.loss, last.perplexity());
+        facts.push(("validation loss".to_owned(), words));
+    }
+    let line = |name: &str, figure: &dyn Fn(&ValidationRecord) -> Option<f64>| Series {
+        name: name.to_owned(),
+        points: validations.iter().filter_map(|v| Some((v.step as f64, figure(v)?))).collect(),
+    };
+    let mut losses = report::parts_of_loss(&records);
+    losses.retain(|series| series.points.len() > 1);
+    let chart = |title: &str, y_label: &str, scale, series| Chart {
+        title: title.into(),
+        x_label: "step".into(),
+        y_label: y_label.into(),
+        scale,
+        series,
+    };
+    let mut last = vec![line("validation loss", &|v| Some(v.loss))];
+    let kl = line("KL from the teacher", &|v| v.teacher_kl);
+    if !kl.points.is_empty() {
+        last.push(kl);
+    }
+    let charts = [
+        chart("Training loss", "loss (nats)", Scale::Logarithmic, losses),
+        chart("Validation", "nats per token", Scale::Fitted, last),
+    ];
+    let mut table = "| step | validation loss | perplexity | KL from the teacher | the same first \
+                     choice |\n|---:|---:|---:|---:|---:|\n"
+        .to_owned();
+    for v in validations {
+        let kl = v.teacher_kl.map_or_else(String::new, |kl| format!("{kl:.4}"));
+        let part = v.teacher_agreement_percent;
+        let part = part.map_or_else(String::new, |part| format!("{part:.1} %"));
+        let (step, loss, perplexity) = (v.step, v.loss, v.perplexity());
+        table += &format!("| {step} | {loss:.4} | {perplexity:.3} | {kl} | {part} |\n");
+    }
+    let text = report::page(&recipe.name, &facts, "losses", &format!("## Validation\n\n{table}"));
+    Ok(report::put(run.path(), &charts, text)?)
+}
