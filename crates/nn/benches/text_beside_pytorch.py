@@ -1,7 +1,7 @@
 """PyTorch's side of a case of the text_beside_pytorch benchmark: reads numbers of steps and answers each with
 the milliseconds of every step and the peak memory of the process in MiB, as JSON.
 
-    python text_beside_pytorch.py CASE        (torch, transformers)
+    python text_beside_pytorch.py CASE        (torch, transformers; CASE-bf16: under autocast)
 """
 
 import json
@@ -33,7 +33,9 @@ def output_loss():
         hidden.grad = weight.grad = None
         with torch.no_grad():
             teacher = states @ head.T
-        divergence(hidden @ weight.T, teacher).backward()
+        with autocast:
+            logits = hidden @ weight.T
+        divergence(logits.float(), teacher).backward()
 
     return step
 
@@ -62,7 +64,9 @@ def train(distil):
     teacher = torch.randn(SEQUENCES * LENGTH, VOCAB)
 
     def step():
-        logits = model(input_ids=ids).logits.flatten(0, 1)
+        with autocast:
+            logits = model(input_ids=ids).logits.flatten(0, 1)
+        logits = logits.float()
         loss = F.cross_entropy(logits, hard.flatten())
         if distil:
             loss = (1 - ALPHA) * loss + ALPHA * divergence(logits, teacher)
@@ -85,12 +89,14 @@ def infer():
     return step
 
 
+case, bf16 = sys.argv[1].removesuffix("-bf16"), sys.argv[1].endswith("-bf16")
+autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 step = {
     "output-loss": output_loss,
     "llama-train": lambda: train(False),
     "llama-distil": lambda: train(True),
     "llama-infer": infer,
-}[sys.argv[1]]()
+}[case]()
 for line in sys.stdin:
     times = []
     for _ in range(int(line)):

@@ -17,8 +17,8 @@ use std::time::Instant;
 use candle_core::{Device, Tensor, Var};
 use stillhouse_nn::loss::{OutputLayer, loss, output_loss};
 use stillhouse_nn::{
-    Head, LossConfig, OptimizerConfig, Philox, SoftLabels, SoftTarget, TextBatch, TextModel,
-    TextTrainer, TextTrainerConfig, TokenBatch, TransformerConfig,
+    Head, LossConfig, OptimizerConfig, Philox, Precision, SoftLabels, SoftTarget, TextBatch,
+    TextModel, TextTrainer, TextTrainerConfig, TokenBatch, TransformerConfig,
 };
 
 #[global_allocator]
@@ -40,10 +40,13 @@ const LLAMA: &str = r#"{"model_type": "llama", "hidden_size": 384, "intermediate
     "max_position_embeddings": 256, "tie_word_embeddings": false}"#;
 
 /// A case, and this project's sides of it; steps of a block.
-const CASES: [(&str, &[&str], usize); 4] = [
+const CASES: [(&str, &[&str], usize); 7] = [
     ("output-loss", &["fused", "unfused"], 1),
+    ("output-loss-bf16", &["fused-bf16"], 1),
     ("llama-train", &["train"], 2),
+    ("llama-train-bf16", &["train-bf16"], 2),
     ("llama-distil", &["distil"], 2),
+    ("llama-distil-bf16", &["distil-bf16"], 2),
     ("llama-infer", &["infer"], 2),
 ];
 
@@ -160,10 +163,15 @@ impl Drop for Side {
 /// Answers lines with numbers of steps, as one side.
 fn serve(side: &str) {
     let mut step: Box<dyn FnMut()> = match side {
-        "fused" => fused(),
+        "fused" => fused(Precision::F32),
+        "fused-bf16" => fused(Precision::Bf16),
         "unfused" => unfused(),
         "infer" => infer(),
-        side => train(side == "distil"),
+        "train" => train(false, Precision::F32),
+        "train-bf16" => train(false, Precision::Bf16),
+        "distil" => train(true, Precision::F32),
+        "distil-bf16" => train(true, Precision::Bf16),
+        other => panic!("unknown side {other}"),
     };
     for line in std::io::stdin().lines() {
         let steps: usize = line.unwrap().parse().unwrap();
@@ -201,7 +209,7 @@ fn operands() -> [Vec<f32>; 4] {
     [hidden, weight, states, head]
 }
 
-fn fused() -> Box<dyn FnMut()> {
+fn fused(precision: Precision) -> Box<dyn FnMut()> {
     let [hidden, weight, states, head] = operands();
     let head = Head { weight: head, bias: None, classes: WORDS, hidden_size: WIDTH, softcap: None };
     Box::new(move || {
@@ -211,6 +219,7 @@ fn fused() -> Box<dyn FnMut()> {
             softcap: None,
             width: WIDTH,
             classes: WORDS,
+            precision,
         };
         let soft = SoftLabels::Hidden { states: &states, head: &head };
         let result = output_loss(&hidden, output, None, Some(&soft), &kl(), TOKENS as f64);
@@ -249,10 +258,11 @@ fn llama() -> TransformerConfig {
 }
 
 /// A step on hard labels, or on a teacher's logits too.
-fn train(distil: bool) -> Box<dyn FnMut()> {
+fn train(distil: bool, precision: Precision) -> Box<dyn FnMut()> {
     let mut config = TextTrainerConfig::new(llama(), 1_000_000);
     config.optimizer = OptimizerConfig::default();
     config.clip_norm = Some(1.0);
+    config.precision = precision;
     let mut trainer = TextTrainer::new(config).unwrap();
     let (ids, lengths, labelled, hard) = ids();
     let rows = labelled.len();

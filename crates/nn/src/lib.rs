@@ -40,6 +40,7 @@ pub mod trainer;
 pub mod transformer;
 
 pub use error::{LossError, ModelError, StateError, TrainError};
+pub use kernel::precision::Precision;
 pub use loss::{Divergence, LossConfig, LossSums, SoftLabels, SoftTarget, TopKForm};
 pub use model::{
     Activation, AnyConfig, Classifier, Head, Inference, LeNetConfig, MlpConfig, ModelConfig,

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use stillhouse_nn::{LossConfig, LossError, OptimizerConfig, Sampling, ScheduleConfig};
+use stillhouse_nn::{LossConfig, LossError, OptimizerConfig, Precision, Sampling, ScheduleConfig};
 use stillhouse_runtime::config;
 use toml::Table;
 
@@ -242,6 +242,9 @@ pub struct TextTrain {
     /// Whether activations are computed again in the backward pass instead of kept: less memory, more
     /// time, the same weights.
     pub checkpoint_activations: bool,
+    /// Of the matrix products: `f32`, or `bf16` for mixed precision, which keeps half of the activations'
+    /// bytes, too. Validation is in f32.
+    pub precision: Precision,
 }
 
 impl Default for TextTrain {
@@ -258,6 +261,7 @@ impl Default for TextTrain {
             clip_norm: 1.0,
             decay_vectors: false,
             checkpoint_activations: false,
+            precision: Precision::F32,
         }
     }
 }

@@ -119,6 +119,7 @@ fn identity(
         ("train.micro_batch_tokens", train.micro_batch_tokens().into()),
         ("train.clip_norm", json(&train.clip_norm)),
         ("train.decay_vectors", train.decay_vectors.into()),
+        ("train.precision", json(&train.precision)),
         ("data.sequence_length", recipe.data.sequence_length.into()),
         ("data.shard", json(&recipe.data.shard)),
         ("teacher.encoding", encoding.unwrap_or_default()),

@@ -59,6 +59,7 @@ pub(super) fn trainer_config(
         total_steps: recipe.train.steps,
         clip_norm: recipe.train.clip_norm(),
         seed: recipe.seed,
+        precision: recipe.train.precision,
         checkpoint_activations: recipe.train.checkpoint_activations,
     }
 }

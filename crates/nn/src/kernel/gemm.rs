@@ -29,6 +29,12 @@ impl<'a, T> Matrix<'a, T> {
         self.columns
     }
 
+    /// All elements, and whether columns lie together instead of rows.
+    pub(crate) fn stored(&self) -> (&'a [T], bool) {
+        // Of one column, or one row, both are so.
+        (self.data, self.column_stride != 1)
+    }
+
     /// The transpose, without moving anything.
     pub(crate) fn t(self) -> Self {
         Self {
@@ -37,6 +43,19 @@ impl<'a, T> Matrix<'a, T> {
             row_stride: self.column_stride,
             column_stride: self.row_stride,
             ..self
+        }
+    }
+}
+
+impl<T: Copy> Matrix<'_, T> {
+    /// A copy.
+    pub(crate) fn to_row_major(self) -> Vec<T> {
+        match self.stored() {
+            (data, false) => data.to_vec(),
+            (data, true) => {
+                let at = |i: usize| data[i % self.columns * self.rows + i / self.columns];
+                (0..self.rows * self.columns).map(at).collect()
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CpuStorageRef, CustomOp3, DType, Layout, Result, S
 use super::init::uniform_fan_in;
 use super::parameter::{Parameter, SharedGradient, lock};
 use crate::kernel::gemm::{Matrix, matmul};
+use crate::kernel::precision::Precision;
 use crate::kernel::{real::Real, storage};
 use crate::rng::Philox;
 
@@ -160,7 +161,7 @@ fn fill<T: Real>(
         return storage::unsupported("linear with parameters", T::DTYPE);
     };
     let g = Matrix::new(grad, rows, outputs);
-    lock(weight).add_product(g.t(), Matrix::new(x, rows, inputs));
+    lock(weight).add_product(Precision::F32, g.t(), Matrix::new(x, rows, inputs));
     lock(bias).add(to_bias);
     Ok(())
 }

@@ -6,6 +6,7 @@ use candle_core::{
     CpuStorage, Device, InplaceOp1, Layout, Result, Tensor, Var, backprop::GradStore,
 };
 
+use crate::kernel::precision::Precision;
 use crate::kernel::{gemm, storage};
 
 /// Where a layer's backward leaves the gradient of a weight, instead of handing a fresh tensor to
@@ -33,12 +34,17 @@ pub(crate) fn lock(gradient: &SharedGradient) -> MutexGuard<'_, Gradient> {
 impl Gradient {
     /// Adds `lhs * rhs` to the gradient, or to the first rows of it where the product has fewer:
     /// overwrites it the first time in a backward pass.
-    pub(crate) fn add_product(&mut self, lhs: gemm::Matrix<'_, f32>, rhs: gemm::Matrix<'_, f32>) {
+    pub(crate) fn add_product(
+        &mut self,
+        precision: Precision,
+        lhs: gemm::Matrix<'_, f32>,
+        rhs: gemm::Matrix<'_, f32>,
+    ) {
         let (product, rest) = self.values.split_at_mut(lhs.rows() * rhs.columns());
         if !self.written {
             rest.fill(0.0);
         }
-        gemm::matmul(product, self.written, lhs, rhs);
+        precision.multiply(product, self.written, lhs, rhs);
         self.written = true;
     }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::state::{Restored, Snapshot, config_json, make_dir};
 use crate::error::{LossError, ModelError, StateError, TrainError};
 use crate::io::{Tensors, write_tensors};
+use crate::kernel::precision::Precision;
 use crate::layers::Parameter;
 use crate::loss::{Divergence, LossConfig, LossSums, SoftLabels};
 use crate::model::{WEIGHTS_FILE, hash_model};
@@ -15,13 +16,14 @@ use crate::optim::{
 };
 use crate::rng::Philox;
 use crate::transformer::{
-    Keep, TextModel, TextNetwork, TokenBatch, TokenizerInfo, TransformerConfig, check_positions,
-    checked, read_weights,
+    Keep, Masks, Pass, TextModel, TextNetwork, TokenBatch, TokenizerInfo, TransformerConfig,
+    check_positions, checked, read_weights,
 };
 
-/// Stream of the seed that initial weights are drawn from; a caller's own random numbers belong in
-/// streams from 16 on.
+/// Streams of the seed that initial weights and the seeds of dropout are drawn from; a caller's own
+/// random numbers belong in streams from 16 on.
 const INIT_STREAM: u64 = 0;
+const DROPOUT_STREAM: u64 = 1;
 
 /// A transformer and how to train it. Losses come with each batch.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -41,8 +43,12 @@ pub struct TextTrainerConfig {
     pub total_steps: u64,
     /// Longest gradient, as a norm over all parameters, above 0; none: no limit.
     pub clip_norm: Option<f64>,
-    /// Of initial weights.
+    /// Of initial weights and of dropout.
     pub seed: u64,
+    /// Of matrix products. Labels that a teacher's hidden states stand for are exact either way, and so is
+    /// [`TextTrainer::measure`].
+    #[serde(skip_serializing_if = "Precision::is_f32")]
+    pub precision: Precision,
     /// Keeps only the input of every block and computes the rest again in the backward pass: less
     /// memory, about a third more time, the same bytes.
     #[serde(skip)]
@@ -61,6 +67,7 @@ impl TextTrainerConfig {
             total_steps,
             clip_norm: None,
             seed: 0,
+            precision: Precision::F32,
             checkpoint_activations: false,
         }
     }
@@ -137,6 +144,8 @@ pub struct TextTrainer {
     optimizer: Optimizer,
     /// Whether gradients have been added up since the last update.
     accumulated: bool,
+    /// Batches that they are of.
+    parts: u64,
 }
 
 impl TextTrainer {
@@ -151,7 +160,7 @@ impl TextTrainer {
         let network = TextNetwork::new(&config.model, &mut Philox::new(config.seed, INIT_STREAM))?;
         let decays = |p: &Parameter| config.decay_vectors || p.shape().len() > 1;
         let optimizer = Optimizer::with_decay(config.optimizer, &network.parameters(), decays);
-        Ok(Self { config, network, optimizer, accumulated: false })
+        Ok(Self { config, network, optimizer, accumulated: false, parts: 0 })
     }
 
     /// Takes over the weights in `dir`, of the same architecture.
@@ -221,7 +230,8 @@ impl TextTrainer {
 
     /// Adds the gradients of one micro-batch to those since the last [`Self::update`]. `denominator`
     /// is the number of labels of the whole step: with it, the same step comes out however the batch
-    /// is cut. After an error nothing of the step under way counts: begin it again.
+    /// is cut, but for dropout, of which each micro-batch of a step has its own: what `config.json` asks
+    /// for. After an error nothing of the step under way counts: begin it again.
     ///
     /// # Errors
     ///
@@ -256,16 +266,31 @@ impl TextTrainer {
         if !self.accumulated {
             self.network.parameters().iter().for_each(|p| p.clear_gradient());
             self.accumulated = true;
+            self.parts = 0;
         }
-        let keep = if self.config.checkpoint_activations { Keep::Inputs } else { Keep::All };
-        let chosen = self.network.forward(&tokens, batch.labelled, keep)?;
+        let pass = self.pass();
+        self.parts += 1;
+        let chosen = self.network.forward(&tokens, batch.labelled, &pass)?;
         let labels = (self.config.classes(), batch.hard, batch.soft.as_ref());
-        let sums = self.network.backward(&tokens, chosen, labels, config, denominator)?;
+        let sums = self.network.backward(&tokens, chosen, labels, config, denominator, &pass)?;
         let value = sums.parts(config, denominator).total;
         if !value.is_finite() {
             return Err(TrainError::NonFiniteLoss { step: self.steps_done(), value });
         }
         Ok(sums)
+    }
+
+    /// How the next batch is computed.
+    fn pass(&self) -> Pass {
+        let rates = self.config.model.spec().dropout;
+        let dropout = rates.any().then(|| {
+            // Two words each; no step has 2^32 parts.
+            let mut seeds = Philox::new(self.config.seed, DROPOUT_STREAM);
+            seeds.seek(((self.steps_done() << 32) + self.parts) * 2);
+            Masks { seed: seeds.next_u64(), rates }
+        });
+        let keep = if self.config.checkpoint_activations { Keep::Inputs } else { Keep::All };
+        Pass { keep, precision: self.config.precision, dropout }
     }
 
     /// The gradient that has been added up since the last [`Self::update`], by the names and shapes of
@@ -338,7 +363,7 @@ impl TextTrainer {
     pub fn measure(&self, batch: &TextBatch<'_>) -> Result<Agreement, TrainError> {
         let tokens = checked(&self.config.model, &batch.tokens)?;
         check_positions(&self.config.model, batch.labelled, batch.tokens.ids.len())?;
-        let chosen = self.network.forward(&tokens, batch.labelled, Keep::Nothing)?;
+        let chosen = self.network.forward(&tokens, batch.labelled, &Pass::INFERENCE)?;
         let weight = |given: bool| Some(f64::from(u8::from(given)));
         let config = LossConfig {
             hard_weight: weight(batch.hard.is_some()),

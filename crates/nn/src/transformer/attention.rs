@@ -2,9 +2,11 @@
 
 use super::config::{LayerSpec, Spec};
 use super::names::BlockNames;
+use super::pass::{Pass, Site};
 use super::weights::{NormWeights, Product, Projection, Source, Values};
 use crate::error::ModelError;
 use crate::kernel::attention::{Attended, Heads, Scores, attend, backward};
+use crate::kernel::precision::Stored;
 use crate::kernel::rope::{Layout, Rotation, from_heads, split, to_heads};
 use crate::layers::Parameter;
 
@@ -18,18 +20,22 @@ pub(crate) struct Attention<P, V> {
     qk_norms: Option<[NormWeights<V>; 2]>,
     heads: Heads,
     scores: Scores,
+    /// Number of the block.
+    block: usize,
 }
 
 /// What the backward pass needs.
 #[derive(Debug)]
 pub(crate) struct AttentionTape {
     /// Queries and keys before their norms, where they have any, [tokens, heads * width].
-    raw: Option<[Vec<f32>; 2]>,
+    raw: Option<[Stored; 2]>,
     /// `[heads, length, width]` for each sequence, rotated.
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    attended: Attended,
+    q: Stored,
+    k: Stored,
+    v: Stored,
+    /// As [`Attended`] has them.
+    out: Stored,
+    log_sums: Vec<f32>,
 }
 
 /// Keys and values of one layer that were computed before: for each sequence and key head,
@@ -65,6 +71,7 @@ impl<P: Product, V: Values> Attention<P, V> {
     pub(crate) fn new<S: Source<Product = P, Values = V>>(
         source: &mut S,
         spec: &Spec,
+        block: usize,
         layer: LayerSpec,
         names: &BlockNames,
     ) -> Result<Self, ModelError> {
@@ -86,6 +93,7 @@ impl<P: Product, V: Values> Attention<P, V> {
                 causal: spec.causal,
                 window: layer.window,
             },
+            block,
         })
     }
 
@@ -97,28 +105,40 @@ impl<P: Product, V: Values> Attention<P, V> {
         layout: &Layout,
         rotation: Option<&Rotation>,
         cache: Option<&mut LayerCache>,
+        pass: &Pass,
     ) -> Result<(Vec<f32>, AttentionTape), ModelError> {
         let Heads { queries, keys, width } = self.heads;
-        let (q, k, v) = (self.q.apply(x)?, self.k.apply(x)?, self.v.apply(x)?);
-        let (q, k, raw) = match &self.qk_norms {
-            None => (q, k, None),
-            Some([q_norm, k_norm]) => (q_norm.forward(&q)?, k_norm.forward(&k)?, Some([q, k])),
-        };
-        let q = to_heads(&q, layout, queries, width, rotation);
-        let k = to_heads(&k, layout, keys, width, rotation);
-        let v = to_heads(&v, layout, keys, width, None);
+        let precision = pass.precision;
+        let project = |layer: &P| layer.apply(x, precision);
+        let (mut q, mut k, v) = (project(&self.q)?, project(&self.k)?, project(&self.v)?);
+        let mut raw = None;
+        if let Some([q_norm, k_norm]) = &self.qk_norms {
+            [&mut q, &mut k].into_iter().for_each(|x| precision.round(x));
+            let normed = [q_norm.forward(&q)?, k_norm.forward(&k)?];
+            raw = Some([precision.store(q), precision.store(k)]);
+            [q, k] = normed;
+        }
+        let mut q = to_heads(&q, layout, queries, width, rotation);
+        let mut k = to_heads(&k, layout, keys, width, rotation);
+        let mut v = to_heads(&v, layout, keys, width, None);
+        [&mut q, &mut k, &mut v].into_iter().for_each(|x| precision.round(x));
+        let mask = pass.mask(Site::Weights(self.block));
         let parts = |x| split(x, layout, keys, keys * width);
         let attended = match cache {
-            None => attend(layout, self.heads, self.scores, &q, &parts(&k), &parts(&v)),
+            None => attend(layout, self.heads, self.scores, mask, &q, &parts(&k), &parts(&v)),
             Some(cache) => {
                 LayerCache::push(&mut cache.keys, parts(&k));
                 LayerCache::push(&mut cache.values, parts(&v));
                 let (keys, values) = (slices(&cache.keys), slices(&cache.values));
-                attend(layout, self.heads, self.scores, &q, &keys, &values)
+                attend(layout, self.heads, self.scores, mask, &q, &keys, &values)
             }
         };
-        let merged = from_heads(&attended.out, layout, queries, width, None);
-        Ok((self.output.apply(&merged)?, AttentionTape { raw, q, k, v, attended }))
+        let Attended { mut out, log_sums } = attended;
+        precision.round(&mut out);
+        let merged = from_heads(&out, layout, queries, width, None);
+        let result = self.output.apply(&merged, precision)?;
+        let [q, k, v, out] = [q, k, v, out].map(|x| precision.store(x));
+        Ok((result, AttentionTape { raw, q, k, v, out, log_sums }))
     }
 }
 
@@ -137,25 +157,32 @@ impl Attention<Projection, Parameter> {
         grad: &[f32],
         layout: &Layout,
         rotation: Option<&Rotation>,
+        pass: &Pass,
     ) -> Result<Vec<f32>, ModelError> {
         let Heads { queries, keys, width } = self.heads;
-        let AttentionTape { raw, q, k, v, attended } = tape;
+        let precision = pass.precision;
+        let AttentionTape { raw, q, k, v, out, log_sums } = tape;
+        let [q, k, v, out] = [q, k, v, out].map(Stored::take);
+        let attended = Attended { out, log_sums };
         let merged = from_heads(&attended.out, layout, queries, width, None);
         let mut to_merged = vec![0.0; merged.len()];
-        self.output.backward(&merged, grad, &mut to_merged, false)?;
+        self.output.backward(&merged, grad, &mut to_merged, false, precision)?;
         let to_out = to_heads(&to_merged, layout, queries, width, None);
-        let gradients = backward(layout, self.heads, self.scores, [&q, &k, &v], &attended, &to_out);
+        let mask = pass.mask(Site::Weights(self.block));
+        let qkv = [&q[..], &k, &v];
+        let gradients = backward(layout, self.heads, self.scores, mask, qkv, &attended, &to_out);
         let mut to_q = from_heads(&gradients.q, layout, queries, width, rotation);
         let mut to_k = from_heads(&gradients.k, layout, keys, width, rotation);
         let to_v = from_heads(&gradients.v, layout, keys, width, None);
-        if let (Some([q_norm, k_norm]), Some([q, k])) = (&self.qk_norms, &raw) {
-            to_q = q_norm.backward(q, &to_q)?;
-            to_k = k_norm.backward(k, &to_k)?;
+        if let (Some([q_norm, k_norm]), Some(raw)) = (&self.qk_norms, raw) {
+            let [q, k] = raw.map(Stored::take);
+            to_q = q_norm.backward(&q, &to_q)?;
+            to_k = k_norm.backward(&k, &to_k)?;
         }
         let mut to_x = vec![0.0; x.len()];
-        self.q.backward(x, &to_q, &mut to_x, false)?;
-        self.k.backward(x, &to_k, &mut to_x, true)?;
-        self.v.backward(x, &to_v, &mut to_x, true)?;
+        self.q.backward(x, &to_q, &mut to_x, false, precision)?;
+        self.k.backward(x, &to_k, &mut to_x, true, precision)?;
+        self.v.backward(x, &to_v, &mut to_x, true, precision)?;
         Ok(to_x)
     }
 }

@@ -4,6 +4,7 @@ use super::attention::{Attention, AttentionTape, LayerCache};
 use super::config::{Rope, Spec, Task};
 use super::mlp::{FeedForward, FeedForwardTape};
 use super::names::SublayerNorms;
+use super::pass::{Keep, Pass, Site};
 use super::sublayer::{self, SublayerTape};
 use super::weights::{NormWeights, Product, Projection, Source, Start, Values, add};
 use crate::error::ModelError;
@@ -24,6 +25,7 @@ struct Block<P, V> {
     mlp: FeedForward<P>,
     mlp_norms: SublayerNorms<NormWeights<V>>,
     rope: usize,
+    number: usize,
 }
 
 /// Embeddings and blocks.
@@ -38,17 +40,6 @@ pub(crate) struct Body<P, V> {
     final_norm: Option<NormWeights<V>>,
     /// Of a classifier: between a sequence's first position and the output projection.
     dense: Option<P>,
-}
-
-/// What a forward pass keeps for the backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Keep {
-    /// Nothing: inference.
-    Nothing,
-    /// The input of every block, from which the rest is computed again (Chen et al., 2016, "Training
-    /// Deep Nets with Sublinear Memory Cost").
-    Inputs,
-    All,
 }
 
 #[derive(Debug)]
@@ -75,7 +66,7 @@ pub(crate) struct Tape {
 /// The last layer before the output projection, for the backward pass.
 #[derive(Debug)]
 pub(crate) struct TopTape {
-    /// The chosen rows of the last block's output, [rows, d].
+    /// The chosen rows of the last block's output, [rows, d], after dropout.
     x: Vec<f32>,
     /// Of a classifier: the dense layer's output before its nonlinearity.
     dense: Option<Vec<f32>>,
@@ -103,11 +94,12 @@ impl<P: Product, V: Values> Body<P, V> {
         for (i, &layer) in spec.layers.iter().enumerate() {
             let names = spec.block_names(i);
             blocks.push(Block {
-                attention: Attention::new(source, spec, layer, &names)?,
+                attention: Attention::new(source, spec, i, layer, &names)?,
                 mlp: FeedForward::new(source, spec, &names)?,
                 attention_norms: names.attention_norms.map(|name| norm(source, &name))?,
                 mlp_norms: names.mlp_norms.map(|name| norm(source, &name))?,
                 rope: layer.rope,
+                number: i,
             });
         }
         let final_norm = top.final_norm.map(|name| norm(source, name)).transpose()?;
@@ -144,7 +136,7 @@ impl<P: Product, V: Values> Body<P, V> {
         &self,
         tokens: &Tokens<'_>,
         mut caches: Option<&mut [LayerCache]>,
-        keep: Keep,
+        pass: &Pass,
     ) -> Result<(Vec<f32>, Tape), ModelError> {
         let positions = tokens.layout.positions();
         let ropes = self.spec.ropes.iter();
@@ -155,18 +147,20 @@ impl<P: Product, V: Values> Body<P, V> {
         let mut embedded = None;
         if let Some(norm) = &self.embedding_norm {
             let normed = norm.forward(&x)?;
-            embedded = (keep != Keep::Nothing).then_some(x);
+            embedded = (pass.keep != Keep::Nothing).then_some(x);
             x = normed;
         }
+        pass.drop_at(Site::Embedding, &mut x);
         let mut blocks = vec![];
         for (i, block) in self.blocks.iter().enumerate() {
             let cache = caches.as_mut().map(|caches| &mut caches[i]);
-            if keep == Keep::Inputs {
+            if pass.keep == Keep::Inputs {
                 blocks.push(Kept::Input(x.clone()));
             }
             let tape;
-            (x, tape) = block.forward(x, &tokens.layout, rotations.get(block.rope), cache)?;
-            if keep == Keep::All {
+            let rotation = rotations.get(block.rope);
+            (x, tape) = block.forward(x, &tokens.layout, rotation, cache, pass)?;
+            if pass.keep == Keep::All {
                 blocks.push(Kept::All(Box::new(tape)));
             }
         }
@@ -220,12 +214,18 @@ impl<P: Product, V: Values> Body<P, V> {
 
     /// What the output projection sees of chosen rows `x` [rows, d] of [`Self::forward`]: positions of
     /// a language model, first positions of a classifier's sequences.
-    pub(crate) fn top(&self, x: Vec<f32>) -> Result<(Vec<f32>, TopTape), ModelError> {
+    pub(crate) fn top(
+        &self,
+        mut x: Vec<f32>,
+        pass: &Pass,
+    ) -> Result<(Vec<f32>, TopTape), ModelError> {
         if let (Some(dense), Task::Classification { activation, .. }) =
             (&self.dense, self.spec.task)
         {
-            let raw = dense.apply(&x)?;
-            let hidden = activation.forward(&raw);
+            pass.drop_at(Site::HeadInput, &mut x);
+            let raw = dense.apply(&x, pass.precision)?;
+            let mut hidden = activation.forward(&raw);
+            pass.drop_at(Site::Head, &mut hidden);
             return Ok((hidden, TopTape { x, dense: Some(raw) }));
         }
         let hidden = match &self.final_norm {
@@ -243,11 +243,14 @@ impl<P: Product, V: Values> Block<P, V> {
         layout: &Layout,
         rotation: Option<&Rotation>,
         cache: Option<&mut LayerCache>,
+        pass: &Pass,
     ) -> Result<(Vec<f32>, BlockTape), ModelError> {
-        let (x, attention) = sublayer::forward(&self.attention_norms, x, |x| {
-            self.attention.forward(x, layout, rotation, cache)
+        let site = (pass, Site::Attention(self.number));
+        let (x, attention) = sublayer::forward(&self.attention_norms, site, x, |x| {
+            self.attention.forward(x, layout, rotation, cache, pass)
         })?;
-        let (x, mlp) = sublayer::forward(&self.mlp_norms, x, |x| self.mlp.forward(x))?;
+        let site = (pass, Site::FeedForward(self.number));
+        let (x, mlp) = sublayer::forward(&self.mlp_norms, site, x, |x| self.mlp.forward(x, pass))?;
         Ok((x, BlockTape { attention, mlp }))
     }
 }
@@ -265,12 +268,15 @@ impl Block<Projection, Parameter> {
         grad: Vec<f32>,
         layout: &Layout,
         rotation: Option<&Rotation>,
+        pass: &Pass,
     ) -> Result<Vec<f32>, ModelError> {
-        let grad = sublayer::backward(&self.mlp_norms, tape.mlp, grad, |tape, x, grad| {
-            self.mlp.backward(&tape, x, grad)
+        let site = (pass, Site::FeedForward(self.number));
+        let grad = sublayer::backward(&self.mlp_norms, site, tape.mlp, grad, |tape, x, grad| {
+            self.mlp.backward(tape, x, grad, pass)
         })?;
-        sublayer::backward(&self.attention_norms, tape.attention, grad, |tape, x, grad| {
-            self.attention.backward(tape, x, grad, layout, rotation)
+        let (norms, site) = (&self.attention_norms, (pass, Site::Attention(self.number)));
+        sublayer::backward(norms, site, tape.attention, grad, |tape, x, grad| {
+            self.attention.backward(tape, x, grad, layout, rotation, pass)
         })
     }
 }
@@ -290,13 +296,16 @@ impl Body<Projection, Parameter> {
         &self,
         tape: &TopTape,
         mut grad: Vec<f32>,
+        pass: &Pass,
     ) -> Result<Vec<f32>, ModelError> {
         if let (Some(layer), Some(raw), Task::Classification { activation, .. }) =
             (&self.dense, &tape.dense, self.spec.task)
         {
+            pass.drop_at(Site::Head, &mut grad);
             activation.backward(raw, &mut grad);
             let mut to_x = vec![0.0; tape.x.len()];
-            layer.backward(&tape.x, &grad, &mut to_x, false)?;
+            layer.backward(&tape.x, &grad, &mut to_x, false, pass.precision)?;
+            pass.drop_at(Site::HeadInput, &mut to_x);
             return Ok(to_x);
         }
         match &self.final_norm {
@@ -312,17 +321,19 @@ impl Body<Projection, Parameter> {
         tokens: &Tokens<'_>,
         tape: Tape,
         mut grad: Vec<f32>,
+        pass: &Pass,
     ) -> Result<(), ModelError> {
         let Tape { embedded, mut blocks, rotations } = tape;
         for block in self.blocks.iter().rev() {
             let rotation = rotations.get(block.rope);
             let tape = match blocks.pop() {
                 Some(Kept::All(tape)) => *tape,
-                Some(Kept::Input(x)) => block.forward(x, &tokens.layout, rotation, None)?.1,
+                Some(Kept::Input(x)) => block.forward(x, &tokens.layout, rotation, None, pass)?.1,
                 None => break,
             };
-            grad = block.backward(tape, grad, &tokens.layout, rotation)?;
+            grad = block.backward(tape, grad, &tokens.layout, rotation, pass)?;
         }
+        pass.drop_at(Site::Embedding, &mut grad);
         if let (Some(norm), Some(embedded)) = (&self.embedding_norm, &embedded) {
             grad = norm.backward(embedded, &grad)?;
         }

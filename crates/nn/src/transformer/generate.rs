@@ -2,7 +2,8 @@
 
 use super::TokenBatch;
 use super::attention::LayerCache;
-use super::body::{Keep, Tokens};
+use super::body::Tokens;
+use super::pass::Pass;
 use super::text_model::{TextModel, checked, rows};
 use crate::error::ModelError;
 use crate::kernel::rope::Layout;
@@ -86,13 +87,13 @@ impl TextModel {
         let mut layout = Layout::whole(open.iter().map(|&at| prompts[at].len()).collect());
         while !open.is_empty() {
             let tokens = Tokens { ids: &next, layout: layout.clone() };
-            let (x, _) = self.body().forward(&tokens, Some(&mut caches), Keep::Nothing)?;
+            let (x, _) = self.body().forward(&tokens, Some(&mut caches), &Pass::INFERENCE)?;
             let ends = layout.lengths.iter().scan(0, |end, length| {
                 *end += length;
                 Some(*end - 1)
             });
             let last = rows(&x, self.config().hidden_size(), ends);
-            let logits = self.packed_head().logits(&self.body().top(last)?.0)?;
+            let logits = self.packed_head().logits(&self.body().top(last, &Pass::INFERENCE)?.0)?;
             next.clear();
             let mut stay = Vec::with_capacity(open.len());
             for (&prompt, logits) in open.iter().zip(logits.chunks_exact(self.classes())) {

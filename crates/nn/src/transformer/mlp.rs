@@ -2,9 +2,11 @@
 
 use super::config::{Activation, Spec};
 use super::names::BlockNames;
+use super::pass::Pass;
 use super::weights::{Product, Projection, Source};
 use crate::error::ModelError;
 use crate::kernel::activation::{self, Gelu, GeluTanh, Relu, Silu, Tanh, gated, gated_backward};
+use crate::kernel::precision::Stored;
 use crate::layers::Parameter;
 
 /// `down(act(gate) * up)`, or `down(act(up))`.
@@ -19,8 +21,8 @@ pub(crate) struct FeedForward<P> {
 /// What the backward pass needs: [tokens, intermediate] of either.
 #[derive(Debug)]
 pub(crate) struct FeedForwardTape {
-    gate: Option<Vec<f32>>,
-    up: Vec<f32>,
+    gate: Option<Stored>,
+    up: Stored,
 }
 
 impl Activation {
@@ -86,17 +88,29 @@ impl<P: Product> FeedForward<P> {
     }
 
     /// `x` [tokens, d] to the same.
-    pub(crate) fn forward(&self, x: &[f32]) -> Result<(Vec<f32>, FeedForwardTape), ModelError> {
-        let gate = self.gate.as_ref().map(|gate| gate.apply(x)).transpose()?;
-        let tape = FeedForwardTape { gate, up: self.up.apply(x)? };
-        Ok((self.down.apply(&self.inner(&tape))?, tape))
+    pub(crate) fn forward(
+        &self,
+        x: &[f32],
+        pass: &Pass,
+    ) -> Result<(Vec<f32>, FeedForwardTape), ModelError> {
+        let precision = pass.precision;
+        let project = |layer: &P| -> Result<Vec<f32>, ModelError> {
+            let mut out = layer.apply(x, precision)?;
+            precision.round(&mut out);
+            Ok(out)
+        };
+        let gate = self.gate.as_ref().map(project).transpose()?;
+        let up = project(&self.up)?;
+        let out = self.down.apply(&self.inner(gate.as_deref(), &up), precision)?;
+        let gate = gate.map(|gate| precision.store(gate));
+        Ok((out, FeedForwardTape { gate, up: precision.store(up) }))
     }
 
     /// What `down` sees.
-    fn inner(&self, tape: &FeedForwardTape) -> Vec<f32> {
-        match &tape.gate {
-            Some(gate) => self.activation.gated(gate, &tape.up),
-            None => self.activation.forward(&tape.up),
+    fn inner(&self, gate: Option<&[f32]>, up: &[f32]) -> Vec<f32> {
+        match gate {
+            Some(gate) => self.activation.gated(gate, up),
+            None => self.activation.forward(up),
         }
     }
 }
@@ -110,24 +124,27 @@ impl FeedForward<Projection> {
     /// The gradient of the input `x` from `grad`, that of the output.
     pub(crate) fn backward(
         &self,
-        tape: &FeedForwardTape,
+        tape: FeedForwardTape,
         x: &[f32],
         grad: &[f32],
+        pass: &Pass,
     ) -> Result<Vec<f32>, ModelError> {
-        let inner = self.inner(tape);
+        let precision = pass.precision;
+        let (gate, up) = (tape.gate.map(Stored::take), tape.up.take());
+        let inner = self.inner(gate.as_deref(), &up);
         let mut to_inner = vec![0.0; inner.len()];
-        self.down.backward(&inner, grad, &mut to_inner, false)?;
+        self.down.backward(&inner, grad, &mut to_inner, false, precision)?;
         drop(inner);
         let mut to_x = vec![0.0; x.len()];
-        match (&self.gate, &tape.gate) {
+        match (&self.gate, &gate) {
             (Some(layer), Some(gate)) => {
-                let to_up = self.activation.gated_backward(gate, &tape.up, &mut to_inner);
-                layer.backward(x, &to_inner, &mut to_x, false)?;
-                self.up.backward(x, &to_up, &mut to_x, true)?;
+                let to_up = self.activation.gated_backward(gate, &up, &mut to_inner);
+                layer.backward(x, &to_inner, &mut to_x, false, precision)?;
+                self.up.backward(x, &to_up, &mut to_x, true, precision)?;
             }
             _ => {
-                self.activation.backward(&tape.up, &mut to_inner);
-                self.up.backward(x, &to_inner, &mut to_x, false)?;
+                self.activation.backward(&up, &mut to_inner);
+                self.up.backward(x, &to_inner, &mut to_x, false, precision)?;
             }
         }
         Ok(to_x)

@@ -21,16 +21,17 @@ mod load;
 mod mlp;
 mod names;
 mod network;
+mod pass;
 mod sublayer;
 mod text_model;
 mod tokenizer;
 mod weights;
 
-pub(crate) use body::Keep;
 pub use config::TransformerConfig;
 pub use generate::Sampling;
 pub(crate) use load::read_weights;
 pub(crate) use network::TextNetwork;
+pub(crate) use pass::{Keep, Masks, Pass};
 pub use text_model::{TextModel, TokenBatch};
 pub(crate) use text_model::{check_positions, checked};
 pub use tokenizer::{TOKENIZER_FILE, TokenizerInfo};

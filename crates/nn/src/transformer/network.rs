@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::body::{Body, Keep, Tape, Tokens, TopTape};
+use super::body::{Body, Tape, Tokens, TopTape};
 use super::config::{NormKind, Spec, Task, TransformerConfig};
+use super::pass::Pass;
 use super::text_model::{first_positions, rows};
 use super::weights::{Fresh, Projection, Source as _, Values as _};
 use crate::error::{LossError, ModelError, TrainError};
 use crate::io::Tensors;
+use crate::kernel::precision::Precision;
 use crate::layers::{Parameter, SharedGradient};
 use crate::loss::{Gradients, LossConfig, LossSums, OutputLayer, SoftLabels, fused_loss};
 use crate::rng::Philox;
@@ -85,15 +87,15 @@ impl TextNetwork {
         &self,
         tokens: &Tokens<'_>,
         labelled: &[usize],
-        keep: Keep,
+        pass: &Pass,
     ) -> Result<Chosen, ModelError> {
-        let (x, tape) = self.body.forward(tokens, None, keep)?;
+        let (x, tape) = self.body.forward(tokens, None, pass)?;
         let positions: Vec<usize> = match self.spec.task {
             Task::LanguageModel { .. } => labelled.to_vec(),
             Task::Classification { .. } => first_positions(&tokens.layout).collect(),
         };
         let x = rows(&x, self.spec.hidden, positions.iter().copied());
-        let (hidden, top) = self.body.top(x)?;
+        let (hidden, top) = self.body.top(x, pass)?;
         Ok(Chosen { positions, hidden, top, tape })
     }
 
@@ -106,7 +108,7 @@ impl TextNetwork {
         soft: Option<&SoftLabels<'_>>,
         config: &LossConfig,
     ) -> Result<LossSums, TrainError> {
-        Ok(self.with_output(classes, |output| {
+        Ok(self.with_output(classes, Precision::F32, |output| {
             fused_loss(&chosen.hidden, output, hard, soft, config, 1.0, None)
         })??)
     }
@@ -120,22 +122,23 @@ impl TextNetwork {
         labels: (usize, Option<&[u32]>, Option<&SoftLabels<'_>>),
         config: &LossConfig,
         denominator: f64,
+        pass: &Pass,
     ) -> Result<LossSums, TrainError> {
         let (classes, hard, soft) = labels;
         let Chosen { positions, hidden, top, tape } = chosen;
         let mut to_hidden = vec![0.0; hidden.len()];
         let (weight, bias) = self.head_gradients();
         let gradients = Gradients { hidden: &mut to_hidden, weight, bias };
-        let sums = self.with_output(classes, |output| {
+        let sums = self.with_output(classes, pass.precision, |output| {
             fused_loss(&hidden, output, hard, soft, config, denominator, Some(gradients))
         })??;
-        let to_rows = self.body.top_backward(&top, to_hidden)?;
+        let to_rows = self.body.top_backward(&top, to_hidden, pass)?;
         let d = self.spec.hidden;
         let mut grad = vec![0.0; tokens.ids.len() * d];
         for (row, &position) in to_rows.chunks_exact(d).zip(&positions) {
             grad[position * d..][..d].copy_from_slice(row);
         }
-        self.body.backward(tokens, tape, grad)?;
+        self.body.backward(tokens, tape, grad, pass)?;
         Ok(sums)
     }
 
@@ -150,6 +153,7 @@ impl TextNetwork {
     fn with_output(
         &self,
         classes: usize,
+        precision: Precision,
         body: impl FnOnce(OutputLayer<'_>) -> Result<LossSums, LossError>,
     ) -> Result<Result<LossSums, LossError>, ModelError> {
         let width = self.spec.hidden;
@@ -158,7 +162,7 @@ impl TextNetwork {
             Task::Classification { .. } => None,
         };
         let run = |weight: &[f32], bias: Option<&[f32]>| {
-            body(OutputLayer { weight, bias, softcap, width, classes })
+            body(OutputLayer { weight, bias, softcap, width, classes, precision })
         };
         match &self.head {
             None => self.body.embedding().with(|weight| run(weight, None)),

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use super::body::{Body, Keep, Tokens};
+use super::body::{Body, Tokens};
 use super::config::{Task, TransformerConfig};
 use super::load::read_weights;
+use super::pass::Pass;
 use super::tokenizer::TokenizerInfo;
 use super::weights::Arranged;
 use crate::error::ModelError;
@@ -150,7 +151,7 @@ impl TextModel {
         labelled: Option<&[usize]>,
     ) -> Result<Vec<f32>, ModelError> {
         let tokens = checked(&self.config, batch)?;
-        let (x, _) = self.body.forward(&tokens, None, Keep::Nothing)?;
+        let (x, _) = self.body.forward(&tokens, None, &Pass::INFERENCE)?;
         let d = self.config.hidden_size();
         let chosen = match (self.config.is_language_model(), labelled) {
             (false, _) => rows(&x, d, first_positions(&tokens.layout)),
@@ -160,7 +161,7 @@ impl TextModel {
                 rows(&x, d, labelled.iter().copied())
             }
         };
-        let (mut hidden, _) = self.body.top(chosen)?;
+        let (mut hidden, _) = self.body.top(chosen, &Pass::INFERENCE)?;
         for state in hidden.chunks_exact_mut(d) {
             if state.iter().any(|h| !h.is_finite()) {
                 state.fill(f32::NAN);

@@ -3,9 +3,10 @@
 
 use crate::error::ModelError;
 use crate::io::Tensors;
-use crate::kernel::gemm::{Matrix, matmul};
+use crate::kernel::gemm::Matrix;
 use crate::kernel::norm::Norm;
 use crate::kernel::packed::PackedLinear;
+use crate::kernel::precision::Precision;
 use crate::kernel::storage::with_elements;
 use crate::layers::{Parameter, lock};
 use crate::rng::Philox;
@@ -14,8 +15,8 @@ use super::config::{NormKind, Spec};
 
 /// A weight that rows are multiplied with, and a bias where there is one.
 pub(crate) trait Product {
-    /// [rows, inputs] to [rows, outputs].
-    fn apply(&self, x: &[f32]) -> Result<Vec<f32>, ModelError>;
+    /// [rows, inputs] to [rows, outputs]. Only a layer in training has a choice of precision.
+    fn apply(&self, x: &[f32], precision: Precision) -> Result<Vec<f32>, ModelError>;
 }
 
 /// A vector or a table that is read as it is.
@@ -55,7 +56,7 @@ pub(crate) enum Start {
 }
 
 impl Product for PackedLinear {
-    fn apply(&self, x: &[f32]) -> Result<Vec<f32>, ModelError> {
+    fn apply(&self, x: &[f32], _: Precision) -> Result<Vec<f32>, ModelError> {
         Ok(Self::apply(self, x, false))
     }
 }
@@ -166,7 +167,7 @@ pub(crate) struct Projection {
 }
 
 impl Product for Projection {
-    fn apply(&self, x: &[f32]) -> Result<Vec<f32>, ModelError> {
+    fn apply(&self, x: &[f32], precision: Precision) -> Result<Vec<f32>, ModelError> {
         let [outputs, inputs] = self.shape();
         let rows = x.len() / inputs;
         let mut out = match &self.bias {
@@ -176,7 +177,7 @@ impl Product for Projection {
         let accumulate = self.bias.is_some();
         self.weight.with(|weight| {
             let weight = Matrix::new(weight, outputs, inputs).t();
-            matmul(&mut out, accumulate, Matrix::new(x, rows, inputs), weight);
+            precision.multiply(&mut out, accumulate, Matrix::new(x, rows, inputs), weight);
         })?;
         Ok(out)
     }
@@ -202,11 +203,13 @@ impl Projection {
         grad: &[f32],
         to_input: &mut [f32],
         accumulate: bool,
+        precision: Precision,
     ) -> Result<(), ModelError> {
         let [outputs, inputs] = self.shape();
         let rows = x.len() / inputs;
         let g = Matrix::new(grad, rows, outputs);
-        lock(self.weight.gradient()).add_product(g.t(), Matrix::new(x, rows, inputs));
+        let x = Matrix::new(x, rows, inputs);
+        lock(self.weight.gradient()).add_product(precision, g.t(), x);
         if let Some(bias) = &self.bias {
             let mut sum = vec![0.0; outputs];
             for row in grad.chunks_exact(outputs) {
@@ -215,7 +218,8 @@ impl Projection {
             lock(bias.gradient()).add(&sum);
         }
         self.weight.with(|weight| {
-            matmul(to_input, accumulate, g, Matrix::new(weight, outputs, inputs));
+            let weight = Matrix::new(weight, outputs, inputs);
+            precision.multiply(to_input, accumulate, g, weight);
         })
     }
 }

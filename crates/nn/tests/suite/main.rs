@@ -18,6 +18,7 @@ mod model_directory;
 mod pretrained_resnets;
 mod stories;
 mod text_models_equal_transformers;
+mod text_training;
 mod thread_count;
 mod training_is_deterministic;
 mod training_learns;

@@ -2,6 +2,7 @@
 //! the scores and their log sums (Dao et al., 2022, "FlashAttention", appendix B).
 
 use super::{Heads, Scores};
+use crate::kernel::dropout::Mask;
 use crate::kernel::gemm::{Matrix, matmul_serial};
 use crate::kernel::math::{exp, tanh};
 
@@ -12,6 +13,8 @@ const BLOCK: usize = 64;
 pub(super) struct Operands<'a> {
     pub(super) heads: Heads,
     pub(super) scores: Scores,
+    /// And the number of the first weight.
+    pub(super) mask: Option<(Mask, u64)>,
     pub(super) q: &'a [f32],
     pub(super) k: &'a [f32],
     pub(super) v: &'a [f32],
@@ -42,6 +45,8 @@ impl Operands<'_> {
                 matmul_serial(&mut weights, false, queries, keys.t());
                 let mut to_scores = vec![0.0; n * span];
                 matmul_serial(&mut to_scores, false, grads, Matrix::new(v, span, width).t());
+                let query = head * length + first;
+                self.drop(query, start, &mut to_scores, span);
                 pulp::Arch::new().dispatch(Soften {
                     scores: &self.scores,
                     position: first,
@@ -53,12 +58,23 @@ impl Operands<'_> {
                     weights: &mut weights,
                     to_scores: &mut to_scores,
                 });
+                self.drop(query, start, &mut weights, span);
                 let weights = Matrix::new(&weights, n, span);
                 let to_scores = Matrix::new(&to_scores, n, span);
                 matmul_serial(&mut to_v[seen.clone()], true, weights.t(), grads);
                 matmul_serial(&mut to_k[seen], true, to_scores.t(), queries);
                 matmul_serial(&mut to_q[rows], false, to_scores, keys);
             }
+        }
+    }
+
+    /// Drops of values [queries, keys] what the forward pass dropped of weights, from query `query` of
+    /// the group and key `key` on.
+    fn drop(&self, query: usize, key: usize, values: &mut [f32], columns: usize) {
+        let Some((mask, number)) = self.mask else { return };
+        let keys = self.k.len() / self.heads.width;
+        for (row, values) in values.chunks_exact_mut(columns).enumerate() {
+            mask.apply_from(number + ((query + row) * keys + key) as u64, values);
         }
     }
 }

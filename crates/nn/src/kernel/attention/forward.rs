@@ -1,6 +1,7 @@
 //! The forward pass of the query heads that share a head of keys.
 
 use super::{Heads, Scores};
+use crate::kernel::dropout::Mask;
 use crate::kernel::math::{exp, tanh};
 
 /// Keys, or elements of a value, computed at once.
@@ -14,6 +15,8 @@ const BLOCK: usize = 8 * ROWS;
 pub(super) struct Group<'a> {
     pub(super) heads: Heads,
     pub(super) scores: Scores,
+    /// And the number of the first weight.
+    pub(super) mask: Option<(Mask, u64)>,
     /// [group, length, width].
     pub(super) q: &'a [f32],
     /// [past + length, width].
@@ -43,7 +46,7 @@ impl pulp::WithSimd for Group<'_> {
 impl Group<'_> {
     #[inline(always)]
     fn run<S: pulp::Simd, const R: usize>(self, simd: S) {
-        let Self { heads, scores, q, keys, values, out, log_sums, width } = self;
+        let Self { heads, scores, mask, q, keys, values, out, log_sums, width } = self;
         let count = keys.len() / width;
         let length = q.len() / (heads.group() * width);
         let past = count - length;
@@ -52,7 +55,8 @@ impl Group<'_> {
         let columns = count.next_multiple_of(LANES);
         let mut weights = vec![0.0; BLOCK * columns];
         let rows = q.chunks_exact(length * width).zip(out.chunks_exact_mut(length * width));
-        for ((q, out), log_sums) in rows.zip(log_sums.chunks_exact_mut(length)) {
+        let heads = rows.zip(log_sums.chunks_exact_mut(length)).enumerate();
+        for (head, ((q, out), log_sums)) in heads {
             let blocks = q.chunks(BLOCK * width).zip(out.chunks_mut(BLOCK * width));
             for (block, ((q, out), sums)) in blocks.zip(log_sums.chunks_mut(BLOCK)).enumerate() {
                 let first = past + block * BLOCK;
@@ -73,11 +77,16 @@ impl Group<'_> {
                     }
                 }
                 let span = start..panels.end * LANES;
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    let visible = scores.visible(first + row, count);
+                for (at, sum) in sums.iter_mut().enumerate() {
+                    let visible = scores.visible(first + at, count);
                     let visible = visible.start - start..visible.end - start;
-                    let row = &mut weights[row * columns..][span.clone()];
-                    *sum = soften(&scores, row, visible);
+                    let row = &mut weights[at * columns..][span.clone()];
+                    *sum = soften(&scores, row, visible.clone());
+                    if let Some((mask, number)) = mask {
+                        let query = head * length + first - past + at;
+                        let number = number + (query * count + start + visible.start) as u64;
+                        mask.apply_from(number, &mut row[visible]);
+                    }
                 }
                 for at in (0..n).step_by(ROWS) {
                     // All columns of the span: beyond the visible ones weights are zeros.

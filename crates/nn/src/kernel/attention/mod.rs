@@ -12,6 +12,7 @@ mod tests;
 
 use rayon::prelude::*;
 
+use super::dropout::Mask;
 use super::rope::{Layout, split, split_mut};
 
 /// What a query sees, and how scores are scaled.
@@ -68,11 +69,13 @@ pub(crate) struct Attended {
 }
 
 /// `q` is `[queries, length, width]` for each sequence; `keys` and `values` hold, for each sequence and
-/// each of its key heads, `[past + length, width]`.
+/// each of its key heads, `[past + length, width]`. `mask` drops weights, numbered as `[queries, length,
+/// past + length]` for each sequence; the log sums are those of all scores.
 pub(crate) fn attend(
     layout: &Layout,
     heads: Heads,
     scores: Scores,
+    mask: Option<Mask>,
     q: &[f32],
     keys: &[&[f32]],
     values: &[&[f32]],
@@ -83,13 +86,25 @@ pub(crate) fn attend(
     let q = split(q, layout, heads.keys, per_token);
     let outs = split_mut(&mut out, layout, heads.keys, per_token);
     let sums = split_mut(&mut log_sums, layout, heads.keys, heads.queries);
+    let firsts = first_weights(heads, &q, keys);
     let tasks = q.into_par_iter().zip(outs).zip(sums).enumerate();
     tasks.for_each(|(task, ((q, out), log_sums))| {
         let (keys, values, width) = (keys[task], values[task], heads.width);
-        let job = forward::Group { heads, scores, q, keys, values, out, log_sums, width };
+        let mask = mask.map(|mask| (mask, firsts[task]));
+        let job = forward::Group { heads, scores, mask, q, keys, values, out, log_sums, width };
         pulp::Arch::new().dispatch(job);
     });
     Attended { out, log_sums }
+}
+
+/// Number of the first weight of each sequence and key head.
+fn first_weights(heads: Heads, q: &[&[f32]], keys: &[&[f32]]) -> Vec<u64> {
+    let count = |(q, keys): (&&[f32], &&[f32])| {
+        (q.len() / heads.width) as u64 * (keys.len() / heads.width) as u64
+    };
+    let sizes = q.iter().zip(keys).map(count);
+    let sum = |next: &mut u64, size: u64| Some(std::mem::replace(next, *next + size));
+    sizes.scan(0, sum).collect()
 }
 
 /// Gradients by queries, keys and values, in the order that these have.
@@ -106,6 +121,7 @@ pub(crate) fn backward(
     layout: &Layout,
     heads: Heads,
     scores: Scores,
+    mask: Option<Mask>,
     [q, k, v]: [&[f32]; 3],
     attended: &Attended,
     grad: &[f32],
@@ -118,6 +134,7 @@ pub(crate) fn backward(
     let (q, out, grad) = (by_queries(q), by_queries(&attended.out), by_queries(grad));
     let (k, v) = (by_keys(k), by_keys(v));
     let sums = split(&attended.log_sums, layout, heads.keys, heads.queries);
+    let firsts = first_weights(heads, &q, &k);
     let grads = split_mut(&mut to_q, layout, heads.keys, q_width)
         .into_par_iter()
         .zip(split_mut(&mut to_k, layout, heads.keys, k_width))
@@ -126,6 +143,7 @@ pub(crate) fn backward(
         let operands = backward::Operands {
             heads,
             scores,
+            mask: mask.map(|mask| (mask, firsts[task])),
             q: q[task],
             k: k[task],
             v: v[task],

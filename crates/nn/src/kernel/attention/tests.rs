@@ -5,8 +5,14 @@ fn draw(rng: &mut Philox, n: usize) -> Vec<f32> {
     (0..n).map(|_| rng.normal() as f32).collect()
 }
 
-/// The definition in f64, for one query head of one sequence.
-fn reference(scores: &Scores, width: usize, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
+/// The definition in f64, for one query head of one sequence; `factors` [queries, keys] are what dropout
+/// multiplies weights by.
+fn reference(
+    (scores, width, factors): (&Scores, usize, &[f32]),
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+) -> Vec<f64> {
     let keys = k.len() / width;
     let past = keys - q.len() / width;
     let row = |(i, q): (usize, &[f64])| {
@@ -21,7 +27,8 @@ fn reference(scores: &Scores, width: usize, q: &[f64], k: &[f64], v: &[f64]) -> 
         (0..width)
             .map(|c| {
                 let terms = visible.clone().zip(&exps);
-                terms.map(|(key, e)| e / sum * v[key * width + c]).sum::<f64>()
+                let factor = |key: usize| f64::from(factors[i * keys + key]);
+                terms.map(|(key, e)| e / sum * factor(key) * v[key * width + c]).sum::<f64>()
             })
             .collect::<Vec<_>>()
     };
@@ -49,20 +56,28 @@ fn value_and_gradients_are_those_of_the_definition() {
     let q = draw(&mut rng, tokens * 4 * width);
     let (k, v) = (draw(&mut rng, tokens * 2 * width), draw(&mut rng, tokens * 2 * width));
     let grad = draw(&mut rng, q.len());
-    for scores in KINDS {
+    let dropped = Mask { seed: 9, stream: 4, rate: 0.3 };
+    let weights: usize = layout.lengths.iter().map(|length| 4 * length * length).sum();
+    for (scores, mask) in KINDS.into_iter().flat_map(|s| [(s, None), (s, Some(dropped))]) {
+        let mut factors = vec![1.0; weights];
+        mask.iter().for_each(|mask| mask.apply(&mut factors));
+        let mut rest = factors.as_slice();
         let parts = |x| split(x, &layout, heads.keys, heads.keys * width);
-        let attended = attend(&layout, heads, scores, &q, &parts(&k), &parts(&v));
-        let found = backward(&layout, heads, scores, [&q, &k, &v], &attended, &grad);
+        let attended = attend(&layout, heads, scores, mask, &q, &parts(&k), &parts(&v));
+        let found = backward(&layout, heads, scores, mask, [&q, &k, &v], &attended, &grad);
         let (keys, values) = (parts(&k), parts(&v));
         let by_head = |x| split(x, &layout, heads.queries, heads.queries * width);
         let (queries, outs, grads) = (by_head(&q), by_head(&attended.out), by_head(&grad));
         let (to_q, to_k, to_v) = (by_head(&found.q), parts(&found.k), parts(&found.v));
-        for sequence in 0..layout.lengths.len() {
+        for (sequence, length) in layout.lengths.iter().enumerate() {
+            let (own, others) = rest.split_at(4 * length * length);
+            rest = others;
+            let of = |head: usize| (&scores, width, &own[head * length * length..]);
             for head in 0..heads.queries {
                 let (at, key) = (sequence * 4 + head, sequence * 2 + head / 2);
                 let [q64, k64, v64, g64] =
                     [queries[at], keys[key], values[key], grads[at]].map(wide);
-                let expected = reference(&scores, width, &q64, &k64, &v64);
+                let expected = reference(of(head), &q64, &k64, &v64);
                 for (found, expected) in outs[at].iter().zip(&expected) {
                     assert!((f64::from(*found) - expected).abs() < 1e-5, "{scores:?}");
                 }
@@ -71,7 +86,7 @@ fn value_and_gradients_are_those_of_the_definition() {
                     let loss = |by: f64| -> f64 {
                         let mut moved = q64.clone();
                         moved[i] += by;
-                        let out = reference(&scores, width, &moved, &k64, &v64);
+                        let out = reference(of(head), &moved, &k64, &v64);
                         out.iter().zip(&g64).map(|(a, b)| a * b).sum()
                     };
                     let numeric = (loss(h) - loss(-h)) / (2.0 * h);
@@ -89,12 +104,13 @@ fn value_and_gradients_are_those_of_the_definition() {
                         let (mut k64, mut v64) = (k64.clone(), v64.clone());
                         k64[i] += by_k;
                         v64[i] += by_v;
-                        let of = |head: usize| -> f64 {
-                            let at = sequence * 4 + key_head * 2 + head;
-                            let out = reference(&scores, width, &wide(queries[at]), &k64, &v64);
+                        let sum = |head: usize| -> f64 {
+                            let head = key_head * 2 + head;
+                            let at = sequence * 4 + head;
+                            let out = reference(of(head), &wide(queries[at]), &k64, &v64);
                             out.iter().zip(grads[at]).map(|(a, &b)| a * f64::from(b)).sum()
                         };
-                        of(0) + of(1)
+                        sum(0) + sum(1)
                     };
                     let numeric = (loss(h, 0.0) - loss(-h, 0.0)) / (2.0 * h);
                     assert!((f64::from(to_k[key][i]) - numeric).abs() < 2e-4, "{scores:?} k {i}");
@@ -116,7 +132,7 @@ fn nothing_but_the_position_decides_the_bits() {
     let (k, v) = (draw(&mut rng, length * heads.width), draw(&mut rng, length * heads.width));
     for scores in KINDS.into_iter().filter(|scores| scores.causal) {
         let alone = Layout::whole(vec![length]);
-        let whole = attend(&alone, heads, scores, &q, &[&k], &[&v]);
+        let whole = attend(&alone, heads, scores, None, &q, &[&k], &[&v]);
         for past in [0, 1, 15, 16, 47, 48, 100] {
             for n in [1, 2, length - past] {
                 if past + n > length {
@@ -127,7 +143,7 @@ fn nothing_but_the_position_decides_the_bits() {
                     |head: usize| &q[(head * length + past) * heads.width..][..n * heads.width];
                 let q = [cut(0), cut(1)].concat();
                 let seen = (past + n) * heads.width;
-                let part = attend(&layout, heads, scores, &q, &[&k[..seen]], &[&v[..seen]]);
+                let part = attend(&layout, heads, scores, None, &q, &[&k[..seen]], &[&v[..seen]]);
                 for head in 0..2 {
                     let expected =
                         &whole.out[(head * length + past) * heads.width..][..n * heads.width];
@@ -148,7 +164,8 @@ fn a_number_that_is_none_shows() {
     let heads = Heads { queries: 1, keys: 1, width: 1 };
     let layout = Layout::whole(vec![2]);
     for bad in [f32::NAN, f32::INFINITY] {
-        let out = attend(&layout, heads, KINDS[0], &[1.0, bad], &[&[1.0, 1.0]], &[&[1.0, 2.0]]).out;
+        let out =
+            attend(&layout, heads, KINDS[0], None, &[1.0, bad], &[&[1.0, 1.0]], &[&[1.0, 2.0]]).out;
         assert_eq!(out[0], 1.0);
         assert!(out[1].is_nan(), "{bad} {out:?}");
     }

@@ -22,8 +22,9 @@ use super::batch::{LossParts, check_hard, distill};
 use super::config::{LossConfig, TopKForm};
 use super::target::{RowTarget, SoftTarget};
 use crate::error::LossError;
-use crate::kernel::gemm::{Matrix, matmul};
+use crate::kernel::gemm::Matrix;
 use crate::kernel::math::tanh;
+use crate::kernel::precision::{Precision, Right};
 use crate::layers::{SharedGradient, lock, shared_gradient};
 use crate::model::Head;
 use row::Terms;
@@ -47,6 +48,8 @@ pub struct OutputLayer<'a> {
     /// The first of them are the classes; those beyond are padding, which gets neither mass nor
     /// gradient.
     pub classes: usize,
+    /// Of the products with the weight.
+    pub precision: Precision,
 }
 
 /// What the teacher says of the rows.
@@ -200,6 +203,13 @@ pub(crate) fn fused_loss(
     };
     let d = output.width;
     let weight = &output.weight[..classes * d];
+    let by_weight = output.precision.right(Matrix::new(weight, classes, d).t());
+    let back = wanted.then(|| output.precision.right(Matrix::new(weight, classes, d)));
+    // The teacher's logits are exact, whatever the student computes in.
+    let by_head = teacher.map(|(_, head)| {
+        let d = head.hidden_size;
+        Precision::F32.right(Matrix::new(&head.weight[..classes * d], classes, d).t())
+    });
     let block = (BLOCK / classes).clamp(MIN_ROWS, MAX_ROWS).min(rows.max(1));
     let mut z = vec![0.0; block * classes];
     let mut t = vec![0.0; if teacher.is_some() { block * classes } else { 0 }];
@@ -208,13 +218,12 @@ pub(crate) fn fused_loss(
         let n = block.min(rows - first);
         let h = Matrix::new(&hidden[first * d..][..n * d], n, d);
         let z = &mut z[..n * classes];
-        project(z, h, weight, output.bias, output.softcap, classes, d);
-        if let Some((states, head)) = teacher {
+        project(z, h, &by_weight, output.bias, output.softcap, classes);
+        if let (Some((states, head)), Some(by_head)) = (teacher, &by_head) {
             let d = head.hidden_size;
             let states = Matrix::new(&states[first * d..][..n * d], n, d);
             let t = &mut t[..n * classes];
-            let weight = &head.weight[..classes * d];
-            project(t, states, weight, head.bias.as_deref(), head.softcap, classes, d);
+            project(t, states, by_head, head.bias.as_deref(), head.softcap, classes);
         }
         // The slope of the cap, from the logits before they become their gradient.
         let slopes = match output.softcap {
@@ -239,14 +248,14 @@ pub(crate) fn fused_loss(
             sums.soft = sums.soft.map(|sum| sum + terms.soft);
             sums.agreeing += usize::from(terms.agrees);
         }
-        if let Some(gradients) = &mut gradients {
+        if let (Some(gradients), Some(back)) = (&mut gradients, &back) {
             if !slopes.is_empty() {
                 z.iter_mut().zip(&slopes).for_each(|(g, slope)| *g *= slope);
             }
             let g = Matrix::new(z, n, classes);
             let to_hidden = &mut gradients.hidden[first * d..][..n * d];
-            matmul(to_hidden, false, g, Matrix::new(weight, classes, d));
-            lock(gradients.weight).add_product(g.t(), h);
+            back.multiply(to_hidden, false, g);
+            lock(gradients.weight).add_product(output.precision, g.t(), h);
             if let Some(bias) = gradients.bias {
                 let mut sum = vec![0.0; classes];
                 for row in z.chunks_exact(classes) {
@@ -266,20 +275,19 @@ struct Scales {
     soft: f64,
 }
 
-/// `rows * weight^T`, with bias and cap.
+/// `rows` times the transposed weight, with bias and cap.
 fn project(
     out: &mut [f32],
     rows: Matrix<'_, f32>,
-    weight: &[f32],
+    weight: &Right<'_>,
     bias: Option<&[f32]>,
     softcap: Option<f32>,
     classes: usize,
-    d: usize,
 ) {
     if let Some(bias) = bias {
         out.chunks_exact_mut(classes).for_each(|out| out.copy_from_slice(&bias[..classes]));
     }
-    matmul(out, bias.is_some(), rows, Matrix::new(weight, classes, d).t());
+    weight.multiply(out, bias.is_some(), rows);
     if let Some(cap) = softcap {
         out.par_chunks_mut(classes).for_each(|row| {
             row.iter_mut().for_each(|z| *z = cap * tanh(*z / cap));

@@ -1,4 +1,5 @@
 use super::*;
+use crate::kernel::precision::Precision::{Bf16, F32};
 use crate::layers::Parameter;
 use crate::loss::config::Divergence;
 use crate::rng::Philox;
@@ -124,6 +125,7 @@ fn run(
     soft: Option<&SoftLabels<'_>>,
     config: &LossConfig,
     cap: Option<f32>,
+    precision: Precision,
 ) -> (LossSums, [Vec<f32>; 3]) {
     let parameter =
         |values: &[f32], shape: &[usize]| Parameter::new("p", values.to_vec(), shape).unwrap();
@@ -136,6 +138,7 @@ fn run(
         softcap: cap,
         width: D,
         classes: CLASSES,
+        precision,
     };
     let gradients =
         Gradients { hidden: &mut hidden, weight: weight.gradient(), bias: Some(bias.gradient()) };
@@ -190,7 +193,7 @@ fn check(
     cap: Option<f32>,
     what: &str,
 ) {
-    let (sums, gradients) = run(case, Some(soft), config, cap);
+    let (sums, gradients) = run(case, Some(soft), config, cap, F32);
     let operands = [wide(&case.hidden), wide(&case.weight), wide(&case.bias)];
     let loss = |operands: &[Vec<f64>; 3]| {
         let [a, b, c] = operands;
@@ -221,7 +224,7 @@ fn check(
 fn hard_labels_alone() {
     let case = case(None);
     let config = LossConfig { alpha: 0.0, ..LossConfig::default() };
-    let (sums, gradients) = run(&case, None, &config, None);
+    let (sums, gradients) = run(&case, None, &config, None, F32);
     let operands = [wide(&case.hidden), wide(&case.weight), wide(&case.bias)];
     let loss = |operands: &[Vec<f64>; 3]| {
         let [a, b, c] = operands;
@@ -258,7 +261,7 @@ fn a_match_costs_nothing() {
     // Total variation has a kink there.
     for divergence in divergences().into_iter().filter(|d| *d != Divergence::TotalVariation) {
         let config = LossConfig { alpha: 1.0, divergence, ..LossConfig::default() };
-        let (sums, gradients) = run(&case, Some(&soft), &config, None);
+        let (sums, gradients) = run(&case, Some(&soft), &config, None, F32);
         let entropy = divergence == Divergence::CrossEntropy;
         assert!(entropy || sums.soft.unwrap().abs() < 1e-5, "{divergence:?} {sums:?}");
         assert!(gradients.iter().flatten().all(|g| g.abs() < 1e-6), "{divergence:?}");
@@ -273,7 +276,7 @@ fn parts_of_a_batch_add_up() {
     let case = case(None);
     let config = LossConfig::default();
     let soft = SoftLabels::Hidden { states: &case.states, head: &case.head };
-    let (whole, expected) = run(&case, Some(&soft), &config, None);
+    let (whole, expected) = run(&case, Some(&soft), &config, None, F32);
     let weight = Parameter::new("w", case.weight.clone(), &[CLASSES + PADDING, D]).unwrap();
     let output = OutputLayer {
         weight: &case.weight,
@@ -281,6 +284,7 @@ fn parts_of_a_batch_add_up() {
         softcap: None,
         width: D,
         classes: CLASSES,
+        precision: F32,
     };
     let mut sums = LossSums { hard: None, soft: None, agreeing: 0, rows: 0 };
     let mut hidden = [0.0; ROWS * D];
@@ -312,8 +316,14 @@ fn parts_of_a_batch_add_up() {
 #[test]
 fn extremes_stay_finite() {
     let weight: Vec<f32> = (0..CLASSES).map(|class| if class == 0 { 300.0 } else { 0.0 }).collect();
-    let output =
-        OutputLayer { weight: &weight, bias: None, softcap: None, width: 1, classes: CLASSES };
+    let output = OutputLayer {
+        weight: &weight,
+        bias: None,
+        softcap: None,
+        width: 1,
+        classes: CLASSES,
+        precision: F32,
+    };
     let head = Head {
         weight: vec![300.0; CLASSES],
         bias: None,
@@ -367,8 +377,14 @@ fn extremes_stay_finite() {
 #[test]
 fn what_does_not_fit_is_named() {
     let case = case(None);
-    let output =
-        OutputLayer { weight: &case.weight, bias: None, softcap: None, width: D, classes: CLASSES };
+    let output = OutputLayer {
+        weight: &case.weight,
+        bias: None,
+        softcap: None,
+        width: D,
+        classes: CLASSES,
+        precision: F32,
+    };
     let refusal = |hidden: &[f32], output, hard: Option<&[u32]>, soft: Option<&SoftLabels<'_>>| {
         let config = LossConfig::default();
         fused_loss(hidden, output, hard, soft, &config, 1.0, None).unwrap_err().to_string()
@@ -414,7 +430,14 @@ fn large_temperatures_keep_their_digits() {
     let mut rng = Philox::new(5, 0);
     let teacher: Vec<f32> = (0..V).map(|_| 3.0 * rng.normal() as f32).collect();
     let student: Vec<f32> = teacher.iter().map(|&z| z + rng.normal() as f32).collect();
-    let output = OutputLayer { weight: &student, bias: None, softcap: None, width: 1, classes: V };
+    let output = OutputLayer {
+        weight: &student,
+        bias: None,
+        softcap: None,
+        width: 1,
+        classes: V,
+        precision: F32,
+    };
     let head =
         Head { weight: teacher.clone(), bias: None, classes: V, hidden_size: 1, softcap: None };
     let soft = SoftLabels::Hidden { states: &[1.0], head: &head };
@@ -432,6 +455,28 @@ fn large_temperatures_keep_their_digits() {
             let expected = expected.unwrap().0.total;
             let error = (found - expected).abs() / expected;
             assert!(error < 2e-3, "{divergence:?} at {temperature}: {found}, not {expected}");
+        }
+    }
+}
+
+/// Rounded operands, and sums that are not: near the loss in f32, and not the same.
+#[test]
+fn bf16_is_as_near_as_its_operands() {
+    for cap in [None, Some(2.0)] {
+        let case = case(cap);
+        let soft = SoftLabels::Hidden { states: &case.states, head: &case.head };
+        let config = LossConfig { alpha: 0.7, temperature: 2.0, ..LossConfig::default() };
+        let (exact, expected) = run(&case, Some(&soft), &config, cap, F32);
+        let (near, found) = run(&case, Some(&soft), &config, cap, Bf16);
+        for (exact, near) in [(exact.hard, near.hard), (exact.soft, near.soft)] {
+            let off = (near.unwrap() - exact.unwrap()).abs();
+            assert!(off > 0.0 && off < 0.01 * exact.unwrap(), "{off} of {exact:?}");
+        }
+        for (found, expected) in found.iter().zip(&expected) {
+            let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+            let off = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+            let size = norm(&mut expected.iter().copied());
+            assert!(off > 0.0 && off < 0.01 * size, "{off} of {size}");
         }
     }
 }

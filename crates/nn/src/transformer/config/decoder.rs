@@ -4,6 +4,7 @@ use super::reader::Reader;
 use super::spec::{Activation, Family, LayerSpec, NormKind, Placement, Rope, Spec, Task};
 use super::{check, rope};
 use crate::error::ModelError;
+use crate::transformer::pass::DropoutRates;
 
 /// What transformers assumes of a family's keys that are absent.
 struct Defaults {
@@ -83,6 +84,10 @@ fn common(reader: &Reader<'_>, defaults: &Defaults) -> Result<Spec, ModelError> 
         embedding_scale: 1.0,
         initializer_range: reader.positive("initializer_range")?.unwrap_or(0.02),
         padding: reader.padding(defaults.padding, vocab),
+        dropout: DropoutRates {
+            weights: reader.dropout("attention_dropout", 0.0)?,
+            ..DropoutRates::default()
+        },
     })
 }
 

@@ -3,6 +3,7 @@
 use super::reader::Reader;
 use super::spec::{Activation, Family, LayerSpec, Learned, NormKind, Placement, Spec, Task};
 use crate::error::ModelError;
+use crate::transformer::pass::DropoutRates;
 
 /// Names of a family's keys.
 struct Keys {
@@ -85,11 +86,26 @@ fn common(
         embedding_scale: 1.0,
         initializer_range: reader.positive("initializer_range")?.unwrap_or(0.02),
         padding: reader.padding(Some(padding), vocab),
+        dropout: DropoutRates::default(),
     })
 }
 
 pub(super) fn bert(reader: &Reader<'_>) -> Result<Spec, ModelError> {
-    common(reader, &BERT, Family::Bert, [30_522, 12, 0])
+    let mut spec = common(reader, &BERT, Family::Bert, [30_522, 12, 0])?;
+    spec.dropout = bert_dropout(reader)?;
+    Ok(spec)
+}
+
+fn bert_dropout(reader: &Reader<'_>) -> Result<DropoutRates, ModelError> {
+    let hidden = reader.dropout("hidden_dropout_prob", 0.1)?;
+    Ok(DropoutRates {
+        embedding: hidden,
+        weights: reader.dropout("attention_probs_dropout_prob", 0.1)?,
+        attention: hidden,
+        feed_forward: hidden,
+        head_input: 0.0,
+        head: reader.dropout("classifier_dropout", hidden)?,
+    })
 }
 
 /// Positions count from behind the padding token's id, and pass over padding.
@@ -100,6 +116,8 @@ pub(super) fn roberta(reader: &Reader<'_>) -> Result<Spec, ModelError> {
         return Err(reader.fault("pad_token_id", "below max_position_embeddings less 1"));
     }
     spec.max_positions -= padding + 1;
+    let dropout = bert_dropout(reader)?;
+    spec.dropout = DropoutRates { head_input: dropout.head, ..dropout };
     if let Some(learned) = &mut spec.learned {
         learned.first = padding + 1;
         learned.padding = Some(padding);
@@ -117,6 +135,15 @@ pub(super) fn distilbert(reader: &Reader<'_>) -> Result<Spec, ModelError> {
     };
     let mut spec = common(reader, &KEYS, Family::DistilBert, [30_522, 6, 0])?;
     spec.norm_eps = 1e-12;
+    let hidden = reader.dropout("dropout", 0.1)?;
+    spec.dropout = DropoutRates {
+        embedding: hidden,
+        weights: reader.dropout("attention_dropout", 0.1)?,
+        attention: 0.0,
+        feed_forward: hidden,
+        head_input: 0.0,
+        head: reader.dropout("seq_classif_dropout", 0.2)?,
+    };
     if let Some(learned) = &mut spec.learned {
         learned.segments = 0;
     }

@@ -93,6 +93,16 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A probability of dropout.
+    pub(super) fn dropout(&self, key: &str, default: f32) -> Result<f32, ModelError> {
+        match self.optional_number(key)? {
+            Some(p) if !(0.0..1.0).contains(&(p as f32)) => {
+                Err(self.fault(key, "at least 0 and below 1"))
+            }
+            found => Ok(found.map_or(default, |p| p as f32)),
+        }
+    }
+
     pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool, ModelError> {
         match self.get(key) {
             None => Ok(default),

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::transformer::pass::DropoutRates;
+
 /// A validated architecture. Everything that decides a model's numbers is here, and nothing else: its
 /// JSON is what the fingerprint covers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -50,6 +52,9 @@ pub(crate) struct Spec {
     /// `padding_idx`. It decides no label.
     #[serde(skip)]
     pub(crate) padding: Option<usize>,
+    /// What training drops. It decides no label.
+    #[serde(skip)]
+    pub(crate) dropout: DropoutRates,
 }
 
 /// Where tensor names come from.
