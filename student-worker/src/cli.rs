@@ -311,11 +311,9 @@ fn tell_text(outcome: &TextOutcome, json: bool) -> Result<u8, Failure> {
         print_json(outcome)?;
     } else if let (Some(validation), Some(report)) = (&outcome.validation, &outcome.report) {
         print(&format!(
-            "{}: validation loss {:.4} (perplexity {:.3}) over {} tokens after {:.1} s\nreport: {}",
+            "{}: {} after {:.1} s\nreport: {}",
             outcome.name,
-            validation.loss,
-            validation.perplexity(),
-            validation.tokens,
+            validation.words(),
             outcome.seconds,
             report.display()
         ))?;

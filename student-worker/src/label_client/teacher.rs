@@ -53,8 +53,10 @@ impl Teacher {
         let (task, wanted_task) = (
             description.task(),
             match wanted.input {
-                WantedInput::Features { .. } => Task::Classification,
-                WantedInput::Sequences { .. } => Task::LanguageModel,
+                WantedInput::Features { .. } | WantedInput::Sequences { classified: true, .. } => {
+                    Task::Classification
+                }
+                WantedInput::Sequences { classified: false, .. } => Task::LanguageModel,
             },
         );
         if task != wanted_task {
@@ -81,8 +83,12 @@ impl Teacher {
         let fingerprint = fingerprint.to_vec();
         if description.classes as usize != wanted.classes {
             let whose = match wanted.input {
-                WantedInput::Features { .. } => "the student's num_labels",
-                WantedInput::Sequences { .. } => "the words of the student's tokenizer",
+                WantedInput::Features { .. } | WantedInput::Sequences { classified: true, .. } => {
+                    "the student's num_labels"
+                }
+                WantedInput::Sequences { classified: false, .. } => {
+                    "the words of the student's tokenizer"
+                }
             };
             let expected = format!("{}, {whose}", wanted.classes);
             return Err(unsuitable("classes", description.classes.to_string(), expected));
@@ -136,6 +142,7 @@ impl Teacher {
             }
             (
                 WantedInput::Sequences {
+                    classified: _,
                     tokenizer_sha256,
                     longest,
                     request_sequences,

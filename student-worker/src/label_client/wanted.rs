@@ -66,8 +66,10 @@ pub enum WantedInput {
         /// Elements per row.
         width: usize,
     },
-    /// Token sequences, with labels at some of their positions.
+    /// Token sequences.
     Sequences {
+        /// Whether each has one label, of a classifier; otherwise some of its positions have.
+        classified: bool,
         /// SHA-256 of the student's tokenizer.
         tokenizer_sha256: [u8; 32],
         /// Tokens in the longest sequence.

@@ -144,11 +144,8 @@ impl Several {
 
 /// What is said of a validation, in words.
 fn validation_words(validation: &ValidationRecord) -> String {
-    let ValidationRecord { step, loss, tokens, teacher_kl, teacher_agreement_percent } = validation;
-    let mut words = format!(
-        "step {step}: validation loss {loss:.4} over {tokens} tokens, perplexity {:.3}",
-        validation.perplexity()
-    );
+    let ValidationRecord { step, teacher_kl, teacher_agreement_percent, .. } = validation;
+    let mut words = format!("step {step}: {}", validation.words());
     if let (Some(kl), Some(part)) = (teacher_kl, teacher_agreement_percent) {
         words += &format!("; KL from the teacher {kl:.4}, {part:.1} % of its first choices");
     }

@@ -61,18 +61,22 @@ impl TestRecord {
     }
 }
 
-/// One validation of a language model.
+/// One validation of a language model, or of a classifier of texts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ValidationRecord {
     /// Steps done.
     pub step: u64,
-    /// Mean cross-entropy of the next token, in nats.
+    /// Mean cross-entropy of the next token, or of the class, in nats.
     pub loss: f64,
-    /// Tokens that were predicted.
-    pub tokens: u64,
-    /// KL(teacher || student) at T = 1, mean over the tokens that the teacher was asked about, in nats.
+    /// Tokens that were predicted, or texts that were classified.
+    #[serde(alias = "tokens")]
+    pub labels: u64,
+    /// Of a classifier: texts whose most probable class is their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correct: Option<u64>,
+    /// KL(teacher || student) at T = 1, mean over the labels that the teacher was asked for, in nats.
     pub teacher_kl: Option<f64>,
-    /// Part of those where both find the same token most probable, in percent.
+    /// Part of those where both find the same most probable, in percent.
     pub teacher_agreement_percent: Option<f64>,
 }
 
@@ -80,6 +84,27 @@ impl ValidationRecord {
     /// e to the loss.
     pub fn perplexity(&self) -> f64 {
         self.loss.exp()
+    }
+
+    /// Of a classifier: part of the texts whose most probable class is their own, in percent.
+    pub fn accuracy_percent(&self) -> Option<f64> {
+        self.correct.map(|correct| 100.0 * correct as f64 / self.labels.max(1) as f64)
+    }
+
+    /// Loss and quality, in words.
+    pub fn words(&self) -> String {
+        let (loss, labels) = (self.loss, self.labels);
+        match self.accuracy_percent() {
+            None => {
+                let perplexity = self.perplexity();
+                format!(
+                    "validation loss {loss:.4} (perplexity {perplexity:.3}) over {labels} tokens"
+                )
+            }
+            Some(accuracy) => {
+                format!("accuracy {accuracy:.2} %, validation loss {loss:.4} over {labels} texts")
+            }
+        }
     }
 }
 

@@ -238,10 +238,11 @@ impl RunFolder {
                 self.events.scalars(step.step, &values)
             }
             Record::Validation(validation) => {
-                let mut values = vec![
-                    ("validation/loss", validation.loss),
-                    ("validation/perplexity", validation.perplexity()),
-                ];
+                let quality = match validation.accuracy_percent() {
+                    Some(accuracy) => ("validation/accuracy_percent", accuracy),
+                    None => ("validation/perplexity", validation.perplexity()),
+                };
+                let mut values = vec![("validation/loss", validation.loss), quality];
                 values.extend(validation.teacher_kl.map(|kl| ("validation/teacher_kl", kl)));
                 let agreement = validation.teacher_agreement_percent;
                 values.extend(agreement.map(|part| ("validation/teacher_agreement_percent", part)));

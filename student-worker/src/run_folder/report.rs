@@ -108,7 +108,7 @@ impl Report {
 }
 
 /// Writes a report's text and its plot, and returns the path of the text.
-pub(crate) fn put(folder: &Path, charts: &[Chart; 2], text: String) -> Result<PathBuf, RunError> {
+pub(crate) fn put(folder: &Path, charts: &[Chart], text: String) -> Result<PathBuf, RunError> {
     let put = |name: &str, text: String| {
         let path = folder.join(name);
         fs::write(&path, text).map_err(|source| RunError::io(&path, source))?;

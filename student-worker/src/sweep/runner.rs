@@ -136,7 +136,7 @@ fn words(plan: &Plan, job: usize, measured: &Measured, done: usize) -> String {
     let name = plan.jobs[job].recipe.name();
     let what = match (&measured.figures, &measured.validation) {
         (Some(_), _) => format!("{} errors", measured.errors()),
-        (None, Some(validation)) => format!("validation loss {:.4}", validation.loss),
+        (None, Some(validation)) => validation.words(),
         (None, None) => "labels captured".to_owned(),
     };
     format!("{done} of {}: {name}: {what}, {:.0} s", plan.len(), measured.seconds)

@@ -110,6 +110,13 @@ impl Table {
                 .iter()
                 .filter_map(|m| m.validation.as_ref()?.teacher_agreement_percent)
                 .collect::<Vec<f64>>();
+            let accuracy = of(index)
+                .iter()
+                .filter_map(|m| m.validation.as_ref()?.accuracy_percent())
+                .collect::<Vec<f64>>();
+            if !accuracy.is_empty() {
+                add(": accuracy", "%", None, accuracy);
+            }
             if !agreement.is_empty() {
                 add(": KL from its teacher", "nats", None, kl);
                 add(": the teacher's first choice, too", "%", None, agreement);
@@ -230,7 +237,7 @@ fn mean(values: &[f64]) -> f64 {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.rows.iter().any(|row| row.unit == "nats");
-        let what = if text { "validation loss of a token" } else { "test errors" };
+        let what = if text { "validation loss of a label" } else { "test errors" };
         writeln!(f, "| {what} | paper | here, mean | each seed |")?;
         writeln!(f, "|---|---:|---:|---|")?;
         for row in &self.rows {

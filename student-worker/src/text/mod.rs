@@ -1,4 +1,4 @@
-//! Students of language models: from text to a trained model.
+//! Students that read text, language models and classifiers: from files to a trained model.
 //!
 //! ```text
 //! files -> documents -> tokens -> sequences -> batches of a token budget -> steps
@@ -12,6 +12,7 @@
 //! * [`packing`]: sequences, and which of them make a step: an order that can be entered anywhere.
 //! * [`run`]: sets everything up, trains, writes the report.
 
+mod classes;
 pub mod corpus;
 mod on_policy;
 pub mod packing;
@@ -23,4 +24,5 @@ mod session;
 mod student;
 mod teacher;
 
+pub use classes::Classes;
 pub use run::{TextOutcome, output_folder, run};

@@ -54,7 +54,7 @@ pub(super) fn sample(
     draws.seek(2 + 2 * part as u64);
     let sampling = section.sampling(draws.next_u64());
     let written = student.generate(&prompts, section.max_new_tokens, end, &sampling)?;
-    let mut packed = Packed { ids: vec![], lengths: vec![], labelled: vec![], hard: vec![] };
+    let mut packed = Packed::default();
     let longest = recipe.data.sequence_length;
     for (prompt, new) in prompts.iter().zip(written) {
         let first = packed.ids.len();

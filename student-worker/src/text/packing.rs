@@ -23,8 +23,15 @@ pub struct Sequence {
 }
 
 /// Cuts the documents of a corpus into sequences of at most `longest` tokens. Those without a target to
-/// learn are left out.
+/// learn are left out. Documents that are classified are sequences as they are.
 pub fn sequences(corpus: &Corpus, longest: usize) -> Vec<Sequence> {
+    if !corpus.classes.is_empty() {
+        let whole = |document: Range<usize>| Sequence {
+            start: document.start,
+            length: document.end - document.start,
+        };
+        return corpus.documents().map(whole).collect();
+    }
     let cut = |document: Range<usize>| {
         let last = document.end - 1;
         (document.start..last)
@@ -137,27 +144,36 @@ pub fn groups<'a>(
 }
 
 /// Sequences as the model and the wire take them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packed {
     /// Tokens of all sequences.
     pub ids: Vec<u32>,
     /// Tokens of each.
     pub lengths: Vec<u32>,
-    /// Positions whose target is learnt, ascending.
+    /// Positions whose target is learnt, ascending; of sequences that are classified, their first ones.
     pub labelled: Vec<usize>,
-    /// The targets of those positions.
+    /// The targets of those positions, or classes.
     pub hard: Vec<u32>,
+    /// Whether sequences are what has labels, and not positions.
+    pub classified: bool,
 }
 
 impl Packed {
     /// Of chosen sequences of a corpus, in that order.
     pub fn new(corpus: &Corpus, sequences: &[Sequence], chosen: &[u32]) -> Self {
-        let mut packed = Self { ids: vec![], lengths: vec![], labelled: vec![], hard: vec![] };
+        let classified = !corpus.classes.is_empty();
+        let mut packed = Self { classified, ..Self::default() };
         for &at in chosen {
             let Sequence { start, length } = sequences[at as usize];
             let first = packed.ids.len();
             packed.ids.extend_from_slice(&corpus.ids[start..start + length]);
             packed.lengths.push(length as u32);
+            if classified {
+                packed.labelled.push(first);
+                // Documents and sequences are the same.
+                packed.hard.push(corpus.classes[at as usize]);
+                continue;
+            }
             for position in 0..length {
                 let target = start + position + 1;
                 if corpus.learn[target] {
@@ -174,12 +190,12 @@ impl Packed {
         TokenBatch { ids: &self.ids, lengths: &self.lengths }
     }
 
-    /// As a request holds it: with a mask, unless all positions are labelled.
+    /// As a request holds it: with a mask, where some positions are labelled and others not.
     pub fn to_wire(&self) -> WireSequences {
         let mut token_ids = Vec::with_capacity(4 * self.ids.len());
         self.ids.iter().for_each(|id| token_ids.extend(id.to_le_bytes()));
         let mut mask = vec![];
-        if self.labelled.len() < self.ids.len() {
+        if !self.classified && self.labelled.len() < self.ids.len() {
             mask = vec![0u8; self.ids.len().div_ceil(8)];
             self.labelled.iter().for_each(|at| mask[at / 8] |= 1 << (at % 8));
         }

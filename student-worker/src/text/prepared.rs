@@ -1,6 +1,7 @@
 //! The text of a recipe, tokenised and cut into sequences.
 
 use super::{
+    classes::Classes,
     corpus::{Corpora, Corpus, TextError, TextTokenizer, format_name},
     packing::{Order, Packed, Sequence, groups, sequences},
     recipe::TextRecipe,
@@ -22,7 +23,8 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    pub(super) fn read(recipe: &TextRecipe) -> Result<Self, Error> {
+    /// Reads it; `classes` are those of a classifier.
+    pub(super) fn read(recipe: &TextRecipe, classes: Option<&Classes>) -> Result<Self, Error> {
         let data = &recipe.data;
         let path = data.tokenizer.as_deref().or(student::folder(&recipe.student));
         let Some(path) = path else {
@@ -35,11 +37,11 @@ impl Prepared {
             }));
         };
         let tokenizer = TextTokenizer::load(data, path)?;
-        let corpora = Corpora::read(data, &tokenizer, &cache_folder(recipe))?;
+        let corpora = Corpora::read(data, &tokenizer, classes, &cache_folder(recipe))?;
         let longest = data.sequence_length;
         let own = |what, corpus: &Corpus| match sequences(corpus, longest) {
             none if none.is_empty() => {
-                let remarks = corpus.counts.remarks(data.on_long);
+                let remarks = corpus.counts.remarks(data.on_long());
                 let found = remarks.unwrap_or_else(|| "no document at all".to_owned());
                 Err(TextError::Nothing { what, found })
             }
@@ -55,7 +57,7 @@ impl Prepared {
                 documents = counts.documents,
                 tokens = counts.tokens,
                 learnt = counts.learnt,
-                passed_over = counts.remarks(data.on_long).unwrap_or_default(),
+                passed_over = counts.remarks(data.on_long()).unwrap_or_default(),
                 "text"
             );
         }

@@ -1,5 +1,5 @@
-//! A recipe for a language model: as one for a classifier, with text in the place of rows, and steps
-//! of a token budget in the place of epochs.
+//! A recipe for a language model, or for a classifier of texts: as one for a classifier of rows, with text
+//! in the place of rows, and steps of a token budget in the place of epochs.
 
 use std::path::{Path, PathBuf};
 
@@ -57,6 +57,8 @@ pub enum TextFormat {
     Jsonl,
     /// Parquet files, compressed by Snappy or not.
     Parquet,
+    /// A table whose first line names the columns, which tabs separate; nothing is quoted.
+    Tsv,
 }
 
 /// What happens to a document that is none.
@@ -70,11 +72,10 @@ pub enum OnFault {
 }
 
 /// What happens to a document that is longer than a sequence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnLong {
     /// It becomes several sequences, each token predicted once.
-    #[default]
     Split,
     /// What is beyond a sequence is left out.
     Truncate,
@@ -104,12 +105,16 @@ pub struct TextData {
     pub sequence_length: usize,
     /// Of `text`: what stands between two documents; absent: a file is one.
     pub separator: Option<String>,
-    /// Of `jsonl` and `parquet`: the key, or column, of the text; absent: `text`.
+    /// Unless `format` is `text`: the key, or column, of the text; absent: `text`.
     pub text_field: Option<String>,
-    /// Of `jsonl` and `parquet`, in the place of `text_field`: the key, or column, of the prompt.
+    /// The same, in the place of `text_field`: the key, or column, of the prompt.
     pub prompt_field: Option<String>,
     /// The key of the completion that follows the prompt.
     pub completion_field: Option<String>,
+    /// Beside `text_field`: the key, or column, of a text's class, by number from 0 or by its name in the
+    /// student's `id2label`. With it the student is a classifier, of one sequence a text, around which the
+    /// tokenizer puts its special tokens.
+    pub label_field: Option<String>,
     /// Of `jsonl`, in the place of `text_field`: the key of a conversation, a list of objects with
     /// `role` and `content`, which the tokenizer's chat template turns into text.
     pub messages_field: Option<String>,
@@ -122,8 +127,8 @@ pub struct TextData {
     pub begin: Option<String>,
     /// Special token behind every document, which is learnt; absent: none.
     pub end: Option<String>,
-    /// Of `jsonl` and `parquet`: what is no document: not JSON, no object, or without the keys. Absent:
-    /// an error.
+    /// Unless `format` is `text`: what is no document: not JSON, no object, or without the keys; a line with
+    /// another number of columns; or with a label that is no class. Absent: an error.
     pub on_malformed: Option<OnFault>,
     /// Documents that are not UTF-8.
     #[serde(default = "error")]
@@ -131,9 +136,8 @@ pub struct TextData {
     /// Documents without a token to learn.
     #[serde(default = "skip")]
     pub on_empty: OnFault,
-    /// Documents that are longer than a sequence.
-    #[serde(default)]
-    pub on_long: OnLong,
+    /// Documents that are longer than a sequence. Absent: `split`; of a classifier, `truncate`.
+    pub on_long: Option<OnLong>,
     /// `[index, count]`: only every count-th sequence, from the index on; absent: all.
     pub shard: Option<[u32; 2]>,
     /// Folder where tokens and the teacher's output projection are kept; absent: `cache` beside the
@@ -150,6 +154,17 @@ impl TextData {
     /// Whether only completions, or what the assistant says, are learnt.
     pub fn completions_only(&self) -> bool {
         self.completions_only.unwrap_or(true)
+    }
+
+    /// Whether the student is a classifier.
+    pub fn classifies(&self) -> bool {
+        self.label_field.is_some()
+    }
+
+    /// What happens to documents that are longer than a sequence.
+    pub fn on_long(&self) -> OnLong {
+        let default = if self.classifies() { OnLong::Truncate } else { OnLong::Split };
+        self.on_long.unwrap_or(default)
     }
 
     /// What happens to what is no document.
@@ -279,7 +294,7 @@ impl TextTrain {
 }
 
 /// Keys that no recipe for images has.
-const TEXT_KEYS: [&str; 8] = [
+const TEXT_KEYS: [&str; 9] = [
     "sequence_length",
     "tokenizer",
     "validation_fraction",
@@ -287,6 +302,7 @@ const TEXT_KEYS: [&str; 8] = [
     "prompt_field",
     "completion_field",
     "messages_field",
+    "label_field",
     "separator",
 ];
 
@@ -295,7 +311,8 @@ pub fn is_text(table: &Table) -> bool {
     let Some(data) = table.get("data") else { return false };
     let format = data.get("format").and_then(toml::Value::as_str);
     // Parquet files hold images, too.
-    matches!(format, Some("text" | "jsonl")) || TEXT_KEYS.iter().any(|key| data.get(key).is_some())
+    matches!(format, Some("text" | "jsonl" | "tsv"))
+        || TEXT_KEYS.iter().any(|key| data.get(key).is_some())
 }
 
 /// Parts of a step whose sequences fill half of each at least.
@@ -410,6 +427,21 @@ fn values(recipe: &TextRecipe) -> Result<(), Invalid> {
     if let Some([index, count]) = data.shard {
         let found = format!("[{index}, {count}]");
         check(index < count, "data.shard", found, "[index, count], the index below the count")?;
+    }
+    if data.classifies() {
+        for (key, given) in [
+            ("data.prompt_field", data.prompt_field.is_some()),
+            ("data.messages_field", data.messages_field.is_some()),
+            ("data.begin", data.begin.is_some()),
+            ("data.end", data.end.is_some()),
+            ("on_policy", recipe.on_policy.is_some()),
+        ] {
+            check(!given, key, "given", "absent beside data.label_field")?;
+        }
+        check(!text, "data.label_field", "given", "absent where data.format is text")?;
+        let split = data.on_long == Some(OnLong::Split);
+        let expected = "truncate, skip or error beside data.label_field";
+        check(!split, "data.on_long", "split", expected)?;
     }
     student(&recipe.student)?;
     let train = &recipe.train;

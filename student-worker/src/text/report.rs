@@ -51,8 +51,7 @@ pub(super) fn write(
         })
         .collect();
     if let Some(last) = validations.last() {
-        let words = format!("{:.4} (perplexity {:.3})", last.loss, last.perplexity());
-        facts.push(("validation loss".to_owned(), words));
+        facts.push(("at the end".to_owned(), last.words()));
     }
     let line = |name: &str, figure: &dyn Fn(&ValidationRecord) -> Option<f64>| Series {
         name: name.to_owned(),
@@ -72,19 +71,29 @@ pub(super) fn write(
     if !kl.points.is_empty() {
         last.push(kl);
     }
-    let charts = [
+    let mut charts = vec![
         chart("Training loss", "loss (nats)", Scale::Logarithmic, losses),
-        chart("Validation", "nats per token", Scale::Fitted, last),
+        chart("Validation", "nats per label", Scale::Fitted, last),
     ];
-    let mut table = "| step | validation loss | perplexity | KL from the teacher | the same first \
-                     choice |\n|---:|---:|---:|---:|---:|\n"
-        .to_owned();
+    let accuracy = line("accuracy", &ValidationRecord::accuracy_percent);
+    let quality = if accuracy.points.is_empty() { "perplexity" } else { "accuracy" };
+    if !accuracy.points.is_empty() {
+        charts.push(chart("Accuracy", "% of the texts", Scale::Fitted, vec![accuracy]));
+    }
+    let mut table = format!(
+        "| step | validation loss | {quality} | KL from the teacher | the same first choice |\n\
+         |---:|---:|---:|---:|---:|\n"
+    );
     for v in validations {
         let kl = v.teacher_kl.map_or_else(String::new, |kl| format!("{kl:.4}"));
         let part = v.teacher_agreement_percent;
         let part = part.map_or_else(String::new, |part| format!("{part:.1} %"));
-        let (step, loss, perplexity) = (v.step, v.loss, v.perplexity());
-        table += &format!("| {step} | {loss:.4} | {perplexity:.3} | {kl} | {part} |\n");
+        let quality = match v.accuracy_percent() {
+            Some(accuracy) => format!("{accuracy:.2} %"),
+            None => format!("{:.3}", v.perplexity()),
+        };
+        let (step, loss) = (v.step, v.loss);
+        table += &format!("| {step} | {loss:.4} | {quality} | {kl} | {part} |\n");
     }
     let text = report::page(&recipe.name, &facts, "losses", &format!("## Validation\n\n{table}"));
     Ok(report::put(run.path(), &charts, text)?)

@@ -13,6 +13,7 @@ use stillhouse_nn::{Head, Philox, TextTrainerConfig};
 use tokio::{runtime::Handle, sync::watch, task::spawn_blocking};
 
 use super::{
+    classes::Classes,
     corpus::TextError,
     on_policy::is_on_policy,
     packing::{Order, Packed, groups},
@@ -143,10 +144,11 @@ pub async fn run(
     let begun = Instant::now();
     let reading = recipe.clone();
     let (data, mut trainer) = spawn_blocking(move || {
-        let data = Prepared::read(&reading)?;
+        let model = student::config(&reading).map_err(Error::Recipe)?;
+        let classes = reading.data.classifies().then(|| Classes::of(&model));
+        let data = Prepared::read(&reading, classes.as_ref())?;
         let words = data.tokenizer.info().size;
-        let model = student::config(&reading.student, words).map_err(Error::Recipe)?;
-        check_length(&reading, model.max_length())?;
+        student::check_sizes(&reading, &model, words).map_err(Error::Recipe)?;
         let config = student::trainer_config(&reading, model, words);
         config.validate().map_err(Error::Recipe)?;
         let trainer = student::trainer(&reading.student, config).map_err(Error::Load)?;
@@ -187,10 +189,12 @@ pub async fn run(
         report: None,
     };
 
+    let config = trainer.config();
+    let classes = config.vocabulary.unwrap_or(config.model.classes());
     // A student that is trained needs no labels any more.
     let mut teacher = None;
     if let Some(section) = recipe.teacher.as_ref().filter(|_| !trained) {
-        let connecting = Box::pin(connect(&recipe, section, &data, &mut order));
+        let connecting = Box::pin(connect(&recipe, section, &data, &mut order, classes));
         match unless(&mut stop, connecting).await {
             Some(connected) => teacher = Some(connected?),
             None => {
@@ -263,17 +267,6 @@ pub async fn run(
     Ok(outcome)
 }
 
-/// Refuses sequences that the student has no positions for.
-fn check_length(recipe: &TextRecipe, most: usize) -> Result<(), Error> {
-    let length = recipe.data.sequence_length;
-    if length <= most {
-        return Ok(());
-    }
-    let (field, value) = ("data.sequence_length".to_owned(), length.to_string());
-    let expected = format!("2 to {most}, the student's max_position_embeddings");
-    Err(Error::Recipe(stillhouse_nn::ModelError::Config { field, value, expected }))
-}
-
 /// Connects, and asks for what is needed before the first step: the head, where labels are hidden
 /// states or are compared with some, and those.
 async fn connect(
@@ -281,6 +274,7 @@ async fn connect(
     section: &crate::recipe::TeacherSection,
     data: &Prepared,
     order: &mut Order,
+    classes: usize,
 ) -> Result<(TextTeacher, Option<Head>, Vec<Vec<f32>>), Error> {
     let micro = recipe.train.micro_batch_tokens();
     // Sequences are at least one token long, but not many are that short: what a request may hold is
@@ -291,7 +285,8 @@ async fn connect(
     let longest = data.sequences.iter().map(|sequence| sequence.length).max().unwrap_or(1);
     let validated_longest = data.validation.iter().flat_map(|part| &part.lengths).max();
     let sizes = Sizes {
-        classes: info.size,
+        classes,
+        classifies: recipe.data.classifies(),
         tokenizer_sha256: info.sha256,
         longest: match &recipe.on_policy {
             // What the student writes is as long as any sequence may be.

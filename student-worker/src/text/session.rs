@@ -237,8 +237,8 @@ impl TextSession {
     }
 
     fn validate(&mut self, step: u64) -> Result<ValidationRecord, Error> {
-        let (mut loss, mut tokens) = (0.0, 0);
-        let (mut kl, mut agreeing, mut compared) = (0.0, 0, 0);
+        let (mut loss, mut labels) = (0.0, 0);
+        let (mut kl, mut agreeing, mut compared, mut correct) = (0.0, 0, 0, None);
         for (at, part) in self.data.validation.iter().enumerate() {
             let states = self.compared.get(at);
             let soft = match (states, &self.head) {
@@ -253,7 +253,10 @@ impl TextSession {
             };
             let found = self.trainer.measure(&batch)?;
             loss += found.hard.unwrap_or_default();
-            tokens += found.rows;
+            labels += found.rows;
+            if let Some(own) = found.correct {
+                correct = Some(correct.unwrap_or(0) + own as u64);
+            }
             if let Some(own) = found.kl {
                 kl += own;
                 agreeing += found.agreeing;
@@ -263,8 +266,9 @@ impl TextSession {
         let over = |sum: f64| (compared > 0).then(|| sum / compared as f64);
         let record = ValidationRecord {
             step,
-            loss: loss / tokens as f64,
-            tokens: tokens as u64,
+            loss: loss / labels as f64,
+            labels: labels as u64,
+            correct,
             teacher_kl: over(kl),
             teacher_agreement_percent: over(100.0 * agreeing as f64),
         };

@@ -11,11 +11,10 @@ pub(super) fn folder(student: &StudentSection) -> Option<&Path> {
     student.model.as_deref().or(student.layers_of.as_deref())
 }
 
-/// The student's architecture, for a tokenizer of `words` words.
-pub(super) fn config(
-    student: &StudentSection,
-    words: usize,
-) -> Result<TransformerConfig, ModelError> {
+/// The student's architecture: of a classifier where documents are classified, of a language model
+/// elsewhere.
+pub(super) fn config(recipe: &TextRecipe) -> Result<TransformerConfig, ModelError> {
+    let student = &recipe.student;
     let config = match (&student.config, &student.model, &student.layers_of) {
         (Some(file), ..) => {
             let text = std::fs::read_to_string(file)
@@ -29,19 +28,39 @@ pub(super) fn config(
         // The recipe has been checked.
         (None, None, None) => TransformerConfig::from_json(serde_json::Map::new())?,
     };
-    let refuse = |field: &str, value: String, expected: String| {
-        Err(ModelError::Config { field: field.to_owned(), value, expected })
-    };
-    if !config.is_language_model() {
+    let classifies = recipe.data.classifies();
+    if config.is_language_model() == classifies {
         let found = config.json().get("model_type").map_or_else(String::new, ToString::to_string);
-        return refuse("student: model_type", found, "a language model".to_owned());
-    }
-    let rows = config.vocabulary();
-    if rows < words {
-        let expected = format!("{words} or more, the words of the tokenizer");
-        return refuse("student: vocab_size", rows.to_string(), expected);
+        let expected = match classifies {
+            true => "that of a classifier of sequences, beside data.label_field",
+            false => "that of a language model, without data.label_field",
+        };
+        let (field, expected) = ("student: model_type".to_owned(), expected.to_owned());
+        return Err(ModelError::Config { field, value: found, expected });
     }
     Ok(config)
+}
+
+/// Refuses a student without room for its tokenizer's words, or for the sequences.
+pub(super) fn check_sizes(
+    recipe: &TextRecipe,
+    config: &TransformerConfig,
+    words: usize,
+) -> Result<(), ModelError> {
+    let refuse = |field: &str, value: usize, expected: String| {
+        Err(ModelError::Config { field: field.to_owned(), value: value.to_string(), expected })
+    };
+    let (rows, length, most) =
+        (config.vocabulary(), recipe.data.sequence_length, config.max_length());
+    if rows < words {
+        let expected = format!("{words} or more, the words of the tokenizer");
+        return refuse("student: vocab_size", rows, expected);
+    }
+    if length > most {
+        let expected = format!("2 to {most}, the student's max_position_embeddings");
+        return refuse("data.sequence_length", length, expected);
+    }
+    Ok(())
 }
 
 /// What the trainer of a recipe does.
@@ -51,8 +70,8 @@ pub(super) fn trainer_config(
     words: usize,
 ) -> TextTrainerConfig {
     TextTrainerConfig {
+        vocabulary: model.is_language_model().then_some(words),
         model,
-        vocabulary: Some(words),
         optimizer: recipe.optimizer,
         decay_vectors: recipe.train.decay_vectors,
         schedule: recipe.schedule,

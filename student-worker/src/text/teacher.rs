@@ -31,8 +31,10 @@ const PROBE_POSITIONS: usize = 8;
 /// What requests of a run are like.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
-    /// Words.
+    /// Words, or classes.
     pub(super) classes: usize,
+    /// Whether sequences are what has labels, and not positions.
+    pub(super) classifies: bool,
     pub(super) tokenizer_sha256: [u8; 32],
     /// Tokens of the longest sequence.
     pub(super) longest: usize,
@@ -66,13 +68,17 @@ impl TextTeacher {
             encoding: encoding_of(section, recipe.loss.divergence),
             ensemble: rule_of(section),
             input: WantedInput::Sequences {
+                classified: sizes.classifies,
                 tokenizer_sha256: sizes.tokenizer_sha256,
                 longest: sizes.longest,
                 request_sequences: sizes.request_sequences,
                 request_tokens: sizes.request_tokens,
             },
             classes: sizes.classes,
-            request_rows: sizes.request_tokens,
+            request_rows: match sizes.classifies {
+                true => sizes.request_sequences,
+                false => sizes.request_tokens,
+            },
             timeout: Duration::from_millis(section.timeout_ms.into()),
         };
         let (endpoints, server) = match section.kind {
@@ -176,13 +182,31 @@ impl TextTeacher {
     }
 }
 
-/// The parts with at most `rows` positions labelled at a time, and which part each is of.
+/// The parts with at most `rows` labels at a time, and which part each is of.
 fn pieces(parts: &[Packed], rows: usize) -> impl Iterator<Item = (usize, Packed)> {
     parts.iter().enumerate().flat_map(move |(at, part)| {
-        part.labelled.chunks(rows).map(move |labelled| {
-            let (ids, lengths) = (part.ids.clone(), part.lengths.clone());
-            (at, Packed { ids, lengths, labelled: labelled.to_vec(), hard: vec![] })
-        })
+        let chunks = part.labelled.chunks(rows).zip(part.lengths.chunks(rows));
+        let positions = part.labelled.chunks(rows).map(move |labelled| Packed {
+            labelled: labelled.to_vec(),
+            hard: vec![],
+            ..part.clone()
+        });
+        let sequences = chunks.map(move |(firsts, lengths)| {
+            let first = firsts.first().copied().unwrap_or(0);
+            let tokens: u32 = lengths.iter().sum();
+            Packed {
+                ids: part.ids[first..first + tokens as usize].to_vec(),
+                lengths: lengths.to_vec(),
+                labelled: firsts.iter().map(|at| at - first).collect(),
+                hard: vec![],
+                classified: true,
+            }
+        });
+        let pieces: Box<dyn Iterator<Item = Packed>> = match part.classified {
+            true => Box::new(sequences),
+            false => Box::new(positions),
+        };
+        pieces.map(move |piece| (at, piece))
     })
 }
 
@@ -200,13 +224,17 @@ pub(super) fn job(index: u64, packed: &Packed, temperature: f32, seed: u64) -> J
 /// The last positions of the first sequence: a few, as dense labels of a vocabulary are large.
 fn probe(first: &Packed) -> Probe {
     let length = first.lengths.first().map_or(0, |length| *length as usize);
-    let labelled: Vec<usize> = (length.saturating_sub(PROBE_POSITIONS)..length).collect();
+    let labelled: Vec<usize> = match first.classified {
+        true => vec![0],
+        false => (length.saturating_sub(PROBE_POSITIONS)..length).collect(),
+    };
     let rows = labelled.len();
     let one = Packed {
         ids: first.ids[..length].to_vec(),
         lengths: vec![length as u32],
         labelled,
         hard: vec![],
+        classified: first.classified,
     };
     Probe { inputs: Inputs::Sequences(one.to_wire()), floats: None, rows }
 }
@@ -270,7 +298,7 @@ mod tests {
     fn positions_to_compare_are_asked_for_in_pieces() {
         let part = |ids: Vec<u32>, labelled: Vec<usize>| {
             let lengths = vec![ids.len() as u32];
-            Packed { ids, lengths, labelled, hard: vec![] }
+            Packed { ids, lengths, labelled, ..Packed::default() }
         };
         let parts = [part(vec![1, 2, 3, 4], vec![0, 2, 3]), part(vec![5, 6], vec![1])];
         let found: Vec<_> = pieces(&parts, 2).collect();
@@ -283,10 +311,29 @@ mod tests {
     }
 
     #[test]
+    fn so_are_sequences_that_are_classified() {
+        let part = |ids: &[u32], lengths: &[u32], labelled: &[usize]| Packed {
+            ids: ids.to_vec(),
+            lengths: lengths.to_vec(),
+            labelled: labelled.to_vec(),
+            hard: vec![],
+            classified: true,
+        };
+        let whole = part(&[1, 2, 3, 4, 5, 6], &[2, 1, 3], &[0, 2, 3]);
+        let found: Vec<_> = pieces(&[whole], 2).collect();
+        let expected = [(0, part(&[1, 2, 3], &[2, 1], &[0, 2])), (0, part(&[4, 5, 6], &[3], &[0]))];
+        assert_eq!(found, expected);
+        let Probe { inputs: Inputs::Sequences(sequences), rows, .. } = probe(&found[0].1) else {
+            panic!()
+        };
+        assert_eq!((sequences.lengths, sequences.label_mask.len(), rows), (vec![2], 0, 1));
+    }
+
+    #[test]
     fn the_probe_is_the_end_of_the_first_sequence() {
         let ids: Vec<u32> = (0..30).collect();
         let lengths = vec![12, 18];
-        let first = Packed { ids, lengths, labelled: (0..30).collect(), hard: vec![0; 30] };
+        let first = Packed { ids, lengths, labelled: (0..30).collect(), ..Packed::default() };
         let Probe { inputs: Inputs::Sequences(sequences), rows, .. } = probe(&first) else {
             panic!()
         };

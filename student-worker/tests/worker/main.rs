@@ -20,4 +20,5 @@ mod support;
 mod sweep;
 mod teacher_lost;
 mod text;
+mod text_classifier;
 mod transfer_set;

@@ -132,7 +132,7 @@ fn text(recipe: &TextRecipe) -> (Vec<Packed>, usize) {
     let path = recipe.data.tokenizer.as_ref().expect("data.tokenizer");
     let tokenizer = TextTokenizer::load(&recipe.data, path).expect("a tokenizer");
     let cache = tempfile::tempdir().expect("a folder");
-    let corpora = Corpora::read(&recipe.data, &tokenizer, cache.path()).expect("text");
+    let corpora = Corpora::read(&recipe.data, &tokenizer, None, cache.path()).expect("text");
     let all = sequences(&corpora.validation, recipe.data.sequence_length);
     let order: Vec<u32> = (0..all.len() as u32).collect();
     let mut tokens = 0;

@@ -36,7 +36,7 @@ mod tv;
 pub use batch::LossParts;
 pub(crate) use ce::hard as hard_cross_entropy;
 pub use config::{Divergence, LossConfig, TopKForm};
-pub(crate) use fused::{Gradients, fused_loss};
+pub(crate) use fused::{Gradients, argmax, fused_loss};
 pub use fused::{LossSums, OutputGradients, OutputLayer, SoftLabels, output_loss};
 pub use graph::loss;
 pub use target::SoftTarget;

@@ -130,6 +130,8 @@ pub struct Agreement {
     pub hard: Option<f64>,
     /// KL(p || q) at T = 1, where there are soft labels.
     pub kl: Option<f64>,
+    /// Of a classifier: rows whose most probable class is their hard label.
+    pub correct: Option<usize>,
     /// Rows where both have the same most probable class.
     pub agreeing: usize,
     /// Rows.
@@ -375,7 +377,14 @@ impl TextTrainer {
         let (classes, soft) = (self.config.classes(), batch.soft.as_ref());
         let sums = self.network.measure(&chosen, classes, batch.hard, soft, &config)?;
         let LossSums { hard, soft: kl, agreeing, rows } = sums;
-        Ok(Agreement { hard, kl, agreeing, rows })
+        let correct = match batch.hard.filter(|_| !self.config.model.is_language_model()) {
+            None => None,
+            Some(hard) => {
+                let found = self.network.most_probable(&chosen, classes)?;
+                Some(found.iter().zip(hard).filter(|(found, hard)| found == hard).count())
+            }
+        };
+        Ok(Agreement { hard, kl, correct, agreeing, rows })
     }
 
     /// Writes `config.json` and `model.safetensors` into `dir`, which is made if need be: a Hugging

@@ -7,11 +7,11 @@ use super::config::{NormKind, Spec, Task, TransformerConfig};
 use super::pass::Pass;
 use super::text_model::{first_positions, rows};
 use super::weights::{Fresh, Projection, Source as _, Values as _};
-use crate::error::{LossError, ModelError, TrainError};
+use crate::error::{ModelError, TrainError};
 use crate::io::Tensors;
 use crate::kernel::precision::Precision;
 use crate::layers::{Parameter, SharedGradient};
-use crate::loss::{Gradients, LossConfig, LossSums, OutputLayer, SoftLabels, fused_loss};
+use crate::loss::{Gradients, LossConfig, LossSums, OutputLayer, SoftLabels, argmax, fused_loss};
 use crate::rng::Philox;
 
 /// Weights as variables.
@@ -113,6 +113,18 @@ impl TextNetwork {
         })??)
     }
 
+    /// The most probable class of every row of [`Self::forward`], of few classes.
+    pub(crate) fn most_probable(
+        &self,
+        chosen: &Chosen,
+        classes: usize,
+    ) -> Result<Vec<u32>, ModelError> {
+        self.with_output(classes, Precision::F32, |output| {
+            let logits = output.logits(&chosen.hidden);
+            logits.chunks_exact(classes).map(|row| argmax(row) as u32).collect()
+        })
+    }
+
     /// Sums of the loss of [`Self::forward`], after adding its gradients, over `denominator`, to those
     /// of all parameters. After an error they are of no use.
     pub(crate) fn backward(
@@ -150,12 +162,12 @@ impl TextNetwork {
     }
 
     /// Calls `body` with the output projection, of which the first `classes` rows count.
-    fn with_output(
+    fn with_output<R>(
         &self,
         classes: usize,
         precision: Precision,
-        body: impl FnOnce(OutputLayer<'_>) -> Result<LossSums, LossError>,
-    ) -> Result<Result<LossSums, LossError>, ModelError> {
+        body: impl FnOnce(OutputLayer<'_>) -> R,
+    ) -> Result<R, ModelError> {
         let width = self.spec.hidden;
         let softcap = match self.spec.task {
             Task::LanguageModel { softcap, .. } => softcap.map(|cap| cap as f32),

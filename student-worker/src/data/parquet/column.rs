@@ -38,11 +38,12 @@ impl Value {
         }
     }
 
-    /// As text, whatever its bytes are.
+    /// As text, whatever its bytes are; a number in digits.
     pub(super) fn text(&self) -> Option<Vec<u8>> {
         match self {
             Self::Bytes(bytes) => Some(bytes.data().to_vec()),
-            _ => None,
+            Self::Integer(number) => Some(number.to_string().into_bytes()),
+            Self::Null => None,
         }
     }
 
@@ -65,11 +66,20 @@ pub(super) fn find_image(schema: &SchemaDescriptor, name: &str) -> Result<usize,
     })
 }
 
-/// The number of a column that holds texts.
-pub(super) fn find_text(schema: &SchemaDescriptor, name: &str) -> Result<usize, Fault> {
-    let is_bytes = |column: &ColumnDescriptor| column.physical_type() == Type::BYTE_ARRAY;
-    find(schema, &[name], is_bytes)
-        .ok_or_else(|| Fault::new("columns", names(schema), format!("`{name}` of strings")))
+/// The number of a column that holds texts or, where `numbers`, integers.
+pub(super) fn find_text(
+    schema: &SchemaDescriptor,
+    name: &str,
+    numbers: bool,
+) -> Result<usize, Fault> {
+    let suits = |column: &ColumnDescriptor| match column.physical_type() {
+        Type::BYTE_ARRAY => true,
+        Type::INT32 | Type::INT64 => numbers,
+        _ => false,
+    };
+    let what = if numbers { "strings or integers" } else { "strings" };
+    find(schema, &[name], suits)
+        .ok_or_else(|| Fault::new("columns", names(schema), format!("`{name}` of {what}")))
 }
 
 /// The number of the column that holds labels.

@@ -169,28 +169,36 @@ fn append_labels(
     Ok(())
 }
 
-/// The texts in columns of strings of a file's bytes, row by row; none where there is a null. Whether
-/// they are UTF-8 is not checked.
+/// The texts in columns of strings of a file's bytes, row by row, and behind them those of a column of
+/// labels, which may be integers; none where there is a null. Whether they are UTF-8 is not checked.
 ///
 /// # Errors
 /// If it is no Parquet file, a column is missing or of another type, or the file is damaged, in words.
 pub(crate) fn read_texts(
     bytes: &[u8],
     columns: &[&str],
+    label: Option<&str>,
 ) -> Result<Vec<Vec<Option<Vec<u8>>>>, String> {
     let bytes = bytes::Bytes::copy_from_slice(bytes);
     // The reader asserts here and there what a damaged file does not keep to.
-    let read = || texts(bytes, columns).map_err(|fault| fault.to_string());
+    let read = || texts(bytes, columns, label).map_err(|fault| fault.to_string());
     catch_unwind(AssertUnwindSafe(read))
         .unwrap_or_else(|_| Err("Parquet data is damaged".to_owned()))
 }
 
-fn texts(bytes: bytes::Bytes, columns: &[&str]) -> Result<Vec<Vec<Option<Vec<u8>>>>, Fault> {
+fn texts(
+    bytes: bytes::Bytes,
+    columns: &[&str],
+    label: Option<&str>,
+) -> Result<Vec<Vec<Option<Vec<u8>>>>, Fault> {
     let reader = SerializedFileReader::new(bytes)
         .map_err(|error| Fault::new("metadata", error, "those of a Parquet file"))?;
     let schema = reader.metadata().file_metadata().schema_descr();
-    let numbers: Vec<usize> =
-        columns.iter().map(|name| column::find_text(schema, name)).collect::<Result<_, _>>()?;
+    let wanted = columns.iter().map(|name| (*name, false));
+    let numbers: Vec<usize> = wanted
+        .chain(label.map(|name| (name, true)))
+        .map(|(name, numbers)| column::find_text(schema, name, numbers))
+        .collect::<Result<_, _>>()?;
     let mut rows: Vec<Vec<Option<Vec<u8>>>> = vec![];
     let mut held = 0;
     for number in 0..reader.num_row_groups() {

@@ -53,10 +53,14 @@ fn write(file: &Path, groups: &[Vec<Row>], compression: Compression) {
     writer.close().unwrap();
 }
 
-/// A file with columns of strings.
-pub(crate) fn of_texts(columns: &[(&str, &[Option<&str>])]) -> Vec<u8> {
-    let fields: String =
+/// A file with columns of strings and, where given, one of integers.
+pub(crate) fn of_texts(
+    columns: &[(&str, &[Option<&str>])],
+    labels: Option<(&str, &[i64])>,
+) -> Vec<u8> {
+    let mut fields: String =
         columns.iter().map(|(n, _)| format!("optional binary {n} (string);")).collect();
+    fields.extend(labels.iter().map(|(name, _)| format!("required int64 {name};")));
     let schema = Arc::new(parse_message_type(&format!("message m {{ {fields} }}")).unwrap());
     let mut file = Vec::new();
     let mut writer = SerializedFileWriter::new(&mut file, schema, Arc::default()).unwrap();
@@ -67,6 +71,11 @@ pub(crate) fn of_texts(columns: &[(&str, &[Option<&str>])]) -> Vec<u8> {
         let levels: Vec<i16> = there.iter().map(|there| i16::from(*there)).collect();
         let mut column = group.next_column().unwrap().unwrap();
         column.typed::<ByteArrayType>().write_batch(&texts, Some(&levels), None).unwrap();
+        column.close().unwrap();
+    }
+    if let Some((_, labels)) = labels {
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(labels, None, None).unwrap();
         column.close().unwrap();
     }
     group.close().unwrap();

@@ -1,10 +1,11 @@
 //! Tokens in a file, under the checksum of all that they were made of.
 //!
 //! ```text
-//! 8 bytes   "SHTOKEN1"
+//! 8 bytes   "SHTOKEN2"
 //! 32 bytes  key: SHA-256 over settings, tokenizer and files
-//! twice     counts (7 x u64), documents u64, tokens u64, ends of documents (u64 each),
-//!           ids (u32 each), marks (one bit each, filled up to whole bytes)
+//! twice     counts (7 x u64), documents u64, tokens u64, classes u64 (0, or as many as documents),
+//!           ends of documents (u64 each), ids (u32 each), marks (one bit each, filled up to whole
+//!           bytes), classes (u32 each)
 //! 32 bytes  SHA-256 of all before it
 //! ```
 //!
@@ -20,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Corpora, Corpus, Counts};
 use crate::recipe::identity::hex;
 
-const MAGIC: &[u8; 8] = b"SHTOKEN1";
+const MAGIC: &[u8; 8] = b"SHTOKEN2";
 
 fn file(folder: &Path, key: &[u8; 32]) -> PathBuf {
     folder.join(format!("tokens-{}.bin", hex(&key[..8])))
@@ -53,7 +54,8 @@ pub(super) fn write(folder: &Path, key: &[u8; 32], corpora: &Corpora) -> io::Res
 fn put(bytes: &mut Vec<u8>, corpus: &Corpus) {
     let Counts { documents, tokens, learnt, malformed, invalid_utf8, empty, long } = corpus.counts;
     let counts = [documents, tokens, learnt, malformed, invalid_utf8, empty, long];
-    let sizes = [corpus.starts.len() as u64 - 1, corpus.ids.len() as u64];
+    let sizes = [corpus.starts.len() - 1, corpus.ids.len(), corpus.classes.len()];
+    let sizes = sizes.map(|size| size as u64);
     let ends = corpus.starts[1..].iter().map(|&end| end as u64);
     for number in counts.into_iter().chain(sizes).chain(ends) {
         bytes.extend(number.to_le_bytes());
@@ -62,6 +64,7 @@ fn put(bytes: &mut Vec<u8>, corpus: &Corpus) {
     let byte =
         |marks: &[bool]| marks.iter().rev().fold(0, |byte, mark| byte << 1 | u8::from(*mark));
     bytes.extend(corpus.learn.chunks(8).map(byte));
+    corpus.classes.iter().for_each(|class| bytes.extend(class.to_le_bytes()));
 }
 
 struct Cursor<'a>(&'a [u8]);
@@ -90,14 +93,21 @@ impl Cursor<'_> {
             long: self.number()?,
         };
         let (documents, tokens) = (self.number()? as usize, self.number()? as usize);
+        let classes = self.number()? as usize;
         let ends = self.take(documents.checked_mul(8)?)?;
         let ends = ends.as_chunks::<8>().0.iter().map(|end| u64::from_le_bytes(*end) as usize);
         let starts: Vec<usize> = std::iter::once(0).chain(ends).collect();
-        let ids = self.take(tokens.checked_mul(4)?)?;
-        let ids = ids.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id)).collect();
+        let ids = self.words(tokens)?;
         let marks = self.take(tokens.div_ceil(8))?;
         let learn = (0..tokens).map(|at| marks[at / 8] >> (at % 8) & 1 == 1).collect();
         let whole = starts.is_sorted() && starts.last() == Some(&tokens);
-        whole.then_some(Corpus { ids, learn, starts, counts })
+        let classes = Some(classes).filter(|classes| [0, documents].contains(classes))?;
+        let classes = self.words(classes)?;
+        whole.then_some(Corpus { ids, learn, starts, classes, counts })
+    }
+
+    fn words(&mut self, count: usize) -> Option<Vec<u32>> {
+        let bytes = self.take(count.checked_mul(4)?)?;
+        Some(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect())
     }
 }

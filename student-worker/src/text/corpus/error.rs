@@ -22,9 +22,9 @@ pub enum TextError {
         /// Why.
         reason: String,
     },
-    /// A Parquet file cannot be used.
+    /// A table cannot be used.
     #[error("{}: {reason}", path.display())]
-    Parquet {
+    Table {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -61,7 +61,7 @@ pub enum TextError {
         key: &'static str,
     },
     /// Nothing is left to train or to validate on.
-    #[error("{what}: no document with a token to learn; {found}")]
+    #[error("{what}: no document to learn from; {found}")]
     Nothing {
         /// Which part of the data.
         what: &'static str,

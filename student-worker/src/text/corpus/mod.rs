@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 pub use source::Part;
 pub use tokenize::TextTokenizer;
 
+use super::classes::Classes;
 use super::recipe::{OnLong, TextData, TextFormat};
 
 /// What became of the documents.
@@ -29,13 +30,14 @@ pub struct Counts {
     pub documents: u64,
     /// Tokens of them.
     pub tokens: u64,
-    /// Tokens that are learnt: those that a position before them predicts and the loss counts.
+    /// Labels: tokens that a position before them predicts and the loss counts; of a classifier, one for
+    /// each document.
     pub learnt: u64,
     /// Lines that are no document, passed over.
     pub malformed: u64,
     /// Documents that are not UTF-8, passed over.
     pub invalid_utf8: u64,
-    /// Documents without a token to learn, passed over.
+    /// Documents without a token to learn, or to read, passed over.
     pub empty: u64,
     /// Documents that are longer than a sequence: cut into several, cut off or passed over, as the
     /// recipe says.
@@ -72,6 +74,8 @@ pub struct Corpus {
     pub(super) learn: Vec<bool>,
     /// Where each document begins, and where the last one ends.
     pub(super) starts: Vec<usize>,
+    /// The class of each document; none where tokens are what is learnt.
+    pub(super) classes: Vec<u32>,
     /// What became of all documents.
     pub counts: Counts,
 }
@@ -86,21 +90,23 @@ pub struct Corpora {
 }
 
 impl Corpora {
-    /// Reads the text that a recipe names, or what was made of it before.
+    /// Reads the text that a recipe names, or what was made of it before. `classes` are those that
+    /// `data.label_field` is about.
     ///
     /// # Errors
     /// If a file cannot be read, or holds what the recipe says is an error: with the file and line.
     pub fn read(
         data: &TextData,
         tokenizer: &TextTokenizer,
+        classes: Option<&Classes>,
         cache: &Path,
     ) -> Result<Self, TextError> {
         let files = source::Files::read(data)?;
-        let key = key(data, tokenizer, &files);
+        let key = key(data, tokenizer, classes, &files);
         if let Some(found) = cache::read(cache, &key) {
             return Ok(found);
         }
-        let (train, validation) = files.documents(data, tokenizer.path())?;
+        let (train, validation) = files.documents(data, tokenizer.path(), classes)?;
         let corpora = Self {
             train: tokenizer.corpus(data, &train)?,
             validation: tokenizer.corpus(data, &validation)?,
@@ -114,13 +120,18 @@ impl Corpora {
 }
 
 /// SHA-256 over all that decides the tokens.
-fn key(data: &TextData, tokenizer: &TextTokenizer, files: &source::Files) -> [u8; 32] {
+fn key(
+    data: &TextData,
+    tokenizer: &TextTokenizer,
+    classes: Option<&Classes>,
+    files: &source::Files,
+) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
-    part(b"stillhouse tokens 1");
+    part(b"stillhouse tokens 2");
     part(&tokenizer.info().sha256);
     // How the text is read, but not where it lies.
     let settings = TextData {
@@ -142,13 +153,22 @@ fn key(data: &TextData, tokenizer: &TextTokenizer, files: &source::Files) -> [u8
             part(&std::fs::read(path).unwrap_or_default());
         }
     }
+    classes.iter().flat_map(|classes| classes.names()).for_each(|name| part(name.as_bytes()));
     files.hash(&mut part);
     hash.finalize().into()
 }
 
 impl Corpus {
     pub(super) fn new() -> Self {
-        Self { ids: vec![], learn: vec![], starts: vec![0], counts: Counts::default() }
+        let counts = Counts::default();
+        Self { ids: vec![], learn: vec![], starts: vec![0], classes: vec![], counts }
+    }
+
+    /// Adds a document of a class.
+    pub(super) fn push_classified(&mut self, ids: &[u32], class: u32) {
+        self.push(ids, &vec![false; ids.len()]);
+        self.classes.push(class);
+        self.counts.learnt += 1;
     }
 
     /// Adds a document.
@@ -161,7 +181,7 @@ impl Corpus {
         self.counts.learnt += learn.iter().skip(1).filter(|learn| **learn).count() as u64;
     }
 
-    /// SHA-256 over tokens, marks and documents.
+    /// SHA-256 over tokens, marks, documents and classes.
     pub fn sha256(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update((self.starts.len() as u64).to_le_bytes());
@@ -172,6 +192,7 @@ impl Corpus {
             hash.update(id.to_le_bytes());
             hash.update([u8::from(learn)]);
         }
+        self.classes.iter().for_each(|class| hash.update(class.to_le_bytes()));
         hash.finalize().into()
     }
 
@@ -187,6 +208,7 @@ pub(super) fn format_name(format: TextFormat) -> &'static str {
         TextFormat::Text => "text",
         TextFormat::Jsonl => "jsonl",
         TextFormat::Parquet => "parquet",
+        TextFormat::Tsv => "tsv",
     }
 }
 

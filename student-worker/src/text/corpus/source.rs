@@ -10,7 +10,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::{chat::ChatTemplate, error::TextError};
 use crate::data::read_texts;
-use crate::text::recipe::{OnFault, TextData, TextFormat};
+use crate::text::{
+    classes::Classes,
+    recipe::{OnFault, TextData, TextFormat},
+};
 
 /// A piece of a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub(super) struct Document {
     pub(super) parts: Vec<Part>,
     /// Whether the parts are one text, to be tokenised as a whole.
     pub(super) joined: bool,
+    /// Where documents are classified.
+    pub(super) class: Option<u32>,
 }
 
 /// Documents and what was passed over on the way to them.
@@ -71,6 +76,7 @@ impl Files {
         &self,
         data: &TextData,
         tokenizer: &Path,
+        classes: Option<&Classes>,
     ) -> Result<(Documents, Documents), TextError> {
         let chat = match &data.messages_field {
             None => None,
@@ -79,7 +85,7 @@ impl Files {
                 Some(ChatTemplate::load(data.chat_template.as_deref(), folder)?)
             }
         };
-        let format = Format { data, chat: chat.as_ref() };
+        let format = Format { data, chat: chat.as_ref(), classes };
         let mut train = Documents::default();
         for (path, bytes) in &self.train {
             train.read(path, bytes, format)?;
@@ -102,7 +108,22 @@ struct Format<'a> {
     data: &'a TextData,
     /// Of conversations.
     chat: Option<&'a ChatTemplate>,
+    /// Of documents that are classified.
+    classes: Option<&'a Classes>,
 }
+
+impl<'a> Format<'a> {
+    /// The columns of a table that hold texts.
+    fn columns(&self) -> Vec<&'a str> {
+        match (&self.data.prompt_field, &self.data.completion_field) {
+            (Some(prompt), Some(completion)) => vec![prompt, completion],
+            _ => vec![self.data.text_field()],
+        }
+    }
+}
+
+/// What is read of one document: its parts and its class.
+type Content = (Vec<Part>, Option<u32>);
 
 /// What is wrong with a document, and the key that decides what happens to it.
 struct Fault {
@@ -116,17 +137,14 @@ impl Documents {
         match data.format {
             TextFormat::Text => self.read_text(path, bytes, data),
             TextFormat::Parquet => {
-                let names: Vec<&str> = match (&data.prompt_field, &data.completion_field) {
-                    (Some(prompt), Some(completion)) => vec![prompt, completion],
-                    _ => vec![data.text_field()],
-                };
-                let rows = read_texts(bytes, &names)
-                    .map_err(|reason| TextError::Parquet { path: path.to_owned(), reason })?;
+                let rows = read_texts(bytes, &format.columns(), data.label_field.as_deref())
+                    .map_err(|reason| TextError::Table { path: path.to_owned(), reason })?;
                 for (row, number) in rows.into_iter().zip(1..) {
-                    self.take(path, number, from_row(row, &names, data), data)?;
+                    self.take(path, number, from_row(row, format), data)?;
                 }
                 Ok(())
             }
+            TextFormat::Tsv => self.read_tsv(path, bytes, format),
             TextFormat::Jsonl => {
                 for (line, number) in bytes.split(|byte| *byte == b'\n').zip(1..) {
                     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -139,6 +157,38 @@ impl Documents {
                 Ok(())
             }
         }
+    }
+
+    /// One document a line, after a line with the names of the columns.
+    fn read_tsv(&mut self, path: &Path, bytes: &[u8], format: Format<'_>) -> Result<(), TextError> {
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        let lines = bytes.split(|byte| *byte == b'\n');
+        let lines = lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+        let mut lines = lines.zip(1..).filter(|(line, _)| !line.is_empty());
+        let cells = |line| <[u8]>::split(line, |byte| *byte == b'\t').collect::<Vec<&[u8]>>();
+        let header = lines.next().map(|(line, _)| cells(line)).unwrap_or_default();
+        let wanted = format.columns().into_iter().chain(format.data.label_field.as_deref());
+        let find = |name: &str| {
+            let at = header.iter().position(|column| *column == name.as_bytes());
+            at.ok_or_else(|| {
+                let columns: Vec<_> = header.iter().map(|c| String::from_utf8_lossy(c)).collect();
+                let reason = format!("the columns are {columns:?}, expected {name:?} among them");
+                TextError::Table { path: path.to_owned(), reason }
+            })
+        };
+        let columns = wanted.map(find).collect::<Result<Vec<_>, _>>()?;
+        for (line, number) in lines {
+            let cells = cells(line);
+            let content = if cells.len() == header.len() {
+                from_row(columns.iter().map(|&at| Some(cells[at].to_vec())).collect(), format)
+            } else {
+                let (found, expected) = (cells.len(), header.len());
+                let reason = format!("{found} columns, expected {expected}, those of line 1");
+                Err(Fault { reason, utf8: false })
+            };
+            self.take(path, number, content, format.data)?;
+        }
+        Ok(())
     }
 
     /// One document a file, or several between separators.
@@ -158,8 +208,8 @@ impl Documents {
                 Ok(text) => Ok(text.to_owned()),
                 Err(error) => Err(not_utf8(&error)),
             };
-            let parts = document.map(|text| vec![Part { text, learn: true }]);
-            self.take(path, line, parts, data)?;
+            let content = document.map(|text| (vec![Part { text, learn: true }], None));
+            self.take(path, line, content, data)?;
             let Some(end) = end else { return Ok(()) };
             let next = end + separator.len();
             line += rest[..next].iter().filter(|byte| **byte == b'\n').count() as u64;
@@ -171,14 +221,14 @@ impl Documents {
         &mut self,
         path: &Path,
         line: u64,
-        parts: Result<Vec<Part>, Fault>,
+        content: Result<Content, Fault>,
         data: &TextData,
     ) -> Result<(), TextError> {
         let file = path.to_owned();
-        match parts {
-            Ok(parts) => {
+        match content {
+            Ok((parts, class)) => {
                 let joined = data.messages_field.is_some();
-                self.documents.push(Document { file, line, parts, joined });
+                self.documents.push(Document { file, line, parts, joined, class });
             }
             Err(Fault { reason, utf8 }) => {
                 let (what, key, count) = match utf8 {
@@ -199,13 +249,14 @@ impl Documents {
         let kept = |count: usize| ((count as f64 * (1.0 - fraction)).floor() as usize).min(count);
         let mut rest = Self::default();
         match self.documents.as_mut_slice() {
-            [Document { file, line, parts, joined }] if parts.len() == 1 => {
+            [Document { file, line, parts, joined, class: None }] if parts.len() == 1 => {
                 let text = &mut parts[0].text;
                 let at = text.floor_char_boundary(kept(text.len()));
                 let line = *line + text[..at].bytes().filter(|byte| *byte == b'\n').count() as u64;
                 let tail = Part { text: text.split_off(at), learn: parts[0].learn };
                 let (file, joined) = (file.clone(), *joined);
-                rest.documents.push(Document { file, line, parts: vec![tail], joined });
+                let parts = vec![tail];
+                rest.documents.push(Document { file, line, parts, joined, class: None });
             }
             documents => {
                 let at = kept(documents.len());
@@ -221,24 +272,31 @@ fn not_utf8(error: &std::str::Utf8Error) -> Fault {
     Fault { reason, utf8: true }
 }
 
-/// One row of a table, of the columns `names`.
-fn from_row(
-    row: Vec<Option<Vec<u8>>>,
-    names: &[&str],
-    data: &TextData,
-) -> Result<Vec<Part>, Fault> {
-    let last = row.len().saturating_sub(1);
-    let part = |(at, (value, name)): (usize, (Option<Vec<u8>>, &&str))| {
+/// One row of a table: the cells of [`Format::columns`] and, behind them, of the label.
+fn from_row(row: Vec<Option<Vec<u8>>>, format: Format<'_>) -> Result<Content, Fault> {
+    let (data, names) = (format.data, format.columns());
+    let last = names.len() - 1;
+    let names = names.into_iter().chain(data.label_field.as_deref());
+    let text = |(value, name): (Option<Vec<u8>>, &str)| {
         let bytes =
             value.ok_or_else(|| Fault { reason: format!("{name:?} is null"), utf8: false })?;
-        let text = String::from_utf8(bytes).map_err(|error| not_utf8(&error.utf8_error()))?;
-        Ok(Part { text, learn: at == last || !data.completions_only() })
+        String::from_utf8(bytes).map_err(|error| not_utf8(&error.utf8_error()))
     };
-    row.into_iter().zip(names).enumerate().map(part).collect()
+    let mut texts = row.into_iter().zip(names).map(text).collect::<Result<Vec<_>, _>>()?;
+    let label = texts.drain(last + 1..).next();
+    let part = |(at, text)| Part { text, learn: at == last || !data.completions_only() };
+    let parts = texts.into_iter().enumerate().map(part).collect();
+    Ok((parts, class(label.as_deref(), format.classes)?))
+}
+
+/// The class that a label names, where documents are classified.
+fn class(label: Option<&str>, classes: Option<&Classes>) -> Result<Option<u32>, Fault> {
+    let (Some(label), Some(classes)) = (label, classes) else { return Ok(None) };
+    classes.find(label).map(Some).map_err(|reason| Fault { reason, utf8: false })
 }
 
 /// One line of JSON: an object with a text, with a prompt and a completion, or with a conversation.
-fn parse(line: &[u8], Format { data, chat }: Format<'_>) -> Result<Vec<Part>, Fault> {
+fn parse(line: &[u8], Format { data, chat, classes }: Format<'_>) -> Result<Content, Fault> {
     let text = std::str::from_utf8(line).map_err(|error| not_utf8(&error))?;
     let fault = |reason: String| Fault { reason, utf8: false };
     let value: Value = serde_json::from_str(text).map_err(|error| {
@@ -268,13 +326,24 @@ fn parse(line: &[u8], Format { data, chat }: Format<'_>) -> Result<Vec<Part>, Fa
                 "{name}[{at}] has no \"role\" and \"content\" that are strings"
             )));
         }
-        return chat.parts(messages, !data.completions_only()).map_err(fault);
+        let parts = chat.parts(messages, !data.completions_only()).map_err(fault)?;
+        return Ok((parts, None));
     }
-    match (&data.prompt_field, &data.completion_field) {
-        (Some(prompt), Some(completion)) => Ok(vec![
+    let label = match data.label_field.as_ref().map(|name| (name, object.get(name))) {
+        None => None,
+        Some((_, Some(Value::String(label)))) => Some(label.clone()),
+        Some((_, Some(Value::Number(label)))) => Some(label.to_string()),
+        Some((name, Some(_))) => {
+            return Err(fault(format!("{name:?} is not a string or a number")));
+        }
+        Some((name, None)) => return Err(fault(format!("no {name:?} in the object"))),
+    };
+    let parts = match (&data.prompt_field, &data.completion_field) {
+        (Some(prompt), Some(completion)) => vec![
             Part { text: field(prompt)?, learn: !data.completions_only() },
             Part { text: field(completion)?, learn: true },
-        ]),
-        _ => Ok(vec![Part { text: field(data.text_field())?, learn: true }]),
-    }
+        ],
+        _ => vec![Part { text: field(data.text_field())?, learn: true }],
+    };
+    Ok((parts, class(label.as_deref(), classes)?))
 }

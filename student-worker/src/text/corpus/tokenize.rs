@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use stillhouse_nn::{TokenizerInfo, transformer::TOKENIZER_FILE};
-use tokenizers::Tokenizer;
+use tokenizers::{PostProcessor as _, Tokenizer, TruncationDirection};
 
 use super::{
     Corpus,
@@ -81,12 +81,17 @@ impl TextTokenizer {
         self.tokenizer.decode(ids, false).unwrap_or_default()
     }
 
-    /// Tokenises documents. No special token but those of the recipe is added.
+    /// Tokenises documents. No special token but those of the recipe is added; of documents that are
+    /// classified, those that the tokenizer puts around a text.
     pub(super) fn corpus(&self, data: &TextData, from: &Documents) -> Result<Corpus, TextError> {
         let mut corpus = Corpus::new();
         corpus.counts.malformed = from.malformed;
         corpus.counts.invalid_utf8 = from.invalid_utf8;
         for document in &from.documents {
+            if let Some(class) = document.class {
+                self.classified(&mut corpus, data, document, class)?;
+                continue;
+            }
             let (ids, learn) = self.encode(document)?;
             let refuse = |reason: String, key| {
                 let Document { file, line, .. } = document;
@@ -105,7 +110,7 @@ impl TextTokenizer {
             let most = data.sequence_length + 1;
             let long = ids.len() > most;
             corpus.counts.long += u64::from(long);
-            match data.on_long {
+            match data.on_long() {
                 OnLong::Error if long => {
                     let reason = format!(
                         "{} tokens, more than the {} of a sequence",
@@ -124,6 +129,54 @@ impl TextTokenizer {
             }
         }
         Ok(corpus)
+    }
+
+    /// Adds a document of a class, as transformers' tokenizers encode one.
+    fn classified(
+        &self,
+        corpus: &mut Corpus,
+        data: &TextData,
+        document: &Document,
+        class: u32,
+    ) -> Result<(), TextError> {
+        let Document { file, line, .. } = document;
+        let refuse = |reason: String, key| {
+            Err(TextError::Document { file: file.clone(), line: *line, reason, key })
+        };
+        let fault = |error: tokenizers::Error| TextError::Encode {
+            file: file.clone(),
+            line: *line,
+            reason: error.to_string(),
+        };
+        let text: String = document.parts.iter().map(|part| part.text.as_str()).collect();
+        let mut encoded = self.tokenizer.encode(text, false).map_err(fault)?;
+        if encoded.is_empty() {
+            corpus.counts.empty += 1;
+            return match data.on_empty {
+                OnFault::Skip => Ok(()),
+                OnFault::Error => refuse("no token".to_owned(), "data.on_empty"),
+            };
+        }
+        let processor = self.tokenizer.get_post_processor();
+        let special = processor.map_or(0, |processor| processor.added_tokens(false));
+        let (found, most) = (encoded.len() + special, data.sequence_length);
+        let long = found > most;
+        corpus.counts.long += u64::from(long);
+        match data.on_long() {
+            OnLong::Skip if long => return Ok(()),
+            OnLong::Error if long => {
+                let reason = format!("{found} tokens, more than the {most} of a sequence");
+                return refuse(reason, "data.on_long");
+            }
+            OnLong::Truncate if long => {
+                let room = most.saturating_sub(special);
+                encoded.truncate(room, 0, TruncationDirection::Right);
+            }
+            _ => {}
+        }
+        let encoded = self.tokenizer.post_process(encoded, None, true).map_err(fault)?;
+        corpus.push_classified(encoded.get_ids(), class);
+        Ok(())
     }
 
     fn encode(&self, document: &Document) -> Result<(Vec<u32>, Vec<bool>), TextError> {

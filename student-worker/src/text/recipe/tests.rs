@@ -23,7 +23,7 @@ fn defaults_fill_in_and_paths_are_those_of_the_file() {
     let recipe = read(RECIPE).unwrap();
     assert_eq!(recipe.data.train_files, [PathBuf::from("/recipes/train.jsonl")]);
     assert_eq!(recipe.student.config, Some("/recipes/student.json".into()));
-    assert_eq!((recipe.data.text_field(), recipe.data.on_long), ("text", OnLong::Split));
+    assert_eq!((recipe.data.text_field(), recipe.data.on_long()), ("text", OnLong::Split));
     assert_eq!((recipe.data.on_malformed(), recipe.data.on_empty), (OnFault::Error, OnFault::Skip));
     assert_eq!(recipe.train, TextTrain::default());
     assert_eq!(recipe.train.micro_batch_tokens(), 4096);

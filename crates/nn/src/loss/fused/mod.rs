@@ -28,6 +28,7 @@ use crate::kernel::precision::{Precision, Right};
 use crate::layers::{SharedGradient, lock, shared_gradient};
 use crate::model::Head;
 use row::Terms;
+pub(crate) use row::argmax;
 
 /// Logits that are held at once, at least 16 rows of them.
 const BLOCK: usize = 1 << 23;
@@ -50,6 +51,18 @@ pub struct OutputLayer<'a> {
     pub classes: usize,
     /// Of the products with the weight.
     pub precision: Precision,
+}
+
+impl OutputLayer<'_> {
+    /// Logits of hidden states, [rows, classes].
+    pub(crate) fn logits(&self, hidden: &[f32]) -> Vec<f32> {
+        let &Self { weight, bias, softcap, width: d, classes, precision } = self;
+        let rows = Matrix::new(hidden, hidden.len() / d, d);
+        let mut logits = vec![0.0; rows.rows() * classes];
+        let weight = precision.right(Matrix::new(&weight[..classes * d], classes, d).t());
+        project(&mut logits, rows, &weight, bias, softcap, classes);
+        logits
+    }
 }
 
 /// What the teacher says of the rows.
@@ -383,7 +396,7 @@ fn exactly(
     scales: Scales,
 ) -> Result<Terms, LossError> {
     let wide: Vec<f64> = z.iter().map(|&z| f64::from(z)).collect();
-    let agrees = row::argmax_of(&target).is_some_and(|class| class == row::argmax(z));
+    let agrees = row::argmax_of(&target).is_some_and(|class| class == argmax(z));
     let (value, slopes) = distill(row, &wide, target, config)?;
     let mut terms = row::hard_only(z, hard, scales.hard);
     let scale = scales.soft * config.temperature;

@@ -61,7 +61,7 @@ pub(super) fn sum_exp(z: &[f32], max: f32, inverse_t: f32) -> f64 {
 }
 
 /// Index of the first of the largest.
-pub(super) fn argmax(z: &[f32]) -> usize {
+pub(crate) fn argmax(z: &[f32]) -> usize {
     let max = largest(z);
     z.iter().position(|&z| z == max).unwrap_or(0)
 }

@@ -1,5 +1,7 @@
 //! Real text and files as they should not be.
 
+mod classified;
+
 use std::{fs, path::PathBuf};
 
 use super::*;
@@ -27,7 +29,7 @@ fn read(
     let path = folder.join("tokenizer.json");
     fs::copy(models().join("tokenizer.json"), &path).unwrap();
     let tokenizer = TextTokenizer::load(&recipe.data, &path).map_err(|e| e.to_string())?;
-    let corpora = Corpora::read(&recipe.data, &tokenizer, &folder.join("cache"));
+    let corpora = Corpora::read(&recipe.data, &tokenizer, None, &folder.join("cache"));
     corpora.map(|corpora| (corpora, recipe.data, tokenizer)).map_err(|error| error.to_string())
 }
 
@@ -49,7 +51,7 @@ fn a_file_is_a_document_or_several_between_separators() {
     assert_eq!(parts.train.starts, [0, 4, 6]);
     // What follows the last separator is an empty document.
     assert_eq!(parts.train.counts.empty, 1);
-    let remarks = parts.train.counts.remarks(data.on_long).unwrap();
+    let remarks = parts.train.counts.remarks(data.on_long()).unwrap();
     assert_eq!(remarks, "1 without a token to learn, passed over");
 }
 
@@ -62,7 +64,7 @@ fn the_last_part_is_held_out() {
                   train_files = ['train']\nvalidation_fraction = 0.25\nsequence_length = 8\n";
     let recipe = from_table(recipe.parse().unwrap(), folder.path()).unwrap();
     let tokenizer = TextTokenizer::load(&recipe.data, &models()).unwrap();
-    let corpora = Corpora::read(&recipe.data, &tokenizer, &folder.path().join("c")).unwrap();
+    let corpora = Corpora::read(&recipe.data, &tokenizer, None, &folder.path().join("c")).unwrap();
     let (train, held) =
         (tokenizer.decode(&corpora.train.ids), tokenizer.decode(&corpora.validation.ids));
     assert_eq!(train.trim(), text[..315].trim());
@@ -135,7 +137,7 @@ fn of_a_conversation_the_assistants_words_are_learnt() {
 fn columns_of_parquet_files_are_texts() {
     let folder = tempfile::tempdir().unwrap();
     let rows = [Some("Once upon a time"), None, Some("Once upon")];
-    let bytes = crate::data::parquet_of_texts(&[("text", &rows), ("more", &[Some("x"); 3])]);
+    let bytes = crate::data::parquet_of_texts(&[("text", &rows), ("more", &[Some("x"); 3])], None);
     let lines = "on_malformed = 'skip'\nvalidation_fraction = 0.5";
     let text = format!(
         "name = 'a'\nstudent.config = 'c'\nloss.alpha = 0.0\n[data]\nformat = 'parquet'\n\
@@ -147,7 +149,7 @@ fn columns_of_parquet_files_are_texts() {
     let recipe = from_table(table, folder.path()).unwrap();
     let tokenizer = TextTokenizer::load(&recipe.data, &models()).unwrap();
     let cache = folder.path().join("cache");
-    let corpora = Corpora::read(&recipe.data, &tokenizer, &cache).unwrap();
+    let corpora = Corpora::read(&recipe.data, &tokenizer, None, &cache).unwrap();
     assert_eq!((corpora.train.ids, corpora.train.counts.malformed), (ONCE.to_vec(), 1));
     assert_eq!(corpora.validation.ids, ONCE[..2]);
 
@@ -157,7 +159,7 @@ fn columns_of_parquet_files_are_texts() {
             text.replace("on_malformed = 'skip'", lines).parse().unwrap(),
             folder.path(),
         );
-        let read = Corpora::read(&recipe.unwrap().data, &tokenizer, &cache);
+        let read = Corpora::read(&recipe.unwrap().data, &tokenizer, None, &cache);
         read.map_err(|error| error.to_string())
     };
     let error = read("", &bytes).unwrap_err();
@@ -218,7 +220,7 @@ fn long_documents_are_split_cut_passed_over_or_refused() {
         let lengths: Vec<usize> =
             corpora.train.documents().map(|document| document.len()).collect();
         assert_eq!(corpora.train.counts.long, 1);
-        (lengths, corpora.train.counts.remarks(data.on_long).unwrap())
+        (lengths, corpora.train.counts.remarks(data.on_long()).unwrap())
     };
     let (lengths, words) = counts("on_long = 'split'");
     assert!(lengths[0] > 16 && words == "1 longer than a sequence, cut into several", "{words}");
