@@ -5,6 +5,21 @@ use rayon::prelude::*;
 use super::parallel::PIECE;
 use crate::rng::Philox;
 
+/// What becomes of a value with a random word: 0 where the word is below `threshold`, `scale` times the
+/// value elsewhere.
+pub(crate) struct Rule {
+    pub(crate) threshold: u64,
+    pub(crate) scale: f64,
+}
+
+impl Rule {
+    /// For a rate that is at least 0 and below 1.
+    pub(crate) fn new(rate: f32) -> Self {
+        let rate = f64::from(rate);
+        Self { threshold: (rate * 4_294_967_296.0) as u64, scale: 1.0 / (1.0 - rate) }
+    }
+}
+
 /// Sets each value to 0 with probability `rate` and multiplies the others by 1 / (1 - rate) (Srivastava
 /// et al., 2014). Word i of the stream decides on value i.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,8 +33,8 @@ pub(crate) struct Mask {
 impl Mask {
     /// Applies to values of which the first is number `first`.
     pub(crate) fn apply_from(&self, first: u64, values: &mut [f32]) {
-        let threshold = (f64::from(self.rate) * 4_294_967_296.0) as u64;
-        let scale = (1.0 / (1.0 - f64::from(self.rate))) as f32;
+        let Rule { threshold, scale } = Rule::new(self.rate);
+        let scale = scale as f32;
         let mut words = Philox::new(self.seed, self.stream);
         words.seek(first);
         for value in values {

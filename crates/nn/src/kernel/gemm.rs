@@ -47,19 +47,6 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
-impl<T: Copy> Matrix<'_, T> {
-    /// A copy.
-    pub(crate) fn to_row_major(self) -> Vec<T> {
-        match self.stored() {
-            (data, false) => data.to_vec(),
-            (data, true) => {
-                let at = |i: usize| data[i % self.columns * self.rows + i / self.columns];
-                (0..self.rows * self.columns).map(at).collect()
-            }
-        }
-    }
-}
-
 /// `out = lhs * rhs`, or `out += lhs * rhs` where `accumulate`; `out` is row-major.
 ///
 /// The split over threads never divides the inner dimension, so the result does not depend on how

@@ -6,18 +6,19 @@ use serde::{Deserialize, Serialize};
 use super::bf16 as mixed;
 use super::gemm::{Matrix, matmul};
 
-/// The numbers that the matrix products of training are computed in. Weights, their gradients, the
-/// residual stream, norms, softmax and losses are f32 either way.
+/// The numbers that the linear layers of training are computed in. Weights, their gradients, the residual
+/// stream, norms, attention, softmax and losses are f32 either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// f32 throughout.
     #[default]
     F32,
-    /// Mixed precision (Micikevicius et al., 2018): the operands of products, and what is kept for the
-    /// backward pass between them, are rounded to bf16 (8 bits of mantissa, ties to even); sums are
-    /// f32. There is no loss scale, for bf16 has the exponents of f32. Faster where the processor has
-    /// AVX512-BF16, and less memory everywhere.
+    /// Mixed precision (Micikevicius et al., 2018): the operands of the layers' products, and what is kept
+    /// inside blocks for the backward pass, are rounded to bf16 (8 bits of mantissa, ties to even); sums
+    /// are f32. There is no loss scale, for bf16 has the exponents of f32. Activations take up to half
+    /// the memory, against two copies of the output projection in bf16; faster where the processor has
+    /// AVX512-BF16.
     Bf16,
 }
 
@@ -53,7 +54,7 @@ impl Precision {
         }
     }
 
-    /// Keeps values that [`Self::round`] has been over, without loss.
+    /// Stores values that [`Self::round`] has been over, without loss.
     pub(crate) fn store(self, values: Vec<f32>) -> Stored {
         match self {
             Self::F32 => Stored::F32(values),

@@ -3,7 +3,7 @@
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType};
 
-use crate::kernel::{real::Real, storage};
+use crate::kernel::{dropout::Rule, real::Real, storage};
 use crate::rng::Philox;
 
 /// Sets each element of `input` to 0 with probability `p` and multiplies the others by 1 / (1 - p)
@@ -18,9 +18,9 @@ pub fn dropout(input: &Tensor, p: f32, rng: &mut Philox) -> Result<Tensor> {
     if p == 0.0 {
         return Ok(input.clone());
     }
-    let threshold = (f64::from(p) * 4_294_967_296.0) as u64;
+    let Rule { threshold, scale } = Rule::new(p);
     let keep = (0..input.elem_count()).map(|_| u64::from(rng.next_u32()) >= threshold).collect();
-    input.apply_op1(Dropout { keep, scale: 1.0 / (1.0 - f64::from(p)) })
+    input.apply_op1(Dropout { keep, scale })
 }
 
 struct Dropout {

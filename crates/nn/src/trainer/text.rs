@@ -286,9 +286,10 @@ impl TextTrainer {
     fn pass(&self) -> Pass {
         let rates = self.config.model.spec().dropout;
         let dropout = rates.any().then(|| {
-            // Two words each; no step has 2^32 parts.
+            // Two words each, for 2^46 steps of 2^17 parts.
+            let place = self.steps_done().wrapping_shl(17).wrapping_add(self.parts);
             let mut seeds = Philox::new(self.config.seed, DROPOUT_STREAM);
-            seeds.seek(((self.steps_done() << 32) + self.parts) * 2);
+            seeds.seek(place.wrapping_mul(2));
             Masks { seed: seeds.next_u64(), rates }
         });
         let keep = if self.config.checkpoint_activations { Keep::Inputs } else { Keep::All };

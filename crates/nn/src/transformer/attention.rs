@@ -115,7 +115,7 @@ impl<P: Product, V: Values> Attention<P, V> {
         if let Some([q_norm, k_norm]) = &self.qk_norms {
             [&mut q, &mut k].into_iter().for_each(|x| precision.round(x));
             let normed = [q_norm.forward(&q)?, k_norm.forward(&k)?];
-            raw = Some([precision.store(q), precision.store(k)]);
+            raw = Some([pass.store(q), pass.store(k)]);
             [q, k] = normed;
         }
         let mut q = to_heads(&q, layout, queries, width, rotation);
@@ -137,7 +137,7 @@ impl<P: Product, V: Values> Attention<P, V> {
         precision.round(&mut out);
         let merged = from_heads(&out, layout, queries, width, None);
         let result = self.output.apply(&merged, precision)?;
-        let [q, k, v, out] = [q, k, v, out].map(|x| precision.store(x));
+        let [q, k, v, out] = [q, k, v, out].map(|x| pass.store(x));
         Ok((result, AttentionTape { raw, q, k, v, out, log_sums }))
     }
 }

@@ -102,8 +102,8 @@ impl<P: Product> FeedForward<P> {
         let gate = self.gate.as_ref().map(project).transpose()?;
         let up = project(&self.up)?;
         let out = self.down.apply(&self.inner(gate.as_deref(), &up), precision)?;
-        let gate = gate.map(|gate| precision.store(gate));
-        Ok((out, FeedForwardTape { gate, up: precision.store(up) }))
+        let gate = gate.map(|gate| pass.store(gate));
+        Ok((out, FeedForwardTape { gate, up: pass.store(up) }))
     }
 
     /// What `down` sees.

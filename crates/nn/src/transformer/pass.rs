@@ -1,7 +1,7 @@
 //! How a forward pass computes, and what it keeps.
 
 use crate::kernel::dropout::Mask;
-use crate::kernel::precision::Precision;
+use crate::kernel::precision::{Precision, Stored};
 
 /// What a forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +89,15 @@ impl Masks {
 }
 
 impl Pass {
+    /// Stores values for the backward pass, which [`Precision::round`] has been over.
+    pub(crate) fn store(&self, values: Vec<f32>) -> Stored {
+        match self.keep {
+            Keep::All => self.precision.store(values),
+            // They are dropped, or read at once.
+            Keep::Nothing | Keep::Inputs => Stored::F32(values),
+        }
+    }
+
     pub(crate) fn mask(&self, site: Site) -> Option<Mask> {
         self.dropout.and_then(|masks| masks.at(site))
     }

@@ -42,7 +42,7 @@ pub(crate) fn forward<V: Values, T>(
         Some(norm) => (norm.forward(&sum)?, Some(sum)),
         None => (sum, None),
     };
-    let normed = normed.map(|normed| pass.precision.store(normed));
+    let normed = normed.map(|normed| pass.store(normed));
     Ok((out, SublayerTape { x, normed, raw, sum, inner }))
 }
 

@@ -8,7 +8,7 @@ use stillhouse_nn::{
     TextTrainerConfig, TokenBatch, TransformerConfig,
 };
 
-const LLAMA: &str = r#"{"model_type": "qwen3", "vocab_size": 61, "hidden_size": 32, "head_dim": 8,
+const QWEN: &str = r#"{"model_type": "qwen3", "vocab_size": 61, "hidden_size": 32, "head_dim": 8,
     "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2,
     "attention_dropout": 0.2}"#;
@@ -100,7 +100,7 @@ fn all(tensors: &Tensors) -> impl Iterator<Item = f32> {
 
 #[test]
 fn mixed_precision_follows_f32() {
-    for json in [LLAMA.to_owned(), BERT.to_owned(), roberta(), DISTILBERT.to_owned()] {
+    for json in [QWEN.to_owned(), BERT.to_owned(), roberta(), DISTILBERT.to_owned()] {
         let json = plain(&json);
         let [mut exact, mut mixed] = [Precision::F32, Precision::Bf16]
             .map(|precision| TextTrainer::new(TextTrainerConfig { precision, ..config(&json) }))
@@ -142,7 +142,7 @@ fn mixed_precision_follows_f32() {
 /// Computed again or kept, in one go or resumed: the same bytes, with whatever is dropped or rounded.
 #[test]
 fn checkpointing_and_resuming_change_no_bit() {
-    for json in [LLAMA.to_owned(), BERT.to_owned(), roberta(), DISTILBERT.to_owned()] {
+    for json in [QWEN.to_owned(), BERT.to_owned(), roberta(), DISTILBERT.to_owned()] {
         for precision in [Precision::F32, Precision::Bf16] {
             let trainer = |checkpoint_activations| {
                 let config = config(&json);
@@ -182,10 +182,24 @@ fn weights(trainer: &TextTrainer, dir: &Path) -> Tensors {
     tensors.map(|(name, view)| (name, (view.shape().to_vec(), values(view.data())))).collect()
 }
 
+/// Bytes of a few steps in mixed precision with dropout, for any number of threads.
+pub(crate) fn bytes_of_a_few_steps() -> Vec<u8> {
+    let mut bytes = vec![];
+    for json in [QWEN, BERT] {
+        let wide = json.replace("\"hidden_size\": 32", "\"hidden_size\": 128");
+        let config = TextTrainerConfig { precision: Precision::Bf16, ..config(&wide) };
+        let mut trainer = TextTrainer::new(config).unwrap();
+        let data = Data::new(&trainer);
+        (0..3).for_each(|_| bytes.extend(data.step(&mut trainer).to_le_bytes()));
+        bytes.extend(trainer.weights_sha256().unwrap());
+    }
+    bytes
+}
+
 /// The loss along the gradient, with the same values dropped.
 #[test]
 fn the_gradient_is_that_of_what_was_not_dropped() {
-    for json in [LLAMA.to_owned(), BERT.to_owned(), roberta(), DISTILBERT.to_owned()] {
+    for json in [QWEN.to_owned(), BERT.to_owned(), roberta(), DISTILBERT.to_owned()] {
         let mut trainer = TextTrainer::new(config(&json)).unwrap();
         let data = Data::new(&trainer);
         let dropped = data.loss(&mut trainer);
@@ -222,7 +236,7 @@ fn the_gradient_is_that_of_what_was_not_dropped() {
 #[test]
 fn probabilities_out_of_range_are_refused_by_name() {
     for (key, json) in [
-        ("attention_dropout", LLAMA),
+        ("attention_dropout", QWEN),
         ("hidden_dropout_prob", BERT),
         ("attention_probs_dropout_prob", BERT),
         ("classifier_dropout", BERT),

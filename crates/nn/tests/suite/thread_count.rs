@@ -8,8 +8,8 @@ use stillhouse_nn::{
     TrainerConfig,
 };
 
-use crate::image_models;
 use crate::support::{normals32, read_model};
+use crate::{image_models, text_training};
 
 /// Set in the processes that the test starts.
 const CHILD: &str = "STILLHOUSE_THREAD_COUNT_CHILD";
@@ -43,6 +43,7 @@ fn digest() -> String {
             values.iter().for_each(|w| hash.update(w.to_le_bytes()));
         }
     }
+    hash.update(text_training::bytes_of_a_few_steps());
     let input = normals32(&mut rng, 50 * 300);
     let logits = Classifier::load(dir.path()).unwrap().infer(&input, 50).unwrap().logits;
     logits.iter().for_each(|z| hash.update(z.to_le_bytes()));

@@ -1,6 +1,8 @@
 //! The backward pass of the query heads that share a head of keys: weights are computed again from
 //! the scores and their log sums (Dao et al., 2022, "FlashAttention", appendix B).
 
+use std::ops::Range;
+
 use super::{Heads, Scores};
 use crate::kernel::dropout::Mask;
 use crate::kernel::gemm::{Matrix, matmul_serial};
@@ -45,8 +47,11 @@ impl Operands<'_> {
                 matmul_serial(&mut weights, false, queries, keys.t());
                 let mut to_scores = vec![0.0; n * span];
                 matmul_serial(&mut to_scores, false, grads, Matrix::new(v, span, width).t());
-                let query = head * length + first;
-                self.drop(query, start, &mut to_scores, span);
+                let dropped = self.dropped(head * length + first, n, start..end);
+                let drop = |values: &mut [f32]| {
+                    values.iter_mut().zip(&dropped).for_each(|(value, factor)| *value *= factor);
+                };
+                drop(&mut to_scores);
                 pulp::Arch::new().dispatch(Soften {
                     scores: &self.scores,
                     position: first,
@@ -58,7 +63,7 @@ impl Operands<'_> {
                     weights: &mut weights,
                     to_scores: &mut to_scores,
                 });
-                self.drop(query, start, &mut weights, span);
+                drop(&mut weights);
                 let weights = Matrix::new(&weights, n, span);
                 let to_scores = Matrix::new(&to_scores, n, span);
                 matmul_serial(&mut to_v[seen.clone()], true, weights.t(), grads);
@@ -68,14 +73,16 @@ impl Operands<'_> {
         }
     }
 
-    /// Drops of values [queries, keys] what the forward pass dropped of weights, from query `query` of
-    /// the group and key `key` on.
-    fn drop(&self, query: usize, key: usize, values: &mut [f32], columns: usize) {
-        let Some((mask, number)) = self.mask else { return };
-        let keys = self.k.len() / self.heads.width;
-        for (row, values) in values.chunks_exact_mut(columns).enumerate() {
-            mask.apply_from(number + ((query + row) * keys + key) as u64, values);
+    /// What the forward pass multiplied weights by, [queries, keys], from query `first` of the group on;
+    /// empty where it dropped none.
+    fn dropped(&self, first: usize, queries: usize, keys: Range<usize>) -> Vec<f32> {
+        let Some((mask, number)) = self.mask else { return vec![] };
+        let all = self.k.len() / self.heads.width;
+        let mut factors = vec![1.0; queries * keys.len()];
+        for (query, row) in (first..).zip(factors.chunks_exact_mut(keys.len())) {
+            mask.apply_from(number + (query * all + keys.start) as u64, row);
         }
+        factors
     }
 }
 

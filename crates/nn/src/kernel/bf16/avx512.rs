@@ -7,8 +7,13 @@ use std::arch::x86_64::{
 
 use rayon::prelude::*;
 
-use super::pack::{COLUMNS, ROWS};
+use super::pack::pack;
+use crate::kernel::gemm::Matrix;
 
+/// Rows of the left operand that are multiplied at once.
+const ROWS: usize = 12;
+/// Columns of the right one: two registers of 16 sums. With those of all rows, 24 of 32 registers.
+const COLUMNS: usize = 32;
 /// Pairs that are added up before the sums go to memory: so many of a panel's stay in the nearest cache.
 const DEPTH: usize = 128;
 /// Tiles of rows that share what is loaded of the right operand.
@@ -19,44 +24,95 @@ pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Adds to `out` [rows, columns], row-major, the product of packed operands, each with `pairs` pairs.
-/// Only where [`available`].
-pub(super) fn add_product(
-    out: &mut [f32],
+/// A right operand, rounded, in groups of columns.
+#[derive(Debug)]
+pub(super) struct Right {
+    /// For each group, [pairs of rows, COLUMNS].
+    panels: Vec<[u32; COLUMNS]>,
+    rows: usize,
     columns: usize,
-    left: &[[u32; ROWS]],
-    right: &[[u32; COLUMNS]],
-    pairs: usize,
-) {
-    if pairs == 0 || columns == 0 {
-        return;
+}
+
+/// A piece of the result: some rows, and of each the same columns.
+struct Piece<'a> {
+    rows: Vec<&'a mut [f32]>,
+    /// Tiles of these rows.
+    left: &'a [[u32; ROWS]],
+    /// Groups of these columns.
+    right: &'a [[u32; COLUMNS]],
+}
+
+impl Right {
+    /// Only where [`available`].
+    pub(super) fn new(matrix: Matrix<'_, f32>) -> Self {
+        assert!(available(), "a processor with AVX512-BF16");
+        Self { panels: pack(matrix.t()), rows: matrix.rows(), columns: matrix.columns() }
     }
-    let tiles = left.len() / pairs;
-    let share = tiles.div_ceil(4 * rayon::current_num_threads()).clamp(1, TILES);
-    let bands = out.par_chunks_mut(share * ROWS * columns).zip(left.par_chunks(share * pairs));
-    bands.for_each(|(out, left)| {
+
+    /// `out = left * self`, or `out += left * self` where `accumulate`.
+    pub(super) fn multiply(&self, out: &mut [f32], accumulate: bool, left: Matrix<'_, f32>) {
+        let &Self { ref panels, rows, columns } = self;
+        assert_eq!(left.columns(), rows, "inner dimensions");
+        let m = left.rows();
+        assert_eq!(Some(out.len()), m.checked_mul(columns), "a {m} x {columns} product");
+        if rows == 0 && !accumulate {
+            out.fill(0.0);
+        }
+        if rows == 0 || out.is_empty() {
+            return;
+        }
+        let pairs = rows.div_ceil(2);
+        let left = pack(left);
+        // Bands of rows and, where these are few, parts of the columns: a few pieces for each thread.
+        let bands = (left.len() / pairs).div_ceil(TILES);
+        let parts = (4 * rayon::current_num_threads()).div_ceil(bands);
+        let groups = columns.div_ceil(COLUMNS).div_ceil(parts);
+        let mut pieces = vec![];
+        let tiles = left.chunks(TILES * pairs);
+        for (out, left) in out.chunks_mut(TILES * ROWS * columns).zip(tiles) {
+            let mut rest: Vec<&mut [f32]> = out.chunks_mut(columns).collect();
+            for right in panels.chunks(groups * pairs) {
+                let mut rows = vec![];
+                for row in &mut rest {
+                    let width = row.len().min(groups * COLUMNS);
+                    let (part, others) = std::mem::take(row).split_at_mut(width);
+                    rows.push(part);
+                    *row = others;
+                }
+                pieces.push(Piece { rows, left, right });
+            }
+        }
+        pieces.into_par_iter().for_each(|piece| piece.compute(pairs, accumulate));
+    }
+}
+
+impl Piece<'_> {
+    fn compute(mut self, pairs: usize, accumulate: bool) {
         for start in (0..pairs).step_by(DEPTH) {
             let depth = DEPTH.min(pairs - start);
-            for (group, panel) in right.chunks_exact(pairs).enumerate() {
+            let add = accumulate || start > 0;
+            for (group, panel) in self.right.chunks_exact(pairs).enumerate() {
                 let panel = &panel[start..][..depth];
                 let first = group * COLUMNS;
-                let width = COLUMNS.min(columns - first);
-                let rows = out.chunks_mut(ROWS * columns);
-                for (out, tile) in rows.zip(left.chunks_exact(pairs)) {
+                let tiles = self.rows.chunks_mut(ROWS).zip(self.left.chunks_exact(pairs));
+                for (rows, tile) in tiles {
                     let mut sums = [[0.0; COLUMNS]; ROWS];
-                    // SAFETY: the caller has checked `available`.
+                    // SAFETY: a `Right` is only made where the processor has the instructions.
                     #[allow(unsafe_code)]
                     unsafe {
                         product(&tile[start..][..depth], panel, &mut sums);
                     }
-                    for (out, sums) in out.chunks_exact_mut(columns).zip(&sums) {
-                        let out = &mut out[first..][..width];
-                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                    for (row, sums) in rows.iter_mut().zip(&sums) {
+                        let out = row[first..].iter_mut().zip(sums);
+                        match add {
+                            true => out.for_each(|(out, sum)| *out += sum),
+                            false => out.for_each(|(out, sum)| *out = *sum),
+                        }
                     }
                 }
             }
         }
-    });
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]

@@ -3,10 +3,12 @@
 //!
 //! Where the processor multiplies pairs of bf16 (AVX512-BF16), at twice the rate of f32; elsewhere
 //! rounded values are multiplied in f32. Products of two bf16 are exact in f32, so that both differ by
-//! the rounding of sums alone. The split over threads never divides a sum.
+//! the rounding of sums alone, and by numbers too small to be normal, which the processor takes as 0. The
+//! split over threads never divides a sum.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
 mod pack;
 #[cfg(test)]
 mod tests;
@@ -16,53 +18,76 @@ use rayon::prelude::*;
 
 use super::gemm::{Matrix, matmul};
 use super::parallel::PIECE;
-use pack::{COLUMNS, pack};
 
 /// A right operand, arranged once for repeated products.
 #[derive(Debug)]
-pub(crate) enum Right {
-    /// Columns in pairs of rows, for the processor's own instruction.
+pub(crate) struct Right(Arranged);
+
+#[derive(Debug)]
+enum Arranged {
+    /// For the processor's own instruction.
     #[cfg(target_arch = "x86_64")]
-    Packed { panels: Vec<[u32; COLUMNS]>, rows: usize, columns: usize },
-    /// Row-major, rounded.
-    Rounded { values: Vec<f32>, rows: usize, columns: usize },
+    Packed(avx512::Right),
+    Rounded(Rounded),
 }
 
 impl Right {
     /// Rounds and arranges.
     pub(crate) fn new(matrix: Matrix<'_, f32>) -> Self {
-        let (rows, columns) = (matrix.rows(), matrix.columns());
         #[cfg(target_arch = "x86_64")]
         if avx512::available() {
-            return Self::Packed { panels: pack(matrix.t()), rows, columns };
+            return Self(Arranged::Packed(avx512::Right::new(matrix)));
         }
-        Self::Rounded { values: rounded(matrix), rows, columns }
+        Self(Arranged::Rounded(Rounded::new(matrix)))
     }
 
     /// `out = left * self`, or `out += left * self` where `accumulate`; `out` is row-major.
     pub(crate) fn multiply(&self, out: &mut [f32], accumulate: bool, left: Matrix<'_, f32>) {
-        match self {
+        match &self.0 {
             #[cfg(target_arch = "x86_64")]
-            Self::Packed { panels, rows, columns } => {
-                assert_eq!(left.columns(), *rows, "inner dimensions");
-                let m = left.rows();
-                assert_eq!(Some(out.len()), m.checked_mul(*columns), "a {m} x {columns} product");
-                if !accumulate {
-                    out.fill(0.0);
-                }
-                avx512::add_product(out, *columns, &pack(left), panels, rows.div_ceil(2));
-            }
-            Self::Rounded { values, rows, columns } => {
-                let (m, k) = (left.rows(), left.columns());
-                let left = rounded(left);
-                let right = Matrix::new(values, *rows, *columns);
-                matmul(out, accumulate, Matrix::new(&left, m, k), right);
+            Arranged::Packed(right) => right.multiply(out, accumulate, left),
+            Arranged::Rounded(right) => {
+                matmul(out, accumulate, Rounded::new(left).matrix(), right.matrix());
             }
         }
     }
 }
 
-/// Rounds in place, ties to even.
+/// Elements as they were stored, rounded.
+#[derive(Debug)]
+struct Rounded {
+    values: Vec<f32>,
+    rows: usize,
+    columns: usize,
+    /// Whether columns lie together instead of rows.
+    transposed: bool,
+}
+
+impl Rounded {
+    fn new(matrix: Matrix<'_, f32>) -> Self {
+        let (data, transposed) = matrix.stored();
+        let mut values = data.to_vec();
+        round(&mut values);
+        Self { values, rows: matrix.rows(), columns: matrix.columns(), transposed }
+    }
+
+    fn matrix(&self) -> Matrix<'_, f32> {
+        match self.transposed {
+            false => Matrix::new(&self.values, self.rows, self.columns),
+            true => Matrix::new(&self.values, self.columns, self.rows).t(),
+        }
+    }
+}
+
+/// The bf16 nearest to `x`, ties to even, in the lower half; NaN stays NaN.
+#[inline(always)]
+fn bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let up = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    if x.is_nan() { (bits >> 16) | 0x40 } else { up }
+}
+
+/// Rounds in place.
 pub(crate) fn round(values: &mut [f32]) {
     let piece = |values: &mut [f32]| pulp::Arch::new().dispatch(Round(values));
     values.par_chunks_mut(PIECE).for_each(piece);
@@ -75,23 +100,18 @@ impl pulp::WithSimd for Round<'_> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) {
-        self.0.iter_mut().for_each(|x| *x = f32::from_bits(pack::bits(*x) << 16));
+        self.0.iter_mut().for_each(|x| *x = f32::from_bits(bits(*x) << 16));
     }
 }
 
 /// The upper halves of values that [`round`] has been over.
 pub(crate) fn narrow(values: &[f32]) -> Vec<bf16> {
-    values.iter().map(|x| bf16::from_bits((x.to_bits() >> 16) as u16)).collect()
+    let upper = |x: &f32| bf16::from_bits((x.to_bits() >> 16) as u16);
+    values.par_iter().with_min_len(PIECE).map(upper).collect()
 }
 
 /// As f32.
 pub(crate) fn widen(values: &[bf16]) -> Vec<f32> {
-    values.iter().map(|x| f32::from_bits(u32::from(x.to_bits()) << 16)).collect()
-}
-
-/// A row-major copy, rounded.
-fn rounded(matrix: Matrix<'_, f32>) -> Vec<f32> {
-    let mut values = matrix.to_row_major();
-    round(&mut values);
-    values
+    let wide = |x: &bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
+    values.par_iter().with_min_len(PIECE).map(wide).collect()
 }

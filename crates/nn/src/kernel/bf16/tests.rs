@@ -11,14 +11,21 @@ fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 
 /// Both ways of computing, on every machine that has them.
 fn rights(matrix: Matrix<'_, f32>) -> [Right; 2] {
-    let (rows, columns) = (matrix.rows(), matrix.columns());
-    [Right::new(matrix), Right::Rounded { values: rounded(matrix), rows, columns }]
+    [Right::new(matrix), Right(Arranged::Rounded(Rounded::new(matrix)))]
 }
 
 #[test]
 fn equals_the_definition_for_plain_and_transposed_operands() {
     let mut rng = Philox::new(1, 0);
-    let sizes = [(1, 1, 1), (3, 5, 7), (12, 32, 256), (13, 33, 257), (40, 1, 9), (1, 40, 1030)];
+    let sizes = [
+        (1, 1, 1),
+        (3, 5, 7),
+        (12, 32, 256),
+        (13, 33, 257),
+        (40, 1, 9),
+        (1, 40, 1030),
+        (100, 333, 5),
+    ];
     for (m, n, k) in sizes {
         let (a, b) = (draw(&mut rng, m * k), draw(&mut rng, k * n));
         let start = draw(&mut rng, m * n);
@@ -52,18 +59,20 @@ fn equals_the_definition_for_plain_and_transposed_operands() {
 #[test]
 fn the_number_of_threads_does_not_change_a_bit() {
     let mut rng = Philox::new(2, 0);
-    let (m, n, k) = (211, 70, 300);
-    let (a, b) = (draw(&mut rng, m * k), draw(&mut rng, k * n));
-    let run = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let mut out = vec![0.0; m * n];
-            Right::new(Matrix::new(&b, k, n)).multiply(&mut out, false, Matrix::new(&a, m, k));
-            out
-        })
-    };
-    let first = run(1);
-    assert!([2, 3, 5].into_iter().all(|threads| run(threads) == first));
+    // Many rows, and many columns.
+    for (m, n, k) in [(511, 70, 300), (30, 700, 300)] {
+        let (a, b) = (draw(&mut rng, m * k), draw(&mut rng, k * n));
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut out = vec![f32::NAN; m * n];
+                Right::new(Matrix::new(&b, k, n)).multiply(&mut out, false, Matrix::new(&a, m, k));
+                out
+            })
+        };
+        let first = run(1);
+        assert!([2, 3, 5].into_iter().all(|threads| run(threads) == first));
+    }
 }
 
 #[test]

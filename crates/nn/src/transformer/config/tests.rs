@@ -8,6 +8,33 @@ fn spec(text: &str) -> Spec {
     parse(text).unwrap().spec
 }
 
+/// Rates in the order of `DropoutRates`, as transformers 5.24 reads and places them.
+#[test]
+fn dropout_is_where_transformers_has_it() {
+    let rates = |text: &str| {
+        let d = spec(text).dropout;
+        [d.embedding, d.weights, d.attention, d.feed_forward, d.head_input, d.head]
+    };
+    let bert = |kind: &str, keys: &str| {
+        rates(&format!(r#"{{"model_type": "{kind}", "hidden_dropout_prob": 0.25, {keys}}}"#))
+    };
+    let keys = r#""attention_probs_dropout_prob": 0.5, "classifier_dropout": 0.75"#;
+    assert_eq!(bert("bert", keys), [0.25, 0.5, 0.25, 0.25, 0.0, 0.75]);
+    assert_eq!(bert("roberta", keys), [0.25, 0.5, 0.25, 0.25, 0.75, 0.75]);
+    let null = r#""classifier_dropout": null"#;
+    assert_eq!(bert("bert", null), [0.25, 0.1, 0.25, 0.25, 0.0, 0.25]);
+    assert_eq!(rates(r#"{"model_type": "roberta"}"#), [0.1; 6]);
+    let distilbert = r#"{"model_type": "distilbert", "dropout": 0.25, "attention_dropout": 0.5,
+        "seq_classif_dropout": 0.75}"#;
+    assert_eq!(rates(distilbert), [0.25, 0.5, 0.0, 0.25, 0.0, 0.75]);
+    assert_eq!(rates(r#"{"model_type": "distilbert"}"#), [0.1, 0.1, 0.0, 0.1, 0.0, 0.2]);
+    for kind in ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"] {
+        assert_eq!(rates(&format!(r#"{{"model_type": "{kind}"}}"#)), [0.0; 6]);
+        let given = format!(r#"{{"model_type": "{kind}", "attention_dropout": 0.5}}"#);
+        assert_eq!(rates(&given), [0.0, 0.5, 0.0, 0.0, 0.0, 0.0]);
+    }
+}
+
 #[test]
 fn keys_that_are_absent_have_the_defaults_of_transformers() {
     let llama = spec(r#"{"model_type": "llama"}"#);
