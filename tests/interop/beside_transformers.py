@@ -1,5 +1,5 @@
-"""Compares a served language model with the same folder in Hugging Face transformers: logits of every position
-of a few sequences, over gRPC and from `from_pretrained`.
+"""Compares a served model with the same folder in Hugging Face transformers, over gRPC and from
+`from_pretrained`: a language model's logits of every position of a few sequences, or a classifier's of each.
 
     cargo build -p teacher-server
     python beside_transformers.py MODEL_DIR        (torch, transformers, grpcio-tools)
@@ -30,10 +30,10 @@ def main():
     from distill.v1 import teacher_pb2 as pb
     from distill.v1 import teacher_pb2_grpc as service
 
+    classifies = transformers.AutoConfig.from_pretrained(folder).model_type in ("bert", "roberta", "distilbert")
+    auto = transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModelForCausalLM
     # Strict: a tensor that is missing, or that nobody asked for, is an error.
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
+    model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     faults = {key: value for key, value in report.items() if value}
     assert not faults, faults
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -44,9 +44,9 @@ def main():
         channel = grpc.insecure_channel(address)
         teacher = service.TeacherServiceStub(channel)
         described = teacher.Describe(pb.DescribeRequest())
-        words = described.classes
+        classes = described.classes
         generator = torch.Generator().manual_seed(1)
-        rows = [torch.randint(words, (n,), generator=generator) for n in LENGTHS]
+        rows = [torch.randint(len(tokenizer), (n,), generator=generator) for n in LENGTHS]
         ids = torch.cat(rows).tolist()
         packed = struct.pack(f"<{len(ids)}I", *ids)
         request = pb.LabelRequest(
@@ -57,12 +57,13 @@ def main():
         values = teacher.Label(request).labels[0].dense.values
         found = torch.frombuffer(bytearray(values.data), dtype=torch.float32).view(*values.shape)
         with torch.no_grad():
-            expected = torch.cat([model(input_ids=row[None]).logits[0] for row in rows])[:, :words]
+            logits = [model(input_ids=row[None]).logits for row in rows]
+            expected = torch.cat([own.view(-1, own.shape[-1]) for own in logits])[:, :classes]
     finally:
         server.terminate()
         server.wait(timeout=60)
     off = (found - expected).abs().max().item()
-    print(f"{found.shape[0]} positions x {words} words, largest difference of a logit: {off:.2e}")
+    print(f"{found.shape[0]} labels x {classes} classes, largest difference of a logit: {off:.2e}")
     if off > TOLERANCE:
         sys.exit(f"it is above {TOLERANCE}")
 

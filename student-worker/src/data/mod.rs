@@ -26,7 +26,7 @@ pub use augment::{Augment, View};
 pub use dataset::{DataError, Dataset, Fit};
 pub use file::{Fault, FileError};
 pub use filter::Filter;
-pub(crate) use parquet::read_texts;
+pub(crate) use parquet::{Cell, read_texts};
 pub use sampler::{Batch, Sampler};
 pub use source::read;
 pub use split::Split;

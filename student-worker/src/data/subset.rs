@@ -20,8 +20,13 @@ pub fn balanced(data: &Dataset, count: usize, seed: u64) -> Result<Dataset, Data
         return Err(DataError::mismatch("data.train_rows", count, expected));
     };
     let order = order(data, count, seed)?;
+    Ok(data.select(&balanced_rows(labels, order, count)))
+}
+
+/// The rows of [`balanced`], ascending, of all rows in random order.
+pub(crate) fn balanced_rows(labels: &[u32], order: Vec<u32>, count: usize) -> Vec<u32> {
     let mut taken: BTreeMap<u32, usize> = labels.iter().map(|label| (*label, 0)).collect();
-    let quota = count / taken.len();
+    let quota = count / taken.len().max(1);
     let (mut chosen, mut others) = (Vec::with_capacity(count), Vec::new());
     for row in order {
         let of_class = taken.entry(labels[row as usize]).or_default();
@@ -35,7 +40,7 @@ pub fn balanced(data: &Dataset, count: usize, seed: u64) -> Result<Dataset, Data
     let missing = count - chosen.len();
     chosen.extend(&others[..missing]);
     chosen.sort_unstable();
-    Ok(data.select(&chosen))
+    chosen
 }
 
 /// Chooses `count` rows uniformly, the same for the same seed.
@@ -55,8 +60,13 @@ fn order(data: &Dataset, count: usize, seed: u64) -> Result<Vec<u32>, DataError>
         let expected = format!("1 to {}, the rows of the training set", data.len());
         return Err(DataError::mismatch("data.train_rows", count, expected));
     }
-    let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
-    Ok(Philox::new(seed, random::SUBSET).permutation(size))
+    Ok(shuffled(data.len(), seed))
+}
+
+/// That many rows in random order, the same for the same seed.
+pub(crate) fn shuffled(rows: usize, seed: u64) -> Vec<u32> {
+    let size = u32::try_from(rows).unwrap_or(u32::MAX);
+    Philox::new(seed, random::SUBSET).permutation(size)
 }
 
 #[cfg(test)]

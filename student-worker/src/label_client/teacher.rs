@@ -25,7 +25,7 @@ pub struct Teacher {
     /// Whether rows can be sent as bytes, which it rescales itself.
     pub takes_bytes: bool,
     /// Whether it answers with dense labels, so that it can be probed.
-    pub(super) offers_dense: bool,
+    pub(crate) offers_dense: bool,
     /// Longest message that it takes.
     pub(super) max_message_bytes: usize,
     /// Longest answer that an honest teacher gives.
@@ -50,15 +50,7 @@ impl Teacher {
             found,
             expected,
         };
-        let (task, wanted_task) = (
-            description.task(),
-            match wanted.input {
-                WantedInput::Features { .. } | WantedInput::Sequences { classified: true, .. } => {
-                    Task::Classification
-                }
-                WantedInput::Sequences { classified: false, .. } => Task::LanguageModel,
-            },
-        );
+        let (task, wanted_task) = (description.task(), wanted.input.task());
         if task != wanted_task {
             return Err(unsuitable("task", format!("{task:?}"), format!("{wanted_task:?}")));
         }
@@ -82,13 +74,9 @@ impl Teacher {
         }
         let fingerprint = fingerprint.to_vec();
         if description.classes as usize != wanted.classes {
-            let whose = match wanted.input {
-                WantedInput::Features { .. } | WantedInput::Sequences { classified: true, .. } => {
-                    "the student's num_labels"
-                }
-                WantedInput::Sequences { classified: false, .. } => {
-                    "the words of the student's tokenizer"
-                }
+            let whose = match wanted_task {
+                Task::LanguageModel => "the words of the student's tokenizer",
+                Task::Classification | Task::Unspecified => "the student's num_labels",
             };
             let expected = format!("{}, {whose}", wanted.classes);
             return Err(unsuitable("classes", description.classes.to_string(), expected));
@@ -166,7 +154,8 @@ impl Teacher {
                         "limits.max_rows",
                         limits.max_rows,
                         *request_sequences,
-                        "a request's sequences",
+                        "a request's sequences; fewer are in one with a smaller \
+                         train.micro_batch_tokens",
                     ),
                     (
                         "limits.max_tokens",
@@ -213,7 +202,7 @@ impl Teacher {
         let most = limits.max_message_bytes;
         if matches!(wanted.input, WantedInput::Sequences { .. }) && answer > most {
             let expected = format!(
-                "{answer} or more, the labels of {} tokens; less is needed with a smaller \
+                "{answer} or more, {} labels; less is needed with a smaller \
                  train.micro_batch_tokens, or other teacher.encoding",
                 wanted.request_rows
             );

@@ -7,8 +7,8 @@ use stillhouse_proto::{
     LabelBatch, SoftLabels, limits,
     v1::{
         DType, DenseEncoding, DenseKind, Encoding, EncodingKind, EnsembleRule, HiddenEncoding,
-        LabelRequest, LabelStreamRequest, SampledEncoding, Tensor, TopKEncoding, encoding::Kind,
-        label_request::Inputs, label_stream_request::Action,
+        LabelRequest, LabelStreamRequest, SampledEncoding, Task, Tensor, TopKEncoding,
+        encoding::Kind, label_request::Inputs, label_stream_request::Action,
     },
 };
 
@@ -79,6 +79,18 @@ pub enum WantedInput {
         /// Tokens in the largest request.
         request_tokens: usize,
     },
+}
+
+impl WantedInput {
+    /// What kind of a teacher labels it.
+    pub(super) fn task(&self) -> Task {
+        match self {
+            Self::Features { .. } | Self::Sequences { classified: true, .. } => {
+                Task::Classification
+            }
+            Self::Sequences { classified: false, .. } => Task::LanguageModel,
+        }
+    }
 }
 
 impl Wanted {

@@ -186,6 +186,18 @@ pub(crate) mod tests {
         })
     }
 
+    /// What was called tokens before there were texts with a class.
+    #[test]
+    fn a_validation_of_an_earlier_version_is_read() {
+        let line = r#"{"kind":"validation","step":6,"loss":2.0,"tokens":9,"teacher_kl":null,
+            "teacher_agreement_percent":null}"#;
+        let Record::Validation(read) = serde_json::from_str(line).unwrap() else { panic!() };
+        assert_eq!((read.labels, read.correct, read.accuracy_percent()), (9, None, None));
+        assert_eq!(read.words(), "validation loss 2.0000 (perplexity 7.389) over 9 tokens");
+        let read = ValidationRecord { correct: Some(6), ..read };
+        assert_eq!(read.words(), "accuracy 66.67 %, validation loss 2.0000 over 9 texts");
+    }
+
     #[test]
     fn records_come_back_and_a_cut_line_is_left_out() {
         let folder = tempfile::tempdir().unwrap();

@@ -65,10 +65,10 @@ pub(super) fn labels_of_several(recipe: &Recipe) -> Result<(), String> {
     Ok(())
 }
 
-/// Refuses what a table of language models has no place for.
+/// Refuses what a table of students that read text has no place for.
 pub(super) fn text(run: &Run, teachers: usize) -> Result<(), String> {
     let none = |key: &str, found: String, given: bool| match given {
-        true => Err(format!("{key} is {found}; expected none of a language model")),
+        true => Err(format!("{key} is {found}; expected none where text is read")),
         false => Ok(()),
     };
     none("fit_bias", format!("{:?}", run.fit_bias), !run.fit_bias.is_empty())?;

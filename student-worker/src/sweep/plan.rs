@@ -396,12 +396,12 @@ mod tests {
             (
                 "gap_from = \"teacher\"",
                 "fit_bias = [1]",
-                "runs.student: fit_bias is [1]; expected none of a language model",
+                "runs.student: fit_bias is [1]; expected none where text is read",
             ),
             (
                 "gap_from = \"teacher\"",
                 "paper.errors = 3.0",
-                "runs.student: paper is set; expected none of a language model",
+                "runs.student: paper is set; expected none where text is read",
             ),
             ("sequence_length = 8", "sequence_length = 0", "runs.teacher: data.sequence_length: 0"),
         ] {

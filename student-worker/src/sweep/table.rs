@@ -23,15 +23,23 @@ pub(super) struct Measured {
     pub(super) seconds: f64,
     /// On the test set, with the fitted bias where there is one; none of a capture.
     pub(super) figures: Option<Figures>,
-    /// Of a language model.
+    /// Of a student that reads text.
     pub(super) validation: Option<ValidationRecord>,
     /// Test errors of its teachers together, where they are an ensemble.
     pub(super) ensemble_errors: Option<u64>,
 }
 
 impl Measured {
-    /// Test errors without a fitted bias.
+    /// The validation loss of a language model.
+    pub(super) fn loss(&self) -> Option<f64> {
+        self.validation.as_ref().filter(|own| own.correct.is_none()).map(|own| own.loss)
+    }
+
+    /// Test errors without a fitted bias, or those of a validation.
     pub(super) fn errors(&self) -> u64 {
+        if let Some(ValidationRecord { labels, correct: Some(correct), .. }) = &self.validation {
+            return labels - correct.min(labels);
+        }
         let before = |figures: &Figures| {
             figures.fitted.as_ref().map_or(figures.errors, |fitted| fitted.errors_before)
         };
@@ -90,10 +98,7 @@ impl Table {
             own.filter_map(|(index, _)| done.get(&index)).collect()
         };
         // Test errors, or the validation loss of a language model.
-        let figure = |m: &&Measured| match &m.validation {
-            Some(validation) => validation.loss,
-            None => m.errors() as f64,
-        };
+        let figure = |m: &&Measured| m.loss().unwrap_or_else(|| m.errors() as f64);
         let errors = |run: usize| of(run).iter().map(figure).collect::<Vec<f64>>();
         let mut rows = vec![];
         let mut lines: BTreeMap<String, Points> = BTreeMap::new();
@@ -103,7 +108,7 @@ impl Table {
                 let what = format!("{title}{what}");
                 rows.push(Row { what, paper, mean: mean(&seeds), seeds, unit });
             };
-            let text = of(index).first().is_some_and(|m| m.validation.is_some());
+            let text = of(index).first().is_some_and(|m| m.loss().is_some());
             add("", if text { "nats" } else { "" }, run.paper.errors, errors(index));
             let kl = of(index).iter().filter_map(|m| m.validation.as_ref()?.teacher_kl).collect();
             let agreement = of(index)
@@ -116,6 +121,9 @@ impl Table {
                 .collect::<Vec<f64>>();
             if !accuracy.is_empty() {
                 add(": accuracy", "%", None, accuracy);
+                let losses =
+                    of(index).iter().filter_map(|m| Some(m.validation.as_ref()?.loss)).collect();
+                add(": validation loss", "nats", None, losses);
             }
             if !agreement.is_empty() {
                 add(": KL from its teacher", "nats", None, kl);
@@ -146,7 +154,7 @@ impl Table {
         }
         let chart = lines.into_iter().map(|(name, points)| (name, comparable(points))).collect();
         let x = plan.sweep.chart_x.as_deref().unwrap_or("temperature");
-        let losses = done.values().any(|measured| measured.validation.is_some());
+        let losses = done.values().any(|measured| measured.loss().is_some());
         let y = if losses { "validation loss" } else { "test errors" };
         let chart_axes = [x.to_owned(), y.to_owned()];
         Self { name: plan.sweep.name.clone(), rows, chart, chart_axes }
@@ -236,8 +244,8 @@ fn mean(values: &[f64]) -> f64 {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.rows.iter().any(|row| row.unit == "nats");
-        let what = if text { "validation loss of a label" } else { "test errors" };
+        let loss = self.rows.first().is_some_and(|row| row.unit == "nats");
+        let what = if loss { "validation loss of a token" } else { "test errors" };
         writeln!(f, "| {what} | paper | here, mean | each seed |")?;
         writeln!(f, "|---|---:|---:|---|")?;
         for row in &self.rows {

@@ -104,7 +104,8 @@ impl Order {
         let [index, shards] = self.shard;
         let own = order.into_iter().skip(index as usize).step_by(shards as usize);
         let order: Vec<u32> = own.collect();
-        let steps = fill(order.iter().map(|&at| self.lengths[at as usize]), self.budget);
+        let lengths = order.iter().map(|&at| self.lengths[at as usize]);
+        let steps = fill(lengths, self.budget, usize::MAX);
         if epoch + 1 == self.starts.len() {
             // An epoch without a step would never end; there is always at least one.
             let next = self.starts[epoch] + (steps.len() as u64).max(1);
@@ -114,13 +115,14 @@ impl Order {
     }
 }
 
-/// Cuts items of these lengths into runs that fit into a budget; a longer item is a run of its own.
-fn fill(lengths: impl Iterator<Item = usize>, budget: usize) -> Vec<Range<usize>> {
+/// Cuts items of these lengths into runs of at most `most` that fit into a budget; a longer item is a run of
+/// its own.
+fn fill(lengths: impl Iterator<Item = usize>, budget: usize, most: usize) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = vec![];
     let mut tokens = 0;
     for (at, length) in lengths.enumerate() {
         match runs.last_mut() {
-            Some(run) if tokens + length <= budget => {
+            Some(run) if tokens + length <= budget && run.len() < most => {
                 run.end = at + 1;
                 tokens += length;
             }
@@ -133,14 +135,17 @@ fn fill(lengths: impl Iterator<Item = usize>, budget: usize) -> Vec<Range<usize>
     runs
 }
 
-/// Cuts sequences into groups of at most `tokens` tokens, in order.
+/// Sequences in a group, and in a request, at most: what a teacher takes if it is not told otherwise.
+pub const MOST_SEQUENCES: usize = 1024;
+
+/// Cuts sequences into groups of at most `tokens` tokens and [`MOST_SEQUENCES`], in order.
 pub fn groups<'a>(
     sequences: &[Sequence],
     chosen: &'a [u32],
     tokens: usize,
 ) -> impl Iterator<Item = &'a [u32]> {
     let lengths = chosen.iter().map(|&at| sequences[at as usize].length);
-    fill(lengths, tokens).into_iter().map(move |run| &chosen[run])
+    fill(lengths, tokens, MOST_SEQUENCES).into_iter().map(move |run| &chosen[run])
 }
 
 /// Sequences as the model and the wire take them.
@@ -170,8 +175,9 @@ impl Packed {
             packed.lengths.push(length as u32);
             if classified {
                 packed.labelled.push(first);
-                // Documents and sequences are the same.
-                packed.hard.push(corpus.classes[at as usize]);
+                // A sequence is a document.
+                let document = corpus.starts.partition_point(|&other| other < start);
+                packed.hard.push(corpus.classes[document]);
                 continue;
             }
             for position in 0..length {

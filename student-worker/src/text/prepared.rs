@@ -8,7 +8,10 @@ use super::{
     run::cache_folder,
     student,
 };
-use crate::train::Error;
+use crate::{
+    data::subset::{balanced_rows, shuffled},
+    train::Error,
+};
 
 /// Text, ready to be trained on.
 #[derive(Debug)]
@@ -37,6 +40,19 @@ impl Prepared {
             }));
         };
         let tokenizer = TextTokenizer::load(data, path)?;
+        if let Some(added) = classes.map(|_| tokenizer.added_tokens())
+            && data.sequence_length <= added
+        {
+            let (field, value) =
+                ("data.sequence_length".to_owned(), data.sequence_length.to_string());
+            let expected =
+                format!("{} or more: the tokenizer adds {added} tokens to every text", added + 1);
+            return Err(Error::Recipe(stillhouse_nn::ModelError::Config {
+                field,
+                value,
+                expected,
+            }));
+        }
         let corpora = Corpora::read(data, &tokenizer, classes, &cache_folder(recipe))?;
         let longest = data.sequence_length;
         let own = |what, corpus: &Corpus| match sequences(corpus, longest) {
@@ -47,7 +63,10 @@ impl Prepared {
             }
             some => Ok(some),
         };
-        let train = own("data.train_files", &corpora.train)?;
+        let mut train = own("data.train_files", &corpora.train)?;
+        if let Some(fraction) = data.fraction {
+            train = part_of(&train, &corpora.train, fraction, recipe.seed)?;
+        }
         let validation = own("the text to validate on", &corpora.validation)?;
         for (part, corpus) in [("train", &corpora.train), ("validation", &corpora.validation)] {
             let counts = &corpus.counts;
@@ -62,11 +81,17 @@ impl Prepared {
             );
         }
         let budget = recipe.train.micro_batch_tokens();
-        let all: Vec<u32> = (0..validation.len() as u32).collect();
         let most = recipe.train.eval_tokens.unwrap_or(usize::MAX);
         // The same sequences, whatever is computed at once.
         let until = |tokens: usize| first_of(&validation, tokens.min(most));
-        let (compared, end) = (until(recipe.train.agreement_tokens), until(most));
+        let (mut compared, end) = (until(recipe.train.agreement_tokens), until(most));
+        let mut all: Vec<u32> = (0..validation.len() as u32).collect();
+        if classes.is_some() {
+            // Files may be sorted by class.
+            let count = all.len();
+            all = (0..end).map(|at| (at * count / end) as u32).collect();
+            compared = if compared > 0 { end } else { 0 };
+        }
         let pack = |part: &[u32]| {
             let packed = |group: &[u32]| Packed::new(&corpora.validation, &validation, group);
             groups(&validation, part, budget).map(packed).collect::<Vec<_>>()
@@ -87,6 +112,32 @@ impl Prepared {
         let lengths = self.sequences.iter().map(|sequence| sequence.length).collect();
         Order::new(recipe.seed, lengths, recipe.train.batch_tokens, recipe.data.shard)
     }
+}
+
+/// A part of the sequences, the same for the same seed; balanced, where they are classified.
+fn part_of(
+    all: &[Sequence],
+    corpus: &Corpus,
+    fraction: f64,
+    seed: u64,
+) -> Result<Vec<Sequence>, Error> {
+    let count = (fraction * all.len() as f64).round() as usize;
+    if count == 0 {
+        let (field, value) = ("data.fraction".to_owned(), fraction.to_string());
+        let expected = format!("a part of {} sequences that has one or more", all.len());
+        return Err(Error::Recipe(stillhouse_nn::ModelError::Config { field, value, expected }));
+    }
+    let mut order = shuffled(all.len(), seed);
+    let chosen = match corpus.classes.is_empty() {
+        // One sequence is one document.
+        false => balanced_rows(&corpus.classes, order, count),
+        true => {
+            order.truncate(count);
+            order.sort_unstable();
+            order
+        }
+    };
+    Ok(chosen.into_iter().map(|at| all[at as usize]).collect())
 }
 
 /// How many of the first sequences it takes to come to so many tokens.

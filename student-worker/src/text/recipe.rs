@@ -138,7 +138,11 @@ pub struct TextData {
     pub on_empty: OnFault,
     /// Documents that are longer than a sequence. Absent: `split`; of a classifier, `truncate`.
     pub on_long: Option<OnLong>,
-    /// `[index, count]`: only every count-th sequence, from the index on; absent: all.
+    /// A part of the sequences to train on, above 0 and at most 1, the same for the same seed; of a
+    /// classifier, as many of each class as there are. Absent: all.
+    pub fraction: Option<f64>,
+    /// `[index, count]`: of each epoch's order only every count-th sequence, from the index on, so that
+    /// `count` runs share an epoch; absent: all.
     pub shard: Option<[u32; 2]>,
     /// Folder where tokens and the teacher's output projection are kept; absent: `cache` beside the
     /// run's folder.
@@ -237,14 +241,15 @@ pub struct TextTrain {
     /// Tokens of a step, at most: whole sequences up to it.
     pub batch_tokens: usize,
     /// Tokens that are computed at once, and asked of the teacher in one request; absent: a whole
-    /// step's. The step is the same but for rounding; where labels are drawn or the student writes, the
-    /// draws are others.
+    /// step's. The step is the same but for rounding; where labels are drawn, the student writes or has
+    /// dropout, the draws are others.
     pub micro_batch_tokens: Option<usize>,
     /// Steps between two validations; the last step is always validated.
     pub eval_every_steps: u64,
-    /// Tokens to validate on, the first ones; absent: all.
+    /// Tokens to validate on, the first ones; of a classifier, of texts evenly spread; absent: all.
     pub eval_tokens: Option<usize>,
-    /// Of them, tokens whose labels are asked of the teacher too, to be compared; 0: none.
+    /// Of them, tokens whose labels are asked of the teacher too, to be compared; 0: none. Of a
+    /// classifier, unless 0, all that is validated is compared.
     pub agreement_tokens: usize,
     /// Steps between two checkpoints; 0: only at the end, which always leaves one, early or not.
     pub checkpoint_every_steps: u64,
@@ -257,8 +262,8 @@ pub struct TextTrain {
     /// Whether activations are computed again in the backward pass instead of kept: less memory, more
     /// time, the same weights.
     pub checkpoint_activations: bool,
-    /// Of the matrix products: `f32`, or `bf16` for mixed precision, which keeps half of the activations'
-    /// bytes, too. Validation is in f32.
+    /// Of the layers' products: `f32`, or `bf16` for mixed precision, in which activations take up to half
+    /// the memory, too. Validation is in f32.
     pub precision: Precision,
 }
 
@@ -423,6 +428,10 @@ fn values(recipe: &TextRecipe) -> Result<(), Invalid> {
         let beside = "given together with the other of prompt_field and completion_field";
         require(data.prompt_field.as_ref(), "data.prompt_field", beside)?;
         require(data.completion_field.as_ref(), "data.completion_field", beside)?;
+    }
+    if let Some(fraction) = data.fraction {
+        let fits = fraction > 0.0 && fraction <= 1.0;
+        check(fits, "data.fraction", fraction, "above 0, at most 1")?;
     }
     if let Some([index, count]) = data.shard {
         let found = format!("[{index}, {count}]");

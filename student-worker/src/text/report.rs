@@ -32,7 +32,10 @@ pub(super) fn write(
         (since("seconds"), format!("{:.1}", outcome.seconds)),
     ];
     match &outcome.teacher {
-        None => facts.push(("labels".to_owned(), "the text alone".to_owned())),
+        None => {
+            let what = if recipe.data.classifies() { "the texts' own" } else { "the text alone" };
+            facts.push(("labels".to_owned(), what.to_owned()));
+        }
         Some(fingerprint) => {
             let (hard, soft) = recipe.loss.weights();
             let (name, t) = (recipe.loss.divergence.name(), recipe.loss.temperature);

@@ -16,7 +16,7 @@ use super::{
     classes::Classes,
     corpus::TextError,
     on_policy::is_on_policy,
-    packing::{Order, Packed, groups},
+    packing::{MOST_SEQUENCES, Order, Packed, groups},
     prepared::Prepared,
     recipe::TextRecipe,
     report,
@@ -120,7 +120,9 @@ fn identity(
         ("train.micro_batch_tokens", train.micro_batch_tokens().into()),
         ("train.clip_norm", json(&train.clip_norm)),
         ("train.decay_vectors", train.decay_vectors.into()),
-        ("train.precision", json(&train.precision)),
+        // Runs that were started before there was a choice go on.
+        ("train.precision", json(&Some(train.precision).filter(|precision| !precision.is_f32()))),
+        ("data.fraction", json(&recipe.data.fraction)),
         ("data.sequence_length", recipe.data.sequence_length.into()),
         ("data.shard", json(&recipe.data.shard)),
         ("teacher.encoding", encoding.unwrap_or_default()),
@@ -302,9 +304,10 @@ async fn connect(
     let compared = &data.validation[..data.compared];
     let states = match compared {
         [] => None,
-        parts => teacher.hidden(parts).await?,
+        parts => teacher.compared(parts).await?,
     };
-    let head = match teacher.sends_hidden() || states.is_some() {
+    let by_states = states.is_some() && !recipe.data.classifies();
+    let head = match teacher.sends_hidden() || by_states {
         true => Some(teacher.head(&cache_folder(recipe)).await?),
         false => None,
     };
@@ -320,7 +323,7 @@ fn most_sequences(recipe: &TextRecipe, data: &Prepared, order: &Order, micro: us
         tokens += length;
         tokens <= micro.min(recipe.train.batch_tokens)
     });
-    fit.count().clamp(1, order.len().max(1))
+    fit.count().clamp(1, order.len().clamp(1, MOST_SEQUENCES))
 }
 
 /// The requests of a run, in order.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stillhouse_nn::{Head, Philox, SoftLabels, TextBatch, TextTrainer};
+use stillhouse_nn::{Head, Philox, SoftLabels, SoftTarget, TextBatch, TextTrainer};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, watch},
@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     on_policy::{self, is_on_policy},
-    packing::{Order, Packed, groups},
+    packing::{MOST_SEQUENCES, Order, Packed, groups},
     prepared::Prepared,
     recipe::{OnPolicySection, TextRecipe},
     teacher::{TextLabels, job},
@@ -51,7 +51,8 @@ pub(super) struct TextSession {
     pub(super) labels: Option<AskedLabels>,
     /// For labels that are hidden states.
     pub(super) head: Option<Head>,
-    /// The teacher's hidden states of the first validation batches.
+    /// The teacher's labels of the first validation batches: hidden states or, of a classifier,
+    /// log-probabilities at T = 1.
     pub(super) compared: Vec<Vec<f32>>,
     pub(super) observer: Box<dyn Observer>,
     pub(super) stop: watch::Receiver<bool>,
@@ -190,7 +191,7 @@ impl TextSession {
         // By the longest that a continuation can be: what a request may hold is known beforehand.
         let longest = self.recipe.data.sequence_length;
         chosen
-            .chunks((micro / longest).max(1))
+            .chunks((micro / longest).clamp(1, MOST_SEQUENCES))
             .enumerate()
             .map(|(part, group)| {
                 let what = (group, data.tokenizer.stop());
@@ -240,8 +241,12 @@ impl TextSession {
         let (mut loss, mut labels) = (0.0, 0);
         let (mut kl, mut agreeing, mut compared, mut correct) = (0.0, 0, 0, None);
         for (at, part) in self.data.validation.iter().enumerate() {
-            let states = self.compared.get(at);
-            let soft = match (states, &self.head) {
+            let target;
+            let soft = match (self.compared.get(at), &self.head) {
+                (Some(values), _) if part.classified => {
+                    target = SoftTarget::LogProbabilities(values.clone());
+                    Some(SoftLabels::Target(&target))
+                }
                 (Some(states), Some(head)) => Some(SoftLabels::Hidden { states, head }),
                 _ => None,
             };

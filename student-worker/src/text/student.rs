@@ -33,7 +33,7 @@ pub(super) fn config(recipe: &TextRecipe) -> Result<TransformerConfig, ModelErro
         let found = config.json().get("model_type").map_or_else(String::new, ToString::to_string);
         let expected = match classifies {
             true => "that of a classifier of sequences, beside data.label_field",
-            false => "that of a language model, without data.label_field",
+            false => "that of a language model, or data.label_field beside it, for a classifier",
         };
         let (field, expected) = ("student: model_type".to_owned(), expected.to_owned());
         return Err(ModelError::Config { field, value: found, expected });

@@ -6,7 +6,10 @@ use sha2::{Digest as _, Sha256};
 use stillhouse_nn::{Head, SoftTarget};
 use stillhouse_proto::{
     LabelBatch, SoftLabels,
-    v1::{DType, EncodingKind, HiddenEncoding, encoding::Kind, label_request::Inputs},
+    v1::{
+        DType, DenseEncoding, DenseKind, EncodingKind, HiddenEncoding, encoding::Kind,
+        label_request::Inputs,
+    },
 };
 
 use tokio::sync::mpsc;
@@ -123,20 +126,26 @@ impl TextTeacher {
         Ok(head)
     }
 
-    /// Labels of sequences as hidden states in f32, whatever the run asks for; none of a teacher that
-    /// has none to give. For comparisons.
-    pub(super) async fn hidden(&self, parts: &[Packed]) -> Result<Option<Vec<Vec<f32>>>, Error> {
-        let width = self.described().hidden_size;
-        if width == 0 {
+    /// Labels of sequences for comparisons at T = 1, whatever the run asks for: of a language model,
+    /// hidden states in f32, or none of a teacher that has none to give; of a classifier,
+    /// log-probabilities.
+    pub(super) async fn compared(&self, parts: &[Packed]) -> Result<Option<Vec<Vec<f32>>>, Error> {
+        let classified = parts.iter().any(|part| part.classified);
+        let dtype = DType::F32.into();
+        let (encoding, width) = match classified {
+            false => (Kind::Hidden(HiddenEncoding { dtype }), self.described().hidden_size),
+            true => {
+                let kind = DenseKind::LogProbabilities.into();
+                (Kind::Dense(DenseEncoding { kind, dtype }), self.wanted.classes)
+            }
+        };
+        if width == 0 || (classified && !self.described().offers_dense) {
             return Ok(None);
         }
-        // States are large: a request asks for those of some positions, as many as an answer holds.
+        // They are large: a request asks for those of some positions, as many as an answer holds.
         let rows = (COMPARED_BYTES / (4 * width)).clamp(1, self.wanted.request_rows);
-        let wanted = Wanted {
-            encoding: Kind::Hidden(HiddenEncoding { dtype: DType::F32.into() }),
-            request_rows: rows,
-            ..self.wanted.clone()
-        };
+        let wanted =
+            Wanted { encoding, request_rows: rows, probe_temperature: 1.0, ..self.wanted.clone() };
         let client = self.another(wanted).await?;
         let pieces: Vec<(usize, Packed)> = pieces(parts, rows).collect();
         let owners: Vec<usize> = pieces.iter().map(|(at, _)| *at).collect();
@@ -146,7 +155,8 @@ impl TextTeacher {
         let mut owner = owners.into_iter();
         while let Some(answer) = labels.next().await {
             match (answer?.batch.labels, owner.next()) {
-                (SoftLabels::Hidden { states: own, .. }, Some(at)) => states[at].extend(own),
+                (SoftLabels::Hidden { states: own, .. }, Some(at))
+                | (SoftLabels::Dense { values: own, .. }, Some(at)) => states[at].extend(own),
                 _ => return Ok(None),
             }
         }

@@ -5,6 +5,10 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use stillhouse_nn::{Philox, TextModel, TokenBatch};
@@ -184,6 +188,47 @@ async fn a_teacher_is_trained_served_and_distilled() {
     teacher.shutdown().await.unwrap();
 }
 
+/// A part of the texts is the same for the same seed, has both classes, and is all that is learnt from.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_of_the_texts_is_trained_on() {
+    let desk = Desk::new();
+    let recipe = |name: &str, fraction: f64, seed: u64| {
+        let mut table = desk.table(name, "student", "");
+        table.insert("seed".to_owned(), toml::Value::Integer(seed as i64));
+        table["data"].as_table_mut().unwrap().insert("fraction".to_owned(), fraction.into());
+        table["train"].as_table_mut().unwrap().insert("steps".to_owned(), 8.into());
+        text::recipe::from_table(table, desk.path()).unwrap()
+    };
+    // Twelve of 600 texts are less than a step: all steps are alike but for the order.
+    for (name, fraction, seed, texts) in [("part", 0.02, 5, 12), ("all", 1.0, 5, 600)] {
+        let (_running, stop) = watch::channel(false);
+        let seen = Arc::new(AtomicUsize::new(0));
+        let observer = Box::new(Rows(Arc::clone(&seen)));
+        text::run(recipe(name, fraction, seed), Existing::Refuse, observer, stop).await.unwrap();
+        assert_eq!(seen.load(Ordering::Relaxed), texts);
+        let epochs = desk.records(name).0.last().unwrap().epoch;
+        assert_eq!(epochs == 8, name == "part", "{epochs}");
+    }
+    run(recipe("again", 0.02, 5)).await.unwrap();
+    run(recipe("other", 0.02, 6)).await.unwrap();
+    assert_eq!(desk.weights("again"), desk.weights("part"));
+    assert_ne!(desk.weights("other"), desk.weights("part"));
+    let error = run(recipe("none", 0.0001, 5)).await.unwrap_err().to_string();
+    let expected = "data.fraction is 0.0001; expected a part of 600 sequences that has one or more";
+    assert!(error.contains(expected), "{error}");
+}
+
+/// Notes how many sequences there are.
+struct Rows(Arc<AtomicUsize>);
+
+impl Observer for Rows {
+    fn on(&mut self, event: &Event<'_>) {
+        if let Event::Started { rows, .. } = event {
+            self.0.store(*rows, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Dropout, mixed precision and all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_run_goes_on_to_the_same_bytes() {
@@ -240,6 +285,13 @@ async fn what_does_not_fit_is_refused_by_name() {
     let error = run(recipe).await.unwrap_err().to_string();
     assert!(error.contains("task is Classification, expected LanguageModel"), "{error}");
     teacher.shutdown().await.unwrap();
+
+    // Two of three tokens would be the tokenizer's own.
+    let mut table = desk.table("e", "student", "");
+    table["data"].as_table_mut().unwrap().insert("sequence_length".to_owned(), 2.into());
+    let recipe = text::recipe::from_table(table, desk.path()).unwrap();
+    let error = run(recipe).await.unwrap_err().to_string();
+    assert!(error.contains("data.sequence_length is 2; expected 3 or more"), "{error}");
 
     // Keys that mean nothing here.
     for (key, value, expected) in [

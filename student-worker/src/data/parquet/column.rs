@@ -29,6 +29,27 @@ pub(super) enum Value {
     Bytes(ByteArray),
 }
 
+/// What a table has in one place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cell {
+    /// Nothing.
+    Null,
+    /// An integer.
+    Number(i64),
+    /// Text, whatever its bytes are.
+    Text(Vec<u8>),
+}
+
+impl Cell {
+    /// Bytes that it holds beside itself.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Null | Self::Number(_) => 0,
+        }
+    }
+}
+
 impl Value {
     /// As a label.
     pub(super) fn integer(&self) -> Result<i64, Fault> {
@@ -38,12 +59,12 @@ impl Value {
         }
     }
 
-    /// As text, whatever its bytes are; a number in digits.
-    pub(super) fn text(&self) -> Option<Vec<u8>> {
+    /// As a cell of a table.
+    pub(super) fn cell(&self) -> Cell {
         match self {
-            Self::Bytes(bytes) => Some(bytes.data().to_vec()),
-            Self::Integer(number) => Some(number.to_string().into_bytes()),
-            Self::Null => None,
+            Self::Bytes(bytes) => Cell::Text(bytes.data().to_vec()),
+            Self::Integer(number) => Cell::Number(*number),
+            Self::Null => Cell::Null,
         }
     }
 

@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub(crate) use column::Cell;
 use column::{Column, Value};
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 
@@ -170,7 +171,7 @@ fn append_labels(
 }
 
 /// The texts in columns of strings of a file's bytes, row by row, and behind them those of a column of
-/// labels, which may be integers; none where there is a null. Whether they are UTF-8 is not checked.
+/// labels, which may be integers. Whether texts are UTF-8 is not checked.
 ///
 /// # Errors
 /// If it is no Parquet file, a column is missing or of another type, or the file is damaged, in words.
@@ -178,7 +179,7 @@ pub(crate) fn read_texts(
     bytes: &[u8],
     columns: &[&str],
     label: Option<&str>,
-) -> Result<Vec<Vec<Option<Vec<u8>>>>, String> {
+) -> Result<Vec<Vec<Cell>>, String> {
     let bytes = bytes::Bytes::copy_from_slice(bytes);
     // The reader asserts here and there what a damaged file does not keep to.
     let read = || texts(bytes, columns, label).map_err(|fault| fault.to_string());
@@ -190,7 +191,7 @@ fn texts(
     bytes: bytes::Bytes,
     columns: &[&str],
     label: Option<&str>,
-) -> Result<Vec<Vec<Option<Vec<u8>>>>, Fault> {
+) -> Result<Vec<Vec<Cell>>, Fault> {
     let reader = SerializedFileReader::new(bytes)
         .map_err(|error| Fault::new("metadata", error, "those of a Parquet file"))?;
     let schema = reader.metadata().file_metadata().schema_descr();
@@ -199,7 +200,7 @@ fn texts(
         .chain(label.map(|name| (name, true)))
         .map(|(name, numbers)| column::find_text(schema, name, numbers))
         .collect::<Result<_, _>>()?;
-    let mut rows: Vec<Vec<Option<Vec<u8>>>> = vec![];
+    let mut rows: Vec<Vec<Cell>> = vec![];
     let mut held = 0;
     for number in 0..reader.num_row_groups() {
         let group = reader.get_row_group(number);
@@ -220,9 +221,9 @@ fn texts(
                 break;
             }
             for row in 0..count {
-                let texts: Vec<_> = parts.iter().map(|part| part[row].text()).collect();
+                let texts: Vec<_> = parts.iter().map(|part| part[row].cell()).collect();
                 // A dictionary makes any number of rows of one text.
-                held += texts.iter().flatten().map(|text| text.len() as u64).sum::<u64>();
+                held += texts.iter().map(|text| text.len() as u64).sum::<u64>();
                 // What a row takes beside its text.
                 held += 64 * (1 + texts.len() as u64);
                 rows.push(texts);

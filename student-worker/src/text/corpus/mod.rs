@@ -141,6 +141,7 @@ fn key(
         chat_template: None,
         cache_dir: None,
         shard: None,
+        fraction: None,
         ..data.clone()
     };
     part(&serde_json::to_vec(&settings).unwrap_or_default());

@@ -9,9 +9,9 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::{chat::ChatTemplate, error::TextError};
-use crate::data::read_texts;
+use crate::data::{Cell, read_texts};
 use crate::text::{
-    classes::Classes,
+    classes::{Classes, Label},
     recipe::{OnFault, TextData, TextFormat},
 };
 
@@ -172,7 +172,9 @@ impl Documents {
             let at = header.iter().position(|column| *column == name.as_bytes());
             at.ok_or_else(|| {
                 let columns: Vec<_> = header.iter().map(|c| String::from_utf8_lossy(c)).collect();
-                let reason = format!("the columns are {columns:?}, expected {name:?} among them");
+                let reason = format!(
+                    "the columns are {columns:?}, expected {name:?} among them, as data.*_field says"
+                );
                 TextError::Table { path: path.to_owned(), reason }
             })
         };
@@ -180,7 +182,8 @@ impl Documents {
         for (line, number) in lines {
             let cells = cells(line);
             let content = if cells.len() == header.len() {
-                from_row(columns.iter().map(|&at| Some(cells[at].to_vec())).collect(), format)
+                let cell = |&at: &usize| Cell::Text(cells[at].to_vec());
+                from_row(columns.iter().map(cell).collect(), format)
             } else {
                 let (found, expected) = (cells.len(), header.len());
                 let reason = format!("{found} columns, expected {expected}, those of line 1");
@@ -244,7 +247,8 @@ impl Documents {
         Ok(())
     }
 
-    /// The last part of the documents; of a single one, the last part of its text.
+    /// The last part of the documents; of a single one, the last part of its text; where they are
+    /// classified, documents evenly spread, as files may be sorted by class.
     fn split_off(&mut self, fraction: f64) -> Self {
         let kept = |count: usize| ((count as f64 * (1.0 - fraction)).floor() as usize).min(count);
         let mut rest = Self::default();
@@ -257,6 +261,13 @@ impl Documents {
                 let (file, joined) = (file.clone(), *joined);
                 let parts = vec![tail];
                 rest.documents.push(Document { file, line, parts, joined, class: None });
+            }
+            [Document { class: Some(_), .. }, ..] => {
+                let all = std::mem::take(&mut self.documents);
+                for (at, document) in all.into_iter().enumerate() {
+                    let own = if kept(at + 1) > kept(at) { &mut *self } else { &mut rest };
+                    own.documents.push(document);
+                }
             }
             documents => {
                 let at = kept(documents.len());
@@ -273,24 +284,32 @@ fn not_utf8(error: &std::str::Utf8Error) -> Fault {
 }
 
 /// One row of a table: the cells of [`Format::columns`] and, behind them, of the label.
-fn from_row(row: Vec<Option<Vec<u8>>>, format: Format<'_>) -> Result<Content, Fault> {
+fn from_row(row: Vec<Cell>, format: Format<'_>) -> Result<Content, Fault> {
     let (data, names) = (format.data, format.columns());
     let last = names.len() - 1;
     let names = names.into_iter().chain(data.label_field.as_deref());
-    let text = |(value, name): (Option<Vec<u8>>, &str)| {
-        let bytes =
-            value.ok_or_else(|| Fault { reason: format!("{name:?} is null"), utf8: false })?;
-        String::from_utf8(bytes).map_err(|error| not_utf8(&error.utf8_error()))
+    // Each as a text, and whether it is a number.
+    let text = |(value, name): (Cell, &str)| match value {
+        Cell::Null => Err(Fault { reason: format!("{name:?} is null"), utf8: false }),
+        Cell::Number(number) => Ok((number.to_string(), true)),
+        Cell::Text(bytes) => match String::from_utf8(bytes) {
+            Ok(text) => Ok((text, false)),
+            Err(error) => Err(not_utf8(&error.utf8_error())),
+        },
     };
     let mut texts = row.into_iter().zip(names).map(text).collect::<Result<Vec<_>, _>>()?;
     let label = texts.drain(last + 1..).next();
-    let part = |(at, text)| Part { text, learn: at == last || !data.completions_only() };
+    let label = label.as_ref().map(|(text, number)| match number {
+        true => Label::Number(text),
+        false => Label::Text(text),
+    });
+    let part = |(at, (text, _))| Part { text, learn: at == last || !data.completions_only() };
     let parts = texts.into_iter().enumerate().map(part).collect();
-    Ok((parts, class(label.as_deref(), format.classes)?))
+    Ok((parts, class(label, format.classes)?))
 }
 
-/// The class that a label names, where documents are classified.
-fn class(label: Option<&str>, classes: Option<&Classes>) -> Result<Option<u32>, Fault> {
+/// The class that a label is about, where documents are classified.
+fn class(label: Option<Label<'_>>, classes: Option<&Classes>) -> Result<Option<u32>, Fault> {
     let (Some(label), Some(classes)) = (label, classes) else { return Ok(None) };
     classes.find(label).map(Some).map_err(|reason| Fault { reason, utf8: false })
 }
@@ -329,10 +348,14 @@ fn parse(line: &[u8], Format { data, chat, classes }: Format<'_>) -> Result<Cont
         let parts = chat.parts(messages, !data.completions_only()).map_err(fault)?;
         return Ok((parts, None));
     }
+    let number;
     let label = match data.label_field.as_ref().map(|name| (name, object.get(name))) {
         None => None,
-        Some((_, Some(Value::String(label)))) => Some(label.clone()),
-        Some((_, Some(Value::Number(label)))) => Some(label.to_string()),
+        Some((_, Some(Value::String(label)))) => Some(Label::Text(label)),
+        Some((_, Some(Value::Number(label)))) => {
+            number = label.to_string();
+            Some(Label::Number(&number))
+        }
         Some((name, Some(_))) => {
             return Err(fault(format!("{name:?} is not a string or a number")));
         }
@@ -345,5 +368,5 @@ fn parse(line: &[u8], Format { data, chat, classes }: Format<'_>) -> Result<Cont
         ],
         _ => vec![Part { text: field(data.text_field())?, learn: true }],
     };
-    Ok((parts, class(label.as_deref(), classes)?))
+    Ok((parts, class(label, classes)?))
 }

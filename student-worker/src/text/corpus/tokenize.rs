@@ -1,6 +1,9 @@
 //! Documents to token ids.
 
-use std::path::{Path, PathBuf};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
 
 use stillhouse_nn::{TokenizerInfo, transformer::TOKENIZER_FILE};
 use tokenizers::{PostProcessor as _, Tokenizer, TruncationDirection};
@@ -22,6 +25,8 @@ pub struct TextTokenizer {
     end: Option<u32>,
     /// Of conversations: what the template ends a turn with.
     turn_end: Option<u32>,
+    /// Of texts that are classified: the side that long ones are cut at.
+    direction: TruncationDirection,
 }
 
 impl TextTokenizer {
@@ -42,6 +47,7 @@ impl TextTokenizer {
             Tokenizer::from_bytes(&bytes).map_err(|error| fault(error.to_string()))?;
         // What a file says about a model's batches is not about documents.
         tokenizer.with_padding(None);
+        let direction = tokenizer.get_truncation().map_or_else(Default::default, |t| t.direction);
         tokenizer.with_truncation(None).map_err(|error| fault(error.to_string()))?;
         let token = |key, name: &Option<String>| match name {
             None => Ok(None),
@@ -52,12 +58,23 @@ impl TextTokenizer {
             }),
         };
         let (begin, end) = (token("data.begin", &data.begin)?, token("data.end", &data.end)?);
+        if data.classifies() {
+            // Not all that such a file may say of its special tokens is checked when it is read.
+            let added = catch_unwind(AssertUnwindSafe(|| {
+                let text = tokenizer.encode("a", false).ok()?;
+                tokenizer.post_process(text, None, true).ok()
+            }));
+            if !matches!(added, Ok(Some(_))) {
+                let reason = "its post_processor cannot put special tokens around a text";
+                return Err(fault(reason.to_owned()));
+            }
+        }
         let folder = path.parent().unwrap_or(Path::new("."));
         let turn_end = match data.messages_field.is_some() {
             true => super::chat::eos_token(folder)?.and_then(|name| tokenizer.token_to_id(&name)),
             false => None,
         };
-        Ok(Self { tokenizer, info, begin, end, turn_end, path: path.clone() })
+        Ok(Self { tokenizer, info, begin, end, turn_end, direction, path: path.clone() })
     }
 
     /// Which tokenizer it is.
@@ -74,6 +91,12 @@ impl TextTokenizer {
     /// Its file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Special tokens that it puts around a text.
+    pub fn added_tokens(&self) -> usize {
+        let processor = self.tokenizer.get_post_processor();
+        processor.map_or(0, |processor| processor.added_tokens(false))
     }
 
     /// The text of tokens, for people.
@@ -93,15 +116,12 @@ impl TextTokenizer {
                 continue;
             }
             let (ids, learn) = self.encode(document)?;
-            let refuse = |reason: String, key| {
-                let Document { file, line, .. } = document;
-                Err(TextError::Document { file: file.clone(), line: *line, reason, key })
-            };
             if !learn.iter().skip(1).any(|learn| *learn) {
                 match data.on_empty {
                     OnFault::Skip => corpus.counts.empty += 1,
                     OnFault::Error => {
-                        return refuse("no token to learn".to_owned(), "data.on_empty");
+                        let reason = "no token to learn".to_owned();
+                        return Err(document.refused(reason, "data.on_empty"));
                     }
                 }
                 continue;
@@ -117,7 +137,7 @@ impl TextTokenizer {
                         ids.len(),
                         data.sequence_length
                     );
-                    return refuse(reason, "data.on_long");
+                    return Err(document.refused(reason, "data.on_long"));
                 }
                 OnLong::Skip if long => {}
                 OnLong::Truncate if long && !learn[1..most].iter().any(|learn| *learn) => {
@@ -139,26 +159,17 @@ impl TextTokenizer {
         document: &Document,
         class: u32,
     ) -> Result<(), TextError> {
-        let Document { file, line, .. } = document;
-        let refuse = |reason: String, key| {
-            Err(TextError::Document { file: file.clone(), line: *line, reason, key })
-        };
-        let fault = |error: tokenizers::Error| TextError::Encode {
-            file: file.clone(),
-            line: *line,
-            reason: error.to_string(),
-        };
+        let fault = |error: tokenizers::Error| document.not_encoded(&error);
         let text: String = document.parts.iter().map(|part| part.text.as_str()).collect();
         let mut encoded = self.tokenizer.encode(text, false).map_err(fault)?;
         if encoded.is_empty() {
             corpus.counts.empty += 1;
             return match data.on_empty {
                 OnFault::Skip => Ok(()),
-                OnFault::Error => refuse("no token".to_owned(), "data.on_empty"),
+                OnFault::Error => Err(document.refused("no token".to_owned(), "data.on_empty")),
             };
         }
-        let processor = self.tokenizer.get_post_processor();
-        let special = processor.map_or(0, |processor| processor.added_tokens(false));
+        let special = self.added_tokens();
         let (found, most) = (encoded.len() + special, data.sequence_length);
         let long = found > most;
         corpus.counts.long += u64::from(long);
@@ -166,11 +177,11 @@ impl TextTokenizer {
             OnLong::Skip if long => return Ok(()),
             OnLong::Error if long => {
                 let reason = format!("{found} tokens, more than the {most} of a sequence");
-                return refuse(reason, "data.on_long");
+                return Err(document.refused(reason, "data.on_long"));
             }
             OnLong::Truncate if long => {
                 let room = most.saturating_sub(special);
-                encoded.truncate(room, 0, TruncationDirection::Right);
+                encoded.truncate(room, 0, self.direction);
             }
             _ => {}
         }
@@ -183,10 +194,7 @@ impl TextTokenizer {
         let mut ids: Vec<u32> = self.begin.into_iter().collect();
         let mut learn = vec![false; ids.len()];
         let encode = |text: &str| {
-            self.tokenizer.encode(text, false).map_err(|error| {
-                let Document { file, line, .. } = document;
-                TextError::Encode { file: file.clone(), line: *line, reason: error.to_string() }
-            })
+            self.tokenizer.encode(text, false).map_err(|error| document.not_encoded(&error))
         };
         if document.joined {
             let text: String = document.parts.iter().map(|part| part.text.as_str()).collect();
@@ -220,5 +228,17 @@ impl TextTokenizer {
             learn.push(!document.joined || learn.last() == Some(&true));
         }
         Ok((ids, learn))
+    }
+}
+
+impl Document {
+    /// An error that a key of the recipe could pass over.
+    fn refused(&self, reason: String, key: &'static str) -> TextError {
+        TextError::Document { file: self.file.clone(), line: self.line, reason, key }
+    }
+
+    fn not_encoded(&self, error: &tokenizers::Error) -> TextError {
+        let (file, line) = (self.file.clone(), self.line);
+        TextError::Encode { file, line, reason: error.to_string() }
     }
 }

@@ -39,6 +39,9 @@ fn common(
             return Err(reader.fault(key, expected));
         }
     }
+    if reader.text("problem_type")?.is_some_and(|kind| kind != "single_label_classification") {
+        return Err(reader.fault("problem_type", "single_label_classification"));
+    }
     if reader.text("position_embedding_type")?.is_some_and(|kind| kind != "absolute") {
         return Err(reader.fault("position_embedding_type", "absolute"));
     }

@@ -8,6 +8,17 @@ fn spec(text: &str) -> Spec {
     parse(text).unwrap().spec
 }
 
+#[test]
+fn a_text_has_one_label() {
+    for kind in ["regression", "multi_label_classification"] {
+        let text = format!(r#"{{"model_type": "bert", "problem_type": "{kind}"}}"#);
+        let error = parse(&text).unwrap_err();
+        assert!(error.contains("problem_type") && error.contains("single_label"), "{error}");
+    }
+    spec(r#"{"model_type": "bert", "problem_type": "single_label_classification"}"#);
+    spec(r#"{"model_type": "bert", "problem_type": null}"#);
+}
+
 /// Rates in the order of `DropoutRates`, as transformers 5.24 reads and places them.
 #[test]
 fn dropout_is_where_transformers_has_it() {

@@ -32,9 +32,12 @@ fn classified(format: &str, bytes: &[u8], lines: &str) -> Result<(Corpora, TextD
         TextTokenizer::load(&recipe.data, &words()).map_err(|error| error.to_string())?;
     let cache = folder.path().join("cache");
     let read = || Corpora::read(&recipe.data, &tokenizer, Some(&classes()), &cache);
+    let time = || fs::read_dir(&cache).unwrap().next().unwrap().unwrap().metadata().unwrap();
     let first =
         read().map_err(|error| error.to_string().replace(folder.path().to_str().unwrap(), ""))?;
-    assert_eq!(read().unwrap(), first, "from the cache");
+    let written = time().modified().unwrap();
+    assert_eq!(read().unwrap(), first);
+    assert_eq!(time().modified().unwrap(), written, "it is read from the cache");
     Ok((first, recipe.data))
 }
 
@@ -82,7 +85,7 @@ fn long_texts_are_cut_within_the_tokenizers_own_tokens() {
 fn what_is_no_text_of_a_class_is_counted_or_named() {
     let tsv = b"sentence\tlabel\ngood\t1\ngood\t2\nbad\ngood\tgreat\n\t0\nbad\xff\t0\nbad\t0\n";
     let error = classified("tsv", tsv, "").unwrap_err();
-    let expected = "/file: line 3: the label is \"2\", expected 0 to 1, or one of negative, positive; \
+    let expected = "/file: line 3: the label is \"2\", expected 0 to 1, or a name of the student's id2label: negative, positive; \
                     data.on_malformed = \"skip\" would pass it over";
     assert_eq!(error, expected);
     let lines = "on_malformed = 'skip'\non_invalid_utf8 = 'skip'";
@@ -95,8 +98,8 @@ fn what_is_no_text_of_a_class_is_counted_or_named() {
     for (header, found) in [("sentence\tclass", r#"["sentence", "class"]"#), ("", "[]")] {
         let error = classified("tsv", header.as_bytes(), "").unwrap_err();
         let missing = if header.is_empty() { "sentence" } else { "label" };
-        let expected = format!("the columns are {found}, expected {missing:?} among them");
-        assert!(error.ends_with(&expected), "{error}");
+        let expected = format!("the columns are {found}, expected {missing:?} among them, as");
+        assert!(error.contains(&expected), "{error}");
     }
     let error = classified("jsonl", b"{\"sentence\": \"good\"}", "").unwrap_err();
     assert!(error.contains("line 1: no \"label\" in the object"), "{error}");
@@ -104,4 +107,55 @@ fn what_is_no_text_of_a_class_is_counted_or_named() {
     assert!(error.contains("line 1: \"label\" is not a string or a number"), "{error}");
     let error = classified("jsonl", b"{\"sentence\": \"good\", \"label\": 1.0}", "").unwrap_err();
     assert!(error.contains("the label is \"1.0\", expected 0 to 1"), "{error}");
+}
+
+#[test]
+fn what_is_held_out_is_spread_over_files_sorted_by_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let text: String =
+        (0..40).map(|at| format!("good\t{}\n", u8::from(at >= 20))).collect::<String>();
+    fs::write(folder.path().join("file"), format!("sentence\tlabel\n{text}")).unwrap();
+    let text = "name = 'a'\nstudent.config = 'c'\nloss.alpha = 0.0\n[data]\nformat = 'tsv'\n\
+                train_files = ['file']\nvalidation_fraction = 0.25\nsequence_length = 5\n\
+                label_field = 'label'\ntext_field = 'sentence'\n";
+    let recipe = from_table(text.parse().unwrap(), folder.path()).unwrap();
+    let tokenizer = TextTokenizer::load(&recipe.data, &words()).unwrap();
+    let cache = folder.path().join("cache");
+    let corpora = Corpora::read(&recipe.data, &tokenizer, Some(&classes()), &cache).unwrap();
+    let count = |corpus: &Corpus| {
+        let positive = corpus.classes.iter().sum::<u32>() as usize;
+        (corpus.classes.len() - positive, positive)
+    };
+    assert_eq!((count(&corpora.train), count(&corpora.validation)), ((15, 15), (5, 5)));
+}
+
+#[test]
+fn a_tokenizer_that_cannot_frame_a_text_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = |label: &str| {
+        let text = format!(
+            "name = 'a'\nstudent.config = 'c'\nloss.alpha = 0.0\n[data]\nformat = 'tsv'\n\
+             train_files = ['file']\nvalidation_fraction = 0.25\nsequence_length = 5\n{label}"
+        );
+        from_table(text.parse().unwrap(), folder.path()).unwrap().data
+    };
+    let path = folder.path().join("tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(words()).unwrap()).unwrap();
+    json["post_processor"]["special_tokens"].as_object_mut().unwrap().remove("[CLS]");
+    fs::write(&path, json.to_string()).unwrap();
+    let error = TextTokenizer::load(&data("label_field = 'label'"), &path).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json: not a tokenizer: its post_processor"), "{error}");
+    TextTokenizer::load(&data(""), &path).unwrap();
+    // The side that long texts are cut at is the tokenizer's.
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(words()).unwrap()).unwrap();
+    json["truncation"] = json!({"direction": "Left", "max_length": 4, "strategy": "LongestFirst",
+                                "stride": 0});
+    fs::write(&path, json.to_string()).unwrap();
+    let data = data("label_field = 'label'\ntext_field = 'sentence'\non_long = 'truncate'");
+    let tokenizer = TextTokenizer::load(&data, &path).unwrap();
+    fs::write(folder.path().join("file"), "sentence\tlabel\na very very bad film\t0\na\t1\n")
+        .unwrap();
+    let cache = folder.path().join("cache");
+    let corpora = Corpora::read(&data, &tokenizer, Some(&classes()), &cache).unwrap();
+    assert_eq!(corpora.validation.ids, [2, 9, 5, 6, 3]);
 }
