@@ -96,18 +96,10 @@ impl Piece<'_> {
                 let first = group * COLUMNS;
                 let tiles = self.rows.chunks_mut(ROWS).zip(self.left.chunks_exact(pairs));
                 for (rows, tile) in tiles {
-                    let mut sums = [[0.0; COLUMNS]; ROWS];
                     // SAFETY: a `Right` is only made where the processor has the instructions.
                     #[allow(unsafe_code)]
                     unsafe {
-                        product(&tile[start..][..depth], panel, &mut sums);
-                    }
-                    for (row, sums) in rows.iter_mut().zip(&sums) {
-                        let out = row[first..].iter_mut().zip(sums);
-                        match add {
-                            true => out.for_each(|(out, sum)| *out += sum),
-                            false => out.for_each(|(out, sum)| *out = *sum),
-                        }
+                        product(&tile[start..][..depth], panel, rows, first, add);
                     }
                 }
             }
@@ -115,9 +107,16 @@ impl Piece<'_> {
     }
 }
 
+/// Of a tile and a panel: to the columns from `first` on of up to `ROWS` rows, or added to them.
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[allow(clippy::needless_range_loop)]
-fn product(tile: &[[u32; ROWS]], panel: &[[u32; COLUMNS]], out: &mut [[f32; COLUMNS]; ROWS]) {
+fn product(
+    tile: &[[u32; ROWS]],
+    panel: &[[u32; COLUMNS]],
+    out: &mut [&mut [f32]],
+    first: usize,
+    add: bool,
+) {
     let mut sums: [[__m512; 2]; ROWS] = [[_mm512_setzero_ps(); 2]; ROWS];
     for (rows, columns) in tile.iter().zip(panel) {
         let columns = [load(&columns[..16]), load(&columns[16..])];
@@ -128,14 +127,31 @@ fn product(tile: &[[u32; ROWS]], panel: &[[u32; COLUMNS]], out: &mut [[f32; COLU
             }
         }
     }
+    let mut stored = [[0.0; 16]; 2 * ROWS];
     for r in 0..ROWS {
-        for (c, out) in out[r].chunks_exact_mut(16).enumerate() {
-            // SAFETY: `out` holds 16 elements, and the store needs no alignment.
+        for c in 0..2 {
+            // SAFETY: there are 16 elements, and the store needs no alignment.
             #[allow(unsafe_code)]
             unsafe {
-                _mm512_storeu_ps(out.as_mut_ptr(), sums[r][c]);
+                _mm512_storeu_ps(stored[2 * r + c].as_mut_ptr(), sums[r][c]);
             }
         }
+    }
+    for (row, sums) in out.iter_mut().zip(stored.chunks_exact(2)) {
+        let row = &mut row[first..];
+        if let Some(row) = row.first_chunk_mut::<COLUMNS>() {
+            put(row, sums.as_flattened(), add);
+        } else {
+            put(row, sums.as_flattened(), add);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn put(out: &mut [f32], sums: &[f32], add: bool) {
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = if add { *out + sum } else { *sum };
     }
 }
 
