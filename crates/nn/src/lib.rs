@@ -10,6 +10,7 @@
 //! | [`loss`] | every distillation loss on dense and on sparse labels |
 //! | [`optim`] | SGD and AdamW in place, learning-rate schedules, gradient clipping |
 //! | [`trainer`] | one optimisation step at a time, with exact save and resume |
+//! | [`exp`] | e^x over slices in f64, the same bits on every machine |
 //! | [`io`] | checked safetensors, atomic files |
 //!
 //! Everything at this boundary is plain slices of `f32`, row-major.
@@ -29,6 +30,7 @@
 //! ```
 
 pub mod error;
+pub mod exp;
 pub mod io;
 mod kernel;
 pub mod layers;

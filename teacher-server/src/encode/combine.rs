@@ -55,7 +55,7 @@ enum Ranking<'a> {
 }
 
 impl Softened<'_> {
-    /// As [`select::top_k`].
+    /// As [`select::top_k`] has them.
     pub(super) fn top_k(&self, k: usize) -> Vec<u32> {
         match self.ranking {
             Ranking::Logits(logits) => select::top_k(logits, f32::total_cmp, k),
@@ -81,17 +81,17 @@ impl Combiner {
         let ranking = match rule {
             Rule::Geometric if count > 1 => {
                 mean_logits(members, &mut self.values);
-                log_softmax(&self.values, f64::max, temperature, out);
+                log_softmax(&self.values, temperature, out);
                 Ranking::MeanLogits(&self.values)
             }
             _ => {
                 let first = members.next().unwrap_or_default();
-                log_softmax(first, f32::max, temperature, out);
+                log_softmax(first, temperature, out);
                 if count > 1 {
                     self.sums.clear();
                     self.sums.resize(out.len(), 1.0);
                     for member in members {
-                        log_softmax(member, f32::max, temperature, &mut self.values);
+                        log_softmax(member, temperature, &mut self.values);
                         add(&self.values, out, &mut self.sums);
                     }
                     // The sums are at most `count`: no logarithm is above 0.
@@ -198,7 +198,7 @@ mod tests {
         let model: &[f32] = &[1.1, -2.3, 0.7, 30.0, -1e4];
         for temperature in [1e-3, 0.7, 3.0, 1e9] {
             let mut own = Vec::new();
-            log_softmax(model, f32::max, temperature, &mut own);
+            log_softmax(model, temperature, &mut own);
             for rule in BOTH {
                 for count in [1, 2, 3, 7, 64] {
                     let found = softened(rule, temperature, &vec![model; count]);

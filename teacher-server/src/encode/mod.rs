@@ -13,6 +13,8 @@ mod soften;
 use std::{ops::Range, sync::Arc, time::Instant};
 
 use combine::{Combiner, Softened};
+use rayon::prelude::*;
+use stillhouse_nn::exp::exp_and_sum;
 use stillhouse_proto::{
     labels::{self, LabelBatch, SoftLabels},
     v1::{DType, DenseKind, Labels, RowError},
@@ -162,6 +164,9 @@ pub(crate) enum Computed {
     States(States),
 }
 
+/// Logits that one thread makes labels of, at least one row of them.
+const PART: usize = 1 << 16;
+
 /// Logits that are made at once, of each model, at least one row of them.
 const BLOCK: usize = 1 << 22;
 
@@ -233,11 +238,19 @@ impl<'a> Encoder<'a> {
         let rows = Rows::of(first, block, self.rule);
         self.rows += rows.good.len();
         self.errors.extend(rows.errors());
-        let sets = self.temperatures.iter().map(|&t| rows.labels(self.encoding, t));
-        if self.sets.is_empty() {
-            self.sets = sets.collect();
-        } else {
-            self.sets.iter_mut().zip(sets).for_each(|(all, own)| append(all, own));
+        let parts = rows.parts();
+        for (at, &temperature) in self.temperatures.iter().enumerate() {
+            let labels = |part: &Rows<'_>| part.labels(self.encoding, temperature);
+            let own: Vec<SoftLabels> = match &parts[..] {
+                [one] => vec![labels(one)],
+                parts => parts.par_iter().map(labels).collect(),
+            };
+            for own in own {
+                match self.sets.get_mut(at) {
+                    None => self.sets.push(own),
+                    Some(all) => append(all, own),
+                }
+            }
         }
     }
 
@@ -315,11 +328,22 @@ impl<'a> Rows<'a> {
         let classes = forward.logits.len() / (forward.members * forward.rows).max(1);
         let width = forward.hidden.len() / forward.rows.max(1);
         let mut rows = Self { first, forward, rule, classes, width, good: Vec::new() };
-        let finite = |row: &[f32]| row.iter().all(|value| value.is_finite());
+        // Not `all`, which would look at one after the other.
+        let finite = |row: &[f32]| row.iter().fold(true, |all, value| all & value.is_finite());
         rows.good = (0..forward.rows)
             .filter(|&row| rows.logits(row).all(finite) && finite(rows.hidden(row)))
             .collect();
         rows
+    }
+
+    /// The same rows in parts, at least one, that are each worth a thread.
+    fn parts(&self) -> Vec<Self> {
+        let rows = (PART / self.classes.max(1)).max(1);
+        if self.good.len() <= rows {
+            return vec![Self { good: self.good.clone(), ..*self }];
+        }
+        let part = |good: &[usize]| Self { good: good.to_vec(), ..*self };
+        self.good.chunks(rows).map(part).collect()
     }
 
     /// The logits that each member gives a row.
@@ -387,10 +411,14 @@ impl<'a> Rows<'a> {
             Encoding::Dense { kind, .. } => {
                 let mut values = Vec::with_capacity(self.good.len() * self.classes);
                 self.soften(temperature, |_, row| {
-                    let logs = row.log_probabilities.iter();
+                    let logs = row.log_probabilities;
                     match kind {
-                        DenseKind::Probabilities => values.extend(logs.map(|x| x.exp() as f32)),
-                        _ => values.extend(logs.map(|&x| narrow(x))),
+                        DenseKind::Probabilities => {
+                            let mut masses = logs.to_vec();
+                            exp_and_sum(&mut masses);
+                            values.extend(masses.iter().map(|&x| x as f32));
+                        }
+                        _ => values.extend(logs.iter().map(|&x| narrow(x))),
                     }
                 });
                 SoftLabels::Dense { kind: *kind, values }
@@ -398,11 +426,10 @@ impl<'a> Rows<'a> {
             Encoding::TopK { k, .. } => {
                 let (mut ids, mut values, mut tails) = (Vec::new(), Vec::new(), Vec::new());
                 self.soften(temperature, |_, row| {
-                    let (order, logs) = (row.top_k(*k), row.log_probabilities);
-                    let (top, others) = order.split_at((*k).min(order.len()));
-                    ids.extend_from_slice(top);
+                    let (top, logs) = (row.top_k(*k), row.log_probabilities);
                     values.extend(top.iter().map(|&id| narrow(logs[id as usize])));
-                    tails.push(select::log_mass(logs, others) as f32);
+                    tails.push(select::log_mass_beside(logs, &top) as f32);
+                    ids.extend(top);
                 });
                 SoftLabels::TopK { k: *k, ids, log_probabilities: values, log_tail_mass: tails }
             }
@@ -411,8 +438,7 @@ impl<'a> Rows<'a> {
                 self.soften(temperature, |row, Softened { log_probabilities: logs, .. }| {
                     let named = &ids[row * ids_per_row..][..*ids_per_row];
                     values.extend(named.iter().map(|&id| narrow(logs[id as usize])));
-                    let others = select::complement(self.classes, named);
-                    tails.push(select::log_mass(logs, &others) as f32);
+                    tails.push(select::log_mass_beside(logs, named) as f32);
                 });
                 SoftLabels::Ids {
                     ids_per_row: *ids_per_row,

@@ -1,6 +1,6 @@
 //! Seeded draws from p_T.
 
-use stillhouse_nn::rng::Philox;
+use stillhouse_nn::{exp::exp_and_sum, rng::Philox};
 
 /// Draws `draws` classes with replacement from a row's distribution by inverting its cumulative
 /// distribution, and appends the distinct ids, ascending, and how often each was drawn. Returns
@@ -16,11 +16,12 @@ pub(super) fn draw(
     ids: &mut Vec<u32>,
     counts: &mut Vec<u32>,
 ) -> u16 {
-    let mut cumulative = Vec::with_capacity(log_probabilities.len());
+    let mut cumulative = log_probabilities.to_vec();
+    exp_and_sum(&mut cumulative);
     let mut total = 0.0_f64;
-    for log_probability in log_probabilities {
-        total += log_probability.exp();
-        cumulative.push(total);
+    for mass in &mut cumulative {
+        total += *mass;
+        *mass = total;
     }
     let mut random = Philox::new(seed, row);
     let mut drawn: Vec<u32> = (0..draws)

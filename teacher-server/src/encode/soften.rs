@@ -1,18 +1,18 @@
 //! From logits to log-probabilities at a temperature, one row at a time.
 
+use stillhouse_nn::exp::sum_of_exp;
+
 /// log p_T of a row: `z / T - log(sum(exp(z / T)))`, in f64, shifted by the largest logit so that
 /// no exponential overflows.
 ///
-/// `logits` are f32 or f64, finite and within the range of f32, and `max` is the larger of two;
-/// `temperature` is finite and above 0.
-pub(super) fn log_softmax<Z: Copy + Into<f64>>(
+/// `logits` are f32 or f64, finite and within the range of f32; `temperature` is finite and above 0.
+pub(super) fn log_softmax<Z: Copy + PartialOrd + Into<f64>>(
     logits: &[Z],
-    max: impl Fn(Z, Z) -> Z,
     temperature: f32,
     out: &mut Vec<f64>,
 ) {
     let inverse = f64::from(temperature).recip();
-    let largest = logits.iter().copied().reduce(max).map_or(f64::NEG_INFINITY, Into::into);
+    let largest = largest(logits).map_or(f64::NEG_INFINITY, Into::into);
     let shifted = |z: f64| {
         // T may be so small that 1 / T overflows; the largest logit stays at 0 all the same.
         let gap = z - largest;
@@ -20,17 +20,28 @@ pub(super) fn log_softmax<Z: Copy + Into<f64>>(
     };
     out.clear();
     out.extend(logits.iter().map(|&z| shifted(z.into())));
-    let normalizer = out.iter().map(|x| x.exp()).sum::<f64>().ln();
+    let normalizer = sum_of_exp(out, 0.0).ln();
     out.iter_mut().for_each(|x| *x -= normalizer);
 }
 
-/// log(sum(exp(x))); -infinity where there is nothing to sum.
-pub(super) fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
-    let largest = values.clone().fold(f64::NEG_INFINITY, f64::max);
+/// The largest of values that are numbers; several at once, for the compiler to use vectors.
+fn largest<Z: Copy + PartialOrd>(values: &[Z]) -> Option<Z> {
+    let larger = |a: Z, b: Z| if b > a { b } else { a };
+    let (blocks, rest) = values.as_chunks::<16>();
+    let of_blocks = blocks.iter().copied().reduce(|mut lanes, block| {
+        lanes.iter_mut().zip(block).for_each(|(lane, value)| *lane = larger(*lane, value));
+        lanes
+    });
+    of_blocks.iter().flatten().chain(rest).copied().reduce(larger)
+}
+
+/// log(sum(exp(x))) of all parts; -infinity where there is nothing to sum.
+pub(super) fn log_sum_exp<'a>(parts: impl Iterator<Item = &'a [f64]> + Clone) -> f64 {
+    let largest = parts.clone().filter_map(largest).fold(f64::NEG_INFINITY, f64::max);
     if largest == f64::NEG_INFINITY {
         return largest;
     }
-    largest + values.map(|x| (x - largest).exp()).sum::<f64>().ln()
+    largest + parts.map(|part| sum_of_exp(part, largest)).sum::<f64>().ln()
 }
 
 #[cfg(test)]
@@ -39,7 +50,7 @@ mod tests {
 
     fn softened(logits: &[f32], temperature: f32) -> Vec<f64> {
         let mut out = Vec::new();
-        log_softmax(logits, f32::max, temperature, &mut out);
+        log_softmax(logits, temperature, &mut out);
         out
     }
 
@@ -71,5 +82,16 @@ mod tests {
     fn a_high_temperature_approaches_the_uniform_distribution() {
         let out = softened(&[5.0, -3.0, 1.0, 0.0], 1e9);
         assert!(out.iter().all(|x| (x.exp() - 0.25).abs() < 1e-8));
+    }
+
+    #[test]
+    fn the_largest_is_found_wherever_it_is() {
+        assert_eq!(largest::<f32>(&[]), None);
+        for n in 1..70 {
+            for at in 0..n {
+                let values: Vec<f32> = (0..n).map(|i| if i == at { -1.0 } else { -2.0 }).collect();
+                assert_eq!(largest(&values), Some(-1.0), "{at} of {n}");
+            }
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! Wire bytes and CPU time of a row, by encoding, for MNIST's 10 classes and for 1,000.
+//! Wire bytes and CPU time of a row, by encoding, for MNIST's 10 classes, for 1,000, and for the 151,936 words
+//! of Qwen.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +15,17 @@ use stillhouse_proto::{
 use super::{super::progress, Figures};
 use crate::{client, models, process::Teacher};
 
-const ROWS: usize = 128;
+/// Rows of a request: of many classes, as many as fit into an answer.
+fn rows_of(classes: usize) -> usize {
+    if classes > 1000 { 4 } else { 128 }
+}
+
 const WIDTH: usize = 784;
 
 /// The five encodings as a student of so many classes would ask for them.
 fn kinds(classes: usize) -> Vec<(&'static str, Kind)> {
-    let ids: Vec<u32> = (0..ROWS as u32).flat_map(|row| [row % 5, 5 + row % 5]).collect();
+    let ids: Vec<u32> =
+        (0..rows_of(classes) as u32).flat_map(|row| [row % 5, 5 + row % 5]).collect();
     let ids = stillhouse_proto::request::pack_ids(&ids);
     let k = if classes > 10 { 50 } else { 3 };
     let (f32, bf16) = (DType::F32.into(), DType::Bf16.into());
@@ -37,7 +43,7 @@ fn kinds(classes: usize) -> Vec<(&'static str, Kind)> {
 }
 
 pub(super) async fn measure(seconds: f64, figures: &mut Figures) {
-    for (classes, hidden) in [(10, 64), (1000, 64)] {
+    for (classes, hidden) in [(10, 64), (1000, 64), (151_936, 64)] {
         let folder = tempfile::tempdir().unwrap();
         // A small hidden layer, so that the forward pass does not hide what the encoding costs.
         models::write_mlp(folder.path(), WIDTH, &[hidden], classes, 1);
@@ -46,7 +52,8 @@ pub(super) async fn measure(seconds: f64, figures: &mut Figures) {
             let prefix = format!("{classes}_classes_{name}");
             progress(&format!("encodings: {prefix}"));
             let encoding = client::encoding(kind);
-            row_cost(&teacher, &prefix, encoding, seconds / 4.0, figures).await;
+            let rows = rows_of(classes);
+            row_cost(&teacher, &prefix, (rows, encoding), seconds / 4.0, figures).await;
         }
         progress("");
     }
@@ -55,15 +62,15 @@ pub(super) async fn measure(seconds: f64, figures: &mut Figures) {
 async fn row_cost(
     teacher: &Teacher,
     prefix: &str,
-    encoding: Option<Encoding>,
+    (request_rows, encoding): (usize, Option<Encoding>),
     seconds: f64,
     figures: &mut Figures,
 ) {
-    let pixels: Vec<u8> = (0..ROWS * WIDTH).map(|i| (i * 7 % 256) as u8).collect();
+    let pixels: Vec<u8> = (0..request_rows * WIDTH).map(|i| (i * 7 % 256) as u8).collect();
     let request = LabelRequest {
         id: 1,
         client: "acceptance".to_owned(),
-        inputs: Some(Inputs::Features(Tensor::from_u8(pixels, &[ROWS, WIDTH]).unwrap())),
+        inputs: Some(Inputs::Features(Tensor::from_u8(pixels, &[request_rows, WIDTH]).unwrap())),
         temperatures: vec![4.0],
         encoding,
         timeout_ms: 0,
@@ -78,12 +85,15 @@ async fn row_cost(
         let begun = Instant::now();
         std::hint::black_box(decode(&reply.labels[0]).unwrap());
         decoding += begun.elapsed();
-        rows += ROWS;
+        rows += request_rows;
     }
     let microseconds = |time: Duration| time.as_secs_f64() * 1e6 / rows as f64;
     let labels: usize = reply.labels.iter().map(prost::Message::encoded_len).sum();
-    figures.add(format!("{prefix}_label_bytes_per_row"), labels as f64 / ROWS as f64);
-    figures.add(format!("{prefix}_reply_bytes_per_row"), reply.encoded_len() as f64 / ROWS as f64);
+    figures.add(format!("{prefix}_label_bytes_per_row"), labels as f64 / request_rows as f64);
+    figures.add(
+        format!("{prefix}_reply_bytes_per_row"),
+        reply.encoded_len() as f64 / request_rows as f64,
+    );
     figures.add(
         format!("{prefix}_server_cpu_us_per_row"),
         microseconds(teacher.cpu_time().saturating_sub(before)),
