@@ -212,6 +212,7 @@ fn operands() -> [Vec<f32>; 4] {
 fn fused(precision: Precision) -> Box<dyn FnMut()> {
     let [hidden, weight, states, head] = operands();
     let head = Head { weight: head, bias: None, classes: WORDS, hidden_size: WIDTH, softcap: None };
+    let head = head.pack().unwrap();
     Box::new(move || {
         let output = OutputLayer {
             weight: &weight,

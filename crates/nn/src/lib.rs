@@ -7,10 +7,10 @@
 //! | [`layers`] | differentiable layers on candle's autograd, with their own fused backward |
 //! | [`model`] | architectures, their `config.json`, and [`Classifier`] for inference |
 //! | [`transformer`] | language models and text classifiers, from Hugging Face directories |
+//! | [`softmax`] | log-probabilities in f64, the same bits on every machine |
 //! | [`loss`] | every distillation loss on dense and on sparse labels |
 //! | [`optim`] | SGD and AdamW in place, learning-rate schedules, gradient clipping |
 //! | [`trainer`] | one optimisation step at a time, with exact save and resume |
-//! | [`exp`] | e^x over slices in f64, the same bits on every machine |
 //! | [`io`] | checked safetensors, atomic files |
 //!
 //! Everything at this boundary is plain slices of `f32`, row-major.
@@ -30,7 +30,6 @@
 //! ```
 
 pub mod error;
-pub mod exp;
 pub mod io;
 mod kernel;
 pub mod layers;
@@ -38,6 +37,7 @@ pub mod loss;
 pub mod model;
 pub mod optim;
 pub mod rng;
+pub mod softmax;
 pub mod trainer;
 pub mod transformer;
 

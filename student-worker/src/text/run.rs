@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use stillhouse_nn::{Head, Philox, TextTrainerConfig};
+use stillhouse_nn::{PackedHead, Philox, TextTrainerConfig};
 use tokio::{runtime::Handle, sync::watch, task::spawn_blocking};
 
 use super::{
@@ -277,7 +277,7 @@ async fn connect(
     data: &Prepared,
     order: &mut Order,
     classes: usize,
-) -> Result<(TextTeacher, Option<Head>, Vec<Vec<f32>>), Error> {
+) -> Result<(TextTeacher, Option<PackedHead>, Vec<Vec<f32>>), Error> {
     let micro = recipe.train.micro_batch_tokens();
     // Sequences are at least one token long, but not many are that short: what a request may hold is
     // counted over all steps of an epoch, and all validation.
@@ -308,7 +308,7 @@ async fn connect(
     };
     let by_states = states.is_some() && !recipe.data.classifies();
     let head = match teacher.sends_hidden() || by_states {
-        true => Some(teacher.head(&cache_folder(recipe)).await?),
+        true => Some(teacher.head(&cache_folder(recipe)).await?.pack()?),
         false => None,
     };
     Ok((teacher, head, states.unwrap_or_default()))

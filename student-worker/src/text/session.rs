@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stillhouse_nn::{Head, Philox, SoftLabels, SoftTarget, TextBatch, TextTrainer};
+use stillhouse_nn::{PackedHead, Philox, SoftLabels, SoftTarget, TextBatch, TextTrainer};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, watch},
@@ -50,7 +50,7 @@ pub(super) struct TextSession {
     /// None: the text alone.
     pub(super) labels: Option<AskedLabels>,
     /// For labels that are hidden states.
-    pub(super) head: Option<Head>,
+    pub(super) head: Option<PackedHead>,
     /// The teacher's labels of the first validation batches: hidden states or, of a classifier,
     /// log-probabilities at T = 1.
     pub(super) compared: Vec<Vec<f32>>,
@@ -325,7 +325,10 @@ enum Asked {
 }
 
 /// Labels as the trainer takes them.
-fn as_soft<'a>(labels: &'a TextLabels, head: Option<&'a Head>) -> Result<SoftLabels<'a>, Error> {
+fn as_soft<'a>(
+    labels: &'a TextLabels,
+    head: Option<&'a PackedHead>,
+) -> Result<SoftLabels<'a>, Error> {
     match (labels, head) {
         (TextLabels::Target(target), _) => Ok(SoftLabels::Target(target)),
         (TextLabels::Hidden(states), Some(head)) => Ok(SoftLabels::Hidden { states, head }),

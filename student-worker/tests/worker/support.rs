@@ -11,7 +11,11 @@ use stillhouse_nn::{MlpConfig, ModelConfig, Philox, Trainer, TrainerConfig};
 use student_worker::{
     progress::{Event, Observer, Silent},
     recipe::{self, Recipe},
-    run_folder::Existing,
+    run_folder::{
+        Existing,
+        metrics::{self, Record, StepRecord, ValidationRecord},
+    },
+    text::{self, TextOutcome, recipe::TextRecipe},
     train::{self, Error, Outcome},
 };
 use teacher_server::{Running, Server, Settings};
@@ -172,4 +176,41 @@ pub(crate) fn refused(arguments: &[&str], code: i32, words: &str) {
 
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// Stops a run after a step.
+pub(crate) struct StopAt(pub(crate) watch::Sender<bool>, pub(crate) u64);
+
+impl Observer for StopAt {
+    fn on(&mut self, event: &Event<'_>) {
+        if let Event::Step(step) = event
+            && step.step == self.1
+        {
+            self.0.send_replace(true);
+        }
+    }
+}
+
+/// Runs a recipe for text to its end.
+pub(crate) async fn run_text(recipe: TextRecipe, existing: Existing) -> Result<TextOutcome, Error> {
+    let (_running, stop) = watch::channel(false);
+    text::run(recipe, existing, Box::new(Silent), stop).await
+}
+
+/// What a run for text measured.
+pub(crate) fn text_records(folder: &Path) -> (Vec<StepRecord>, Vec<ValidationRecord>) {
+    let (mut steps, mut validations) = (vec![], vec![]);
+    for record in metrics::read(&folder.join("metrics.jsonl")).unwrap() {
+        match record {
+            Record::Step(step) => steps.push(step),
+            Record::Validation(validation) => validations.push(validation),
+            Record::Test(_) => panic!("a test"),
+        }
+    }
+    (steps, validations)
+}
+
+/// The `[teacher]` section for endpoints, with an encoding.
+pub(crate) fn section(addresses: &[SocketAddr], encoding: &str) -> String {
+    endpoints(addresses, &format!("encoding = {{ {encoding} }}"))
 }

@@ -3,7 +3,6 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -16,15 +15,14 @@ use student_worker::{
     progress::{Event, Observer, Silent},
     run_folder::{
         Existing,
-        metrics::{self, Record, StepRecord, ValidationRecord},
+        metrics::{StepRecord, ValidationRecord},
     },
-    text::{self, TextOutcome, recipe::TextRecipe},
-    train::Error,
+    text::{self, recipe::TextRecipe},
 };
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::support::{endpoints, serve};
+use crate::support::{StopAt, run_text, section, serve, text_records};
 
 const STEPS: u64 = 60;
 
@@ -109,44 +107,14 @@ impl Desk {
     }
 
     fn records(&self, name: &str) -> (Vec<StepRecord>, Vec<ValidationRecord>) {
-        let (mut steps, mut validations) = (vec![], vec![]);
-        for record in metrics::read(&self.run_path(name).join("metrics.jsonl")).unwrap() {
-            match record {
-                Record::Step(step) => steps.push(step),
-                Record::Validation(validation) => validations.push(validation),
-                Record::Test(_) => panic!("a test"),
-            }
-        }
-        (steps, validations)
-    }
-}
-
-async fn run(recipe: TextRecipe) -> Result<TextOutcome, Error> {
-    let (_running, stop) = watch::channel(false);
-    text::run(recipe, Existing::Refuse, Box::new(Silent), stop).await
-}
-
-fn section(address: SocketAddr, encoding: &str) -> String {
-    endpoints(&[address], &format!("encoding = {{ {encoding} }}"))
-}
-
-/// Stops the run after a step.
-struct StopAt(watch::Sender<bool>, u64);
-
-impl Observer for StopAt {
-    fn on(&mut self, event: &Event<'_>) {
-        if let Event::Step(step) = event
-            && step.step == self.1
-        {
-            self.0.send_replace(true);
-        }
+        text_records(&self.run_path(name))
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_teacher_is_trained_served_and_distilled() {
     let desk = Desk::new();
-    let taught = run(desk.recipe("teacher", "teacher", "")).await.unwrap();
+    let taught = run_text(desk.recipe("teacher", "teacher", ""), Existing::Refuse).await.unwrap();
     let last = taught.validation.unwrap();
     assert_eq!((last.labels, last.teacher_kl), (150, None));
     assert!(last.accuracy_percent().unwrap() > 97.0, "{last:?}");
@@ -161,8 +129,8 @@ async fn a_teacher_is_trained_served_and_distilled() {
         ("top-k", "kind = \"top_k\", k = 1"),
         ("sampled", "kind = \"sampled\", draws = 20"),
     ] {
-        let recipe = desk.recipe(name, "student", &section(teacher.address(), encoding));
-        let outcome = run(recipe).await.unwrap();
+        let recipe = desk.recipe(name, "student", &section(&[teacher.address()], encoding));
+        let outcome = run_text(recipe, Existing::Refuse).await.unwrap();
         let (steps, validations) = desk.records(name);
         let last = outcome.validation.unwrap();
         assert_eq!((validations.len(), validations.last()), (3, Some(&last)));
@@ -209,11 +177,12 @@ async fn a_part_of_the_texts_is_trained_on() {
         let epochs = desk.records(name).0.last().unwrap().epoch;
         assert_eq!(epochs == 8, name == "part", "{epochs}");
     }
-    run(recipe("again", 0.02, 5)).await.unwrap();
-    run(recipe("other", 0.02, 6)).await.unwrap();
+    run_text(recipe("again", 0.02, 5), Existing::Refuse).await.unwrap();
+    run_text(recipe("other", 0.02, 6), Existing::Refuse).await.unwrap();
     assert_eq!(desk.weights("again"), desk.weights("part"));
     assert_ne!(desk.weights("other"), desk.weights("part"));
-    let error = run(recipe("none", 0.0001, 5)).await.unwrap_err().to_string();
+    let error =
+        run_text(recipe("none", 0.0001, 5), Existing::Refuse).await.unwrap_err().to_string();
     let expected = "data.fraction is 0.0001; expected a part of 600 sequences that has one or more";
     assert!(error.contains(expected), "{error}");
 }
@@ -243,7 +212,7 @@ async fn a_stopped_run_goes_on_to_the_same_bytes() {
             text::recipe::from_table(table, desk.path()).unwrap()
         };
         let (whole, cut) = (format!("whole-{precision}"), format!("cut-{precision}"));
-        run(recipe(&whole)).await.unwrap();
+        run_text(recipe(&whole), Existing::Refuse).await.unwrap();
         for step in [3, 11] {
             let (stop, stopping) = watch::channel(false);
             let observer = Box::new(StopAt(stop, step));
@@ -261,15 +230,18 @@ async fn a_stopped_run_goes_on_to_the_same_bytes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_does_not_fit_is_refused_by_name() {
     let desk = Desk::new();
-    run(desk.recipe("teacher", "teacher", "")).await.unwrap();
+    run_text(desk.recipe("teacher", "teacher", ""), Existing::Refuse).await.unwrap();
     // A student with other classes than its teacher.
     let three = r#"{"model_type": "distilbert", "dim": 16, "hidden_dim": 32, "n_layers": 1,
         "n_heads": 2, "vocab_size": 20, "max_position_embeddings": 16,
         "id2label": {"0": "negative", "1": "positive", "2": "neither"}}"#;
     fs::write(desk.path().join("three.json"), three).unwrap();
     let teacher = serve(desk.run_path("teacher"), 0).await;
-    let labels = section(teacher.address(), "kind = \"dense\"");
-    let error = run(desk.recipe("a", "three", &labels)).await.unwrap_err().to_string();
+    let labels = section(&[teacher.address()], "kind = \"dense\"");
+    let error = run_text(desk.recipe("a", "three", &labels), Existing::Refuse)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("classes is 2, expected 3, the student's num_labels"), "{error}");
 
     // A language model among classifiers, on either side.
@@ -277,12 +249,13 @@ async fn what_does_not_fit_is_refused_by_name() {
         "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20,
         "max_position_embeddings": 16}"#;
     fs::write(desk.path().join("llama.json"), llama).unwrap();
-    let error = run(desk.recipe("b", "llama", "")).await.unwrap_err().to_string();
+    let error =
+        run_text(desk.recipe("b", "llama", ""), Existing::Refuse).await.unwrap_err().to_string();
     assert!(error.contains("student: model_type") && error.contains("data.label_field"), "{error}");
     let mut table = desk.table("c", "llama", &labels);
     table["data"].as_table_mut().unwrap().remove("label_field");
     let recipe = text::recipe::from_table(table, desk.path()).unwrap();
-    let error = run(recipe).await.unwrap_err().to_string();
+    let error = run_text(recipe, Existing::Refuse).await.unwrap_err().to_string();
     assert!(error.contains("task is Classification, expected LanguageModel"), "{error}");
     teacher.shutdown().await.unwrap();
 
@@ -290,7 +263,7 @@ async fn what_does_not_fit_is_refused_by_name() {
     let mut table = desk.table("e", "student", "");
     table["data"].as_table_mut().unwrap().insert("sequence_length".to_owned(), 2.into());
     let recipe = text::recipe::from_table(table, desk.path()).unwrap();
-    let error = run(recipe).await.unwrap_err().to_string();
+    let error = run_text(recipe, Existing::Refuse).await.unwrap_err().to_string();
     assert!(error.contains("data.sequence_length is 2; expected 3 or more"), "{error}");
 
     // Keys that mean nothing here.

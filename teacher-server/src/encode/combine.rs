@@ -8,7 +8,9 @@
 //! Of one model both are its own `softmax(z / T)`, and of equal members they are that of one of
 //! them, bit for bit.
 
-use super::{select, soften::log_softmax};
+use stillhouse_nn::softmax::log_softmax;
+
+use super::select;
 use crate::ensemble::Rule;
 
 /// The mean of the members' logits, in f64: neither the sum nor the mean of f32 logits overflows.

@@ -14,7 +14,7 @@ use std::{ops::Range, sync::Arc, time::Instant};
 
 use combine::{Combiner, Softened};
 use rayon::prelude::*;
-use stillhouse_nn::exp::exp_and_sum;
+use stillhouse_nn::softmax::exp_and_sum;
 use stillhouse_proto::{
     labels::{self, LabelBatch, SoftLabels},
     v1::{DType, DenseKind, Labels, RowError},

@@ -1,6 +1,6 @@
 //! Seeded draws from p_T.
 
-use stillhouse_nn::{exp::exp_and_sum, rng::Philox};
+use stillhouse_nn::{rng::Philox, softmax::exp_and_sum};
 
 /// Draws `draws` classes with replacement from a row's distribution by inverting its cumulative
 /// distribution, and appends the distinct ids, ascending, and how often each was drawn. Returns

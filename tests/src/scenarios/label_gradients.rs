@@ -8,8 +8,8 @@ use std::path::Path;
 
 use prost::Message as _;
 use stillhouse_nn::{
-    Head, LossConfig, SoftLabels, TextBatch, TextModel, TextTrainer, TextTrainerConfig, TopKForm,
-    TransformerConfig,
+    LossConfig, PackedHead, SoftLabels, TextBatch, TextModel, TextTrainer, TextTrainerConfig,
+    TopKForm, TransformerConfig,
 };
 use stillhouse_proto::{
     decode,
@@ -82,7 +82,7 @@ async fn measure(teacher: &Path, student: &Path, recipe: &TextRecipe, figures: &
     config.vocabulary = Some(words);
     let mut trainer = TextTrainer::new(config).expect("a trainer");
     trainer.load_weights(student).expect("the student's weights");
-    let head = TextModel::load(teacher).expect("the teacher").head().clone();
+    let head = TextModel::load(teacher).expect("the teacher").head().pack().expect("a head");
     let server = Teacher::start(teacher, &[]);
     let mut client = client::connect(server.address()).await;
     let labels: usize = parts.iter().map(|part| part.labelled.len()).sum();
@@ -150,7 +150,7 @@ fn step(
     trainer: &mut TextTrainer,
     part: &Packed,
     batch: stillhouse_proto::LabelBatch,
-    head: &Head,
+    head: &PackedHead,
     loss: &LossConfig,
     labels: usize,
 ) {

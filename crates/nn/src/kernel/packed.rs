@@ -43,6 +43,11 @@ impl PackedLinear {
         Self { inputs, outputs, panels, bias: lanes }
     }
 
+    /// Width of a row of the result.
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
     /// `input` [rows, inputs] times the weight plus the bias: [rows, outputs].
     pub(crate) fn apply(&self, input: &[f32], relu: bool) -> Vec<f32> {
         let rows = input.len() / self.inputs;

@@ -57,6 +57,16 @@ pub struct PackedHead {
 }
 
 impl PackedHead {
+    /// V.
+    pub fn classes(&self) -> usize {
+        self.layer.outputs()
+    }
+
+    /// d.
+    pub fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
     /// [rows, hidden_size] to [rows, classes]. From f32 hidden states of a classifier these are
     /// its logits bit for bit: both compute every element in the same order.
     ///

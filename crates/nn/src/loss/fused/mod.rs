@@ -19,19 +19,23 @@ mod tests;
 use rayon::prelude::*;
 
 use super::batch::{LossParts, check_hard, distill};
-use super::config::{LossConfig, TopKForm};
+use super::config::{Divergence, LossConfig, TopKForm};
 use super::target::{RowTarget, SoftTarget};
 use crate::error::LossError;
 use crate::kernel::gemm::Matrix;
 use crate::kernel::math::tanh;
 use crate::kernel::precision::{Precision, Right};
 use crate::layers::{SharedGradient, lock, shared_gradient};
-use crate::model::Head;
+use crate::model::PackedHead;
+use crate::softmax::{log_softmax, narrow};
 use row::Terms;
 pub(crate) use row::argmax;
 
 /// Logits that are held at once, at least 16 rows of them.
 const BLOCK: usize = 1 << 23;
+/// Temperatures that rows are computed at in f32: below, 1 / T could leave it; above, T^2 times the rounding
+/// of sums would be more than is lost elsewhere.
+const USUAL: std::ops::RangeInclusive<f64> = 1e-6..=32.0;
 const MIN_ROWS: usize = 16;
 const MAX_ROWS: usize = 1024;
 
@@ -71,12 +75,13 @@ pub enum SoftLabels<'a> {
     /// Labels over the classes.
     Target(&'a SoftTarget),
     /// The teacher's hidden states [rows, d of the teacher], from which its head makes logits, of
-    /// which the first `classes` count.
+    /// which the first `classes` count. At temperatures from 1e-6 to 32 they become the very
+    /// log-probabilities in f32 that a teacher server sends of the same states.
     Hidden {
         /// Row-major.
         states: &'a [f32],
         /// The teacher's output projection, with at least as many rows as there are classes.
-        head: &'a Head,
+        head: &'a PackedHead,
     },
 }
 
@@ -218,33 +223,36 @@ pub(crate) fn fused_loss(
     let weight = &output.weight[..classes * d];
     let by_weight = output.precision.right(Matrix::new(weight, classes, d).t());
     let back = wanted.then(|| output.precision.right(Matrix::new(weight, classes, d)));
-    // The teacher's logits are exact, whatever the student computes in.
-    let by_head = teacher.map(|(_, head)| {
-        let d = head.hidden_size;
-        Precision::F32.right(Matrix::new(&head.weight[..classes * d], classes, d).t())
-    });
     let block = (BLOCK / classes).clamp(MIN_ROWS, MAX_ROWS).min(rows.max(1));
     let mut z = vec![0.0; block * classes];
-    let mut t = vec![0.0; if teacher.is_some() { block * classes } else { 0 }];
+    // Of logits, or of what they become.
+    let labelled = teacher.is_some() && labels_of_states(config);
     let mut sums = LossSums { hard: hard.map(|_| 0.0), soft: soft.map(|_| 0.0), agreeing: 0, rows };
     for first in (0..rows).step_by(block) {
         let n = block.min(rows - first);
         let h = Matrix::new(&hidden[first * d..][..n * d], n, d);
         let z = &mut z[..n * classes];
         project(z, h, &by_weight, output.bias, output.softcap, classes);
-        if let (Some((states, head)), Some(by_head)) = (teacher, &by_head) {
-            let d = head.hidden_size;
-            let states = Matrix::new(&states[first * d..][..n * d], n, d);
-            let t = &mut t[..n * classes];
-            project(t, states, by_head, head.bias.as_deref(), head.softcap, classes);
-        }
+        let t = match teacher {
+            None => vec![],
+            Some((states, head)) => {
+                let d = head.hidden_size();
+                teacher_rows(&states[first * d..][..n * d], head, first, (classes, config))?
+            }
+        };
         // The slope of the cap, from the logits before they become their gradient.
         let slopes = match output.softcap {
             Some(cap) if wanted => z.iter().map(|z| 1.0 - (z / cap) * (z / cap)).collect(),
             _ => vec![],
         };
-        let teacher_rows = |row: usize| match (&teacher, &targets) {
-            (Some(_), _) => Some(RowTarget::Logits(&t[row * classes..][..classes])),
+        let target = |row: usize| match (&teacher, &targets) {
+            (Some((_, head)), _) => {
+                let own = &t[row * head.classes()..][..classes];
+                match labelled {
+                    true => Some(RowTarget::LogProbabilities(own)),
+                    false => Some(RowTarget::Logits(own)),
+                }
+            }
             (None, Some(targets)) => Some(targets[first + row]),
             (None, None) => None,
         };
@@ -253,7 +261,7 @@ pub(crate) fn fused_loss(
             .enumerate()
             .map(|(row, z)| {
                 let hard = hard.map(|hard| hard[first + row] as usize);
-                one_row(first + row, z, hard, teacher_rows(row), config, scales)
+                one_row(first + row, z, hard, target(row), config, scales)
             })
             .collect::<Result<_, _>>()?;
         for terms in terms {
@@ -279,6 +287,44 @@ pub(crate) fn fused_loss(
         }
     }
     Ok(sums)
+}
+
+/// Whether a teacher's hidden states become log-probabilities: not where its logits themselves are wanted,
+/// nor at temperatures that a loss of f32 labels would lose digits at.
+fn labels_of_states(config: &LossConfig) -> bool {
+    USUAL.contains(&config.temperature) && config.divergence != Divergence::LogitMse
+}
+
+/// Logits of some of the teacher's rows, the first of them number `first`, [rows, classes of the head]; or
+/// log-probabilities of the first `classes` of each.
+fn teacher_rows(
+    states: &[f32],
+    head: &PackedHead,
+    first: usize,
+    (classes, config): (usize, &LossConfig),
+) -> Result<Vec<f32>, LossError> {
+    let width = head.classes();
+    // The size of the states has been checked.
+    let mut rows = head.logits(states).unwrap_or_default();
+    let (as_labels, temperature) = (labels_of_states(config), config.temperature as f32);
+    rows.par_chunks_exact_mut(width).enumerate().try_for_each_init(
+        Vec::new,
+        |wide, (row, z)| {
+            let own = &mut z[..classes];
+            if !own.iter().fold(true, |all, z| all & z.is_finite()) {
+                let found = own.iter().find(|z| !z.is_finite()).copied().unwrap_or(f32::NAN);
+                let (value, expected) = (f64::from(found), "a finite number".to_owned());
+                let (field, row) = ("teacher logit", first + row);
+                return Err(LossError::Row { field, row, value, expected });
+            }
+            if as_labels {
+                log_softmax(own, temperature, wide);
+                own.iter_mut().zip(wide.iter()).for_each(|(z, &log)| *z = narrow(log));
+            }
+            Ok(())
+        },
+    )?;
+    Ok(rows)
 }
 
 /// What gradients by the logits are multiplied by.
@@ -338,18 +384,10 @@ fn count_rows(
     let rows = hidden.len() / width;
     check("hidden states", hidden.len(), rows.max(1) * width)?;
     if let Some(SoftLabels::Hidden { states, head }) = soft {
-        check("teacher's hidden states", states.len(), rows.saturating_mul(head.hidden_size))?;
-        check(
-            "teacher's head weight",
-            head.weight.len(),
-            head.classes.saturating_mul(head.hidden_size),
-        )?;
-        if head.classes < classes {
-            let found = head.classes;
+        check("teacher's hidden states", states.len(), rows.saturating_mul(head.hidden_size()))?;
+        if head.classes() < classes {
+            let found = head.classes();
             return Err(LossError::Size { field: "teacher's head", found, expected: classes });
-        }
-        if let Some(bias) = &head.bias {
-            check("teacher's head bias", bias.len(), head.classes)?;
         }
     }
     Ok(rows)
@@ -364,9 +402,7 @@ fn one_row(
     config: &LossConfig,
     scales: Scales,
 ) -> Result<Terms, LossError> {
-    // Below, 1 / T could leave f32; above, T^2 times the rounding of sums would be more than is lost
-    // elsewhere.
-    let usual = (1e-6..=32.0).contains(&config.temperature);
+    let usual = USUAL.contains(&config.temperature);
     match target {
         None => Ok(row::hard_only(z, hard, scales.hard)),
         Some(target) if !usual => exactly(row, z, hard, target, config, scales),

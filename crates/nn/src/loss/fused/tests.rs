@@ -2,6 +2,7 @@ use super::*;
 use crate::kernel::precision::Precision::{Bf16, F32};
 use crate::layers::Parameter;
 use crate::loss::config::Divergence;
+use crate::model::Head;
 use crate::rng::Philox;
 
 const D: usize = 6;
@@ -156,7 +157,8 @@ fn close(found: f64, expected: f64, what: &str) {
 fn value_and_gradients_are_those_of_the_definition() {
     for cap in [None, Some(2.0)] {
         let case = case(cap);
-        let hidden_states = SoftLabels::Hidden { states: &case.states, head: &case.head };
+        let packed = case.head.pack().unwrap();
+        let hidden_states = SoftLabels::Hidden { states: &case.states, head: &packed };
         let teacher = logits(&wide(&case.states), &wide(&case.head.weight), None, 4, cap);
         for temperature in [1.0, 2.5] {
             let targets = targets(&teacher, temperature);
@@ -257,7 +259,8 @@ fn a_match_costs_nothing() {
         softcap: None,
     };
     case.states.clone_from(&case.hidden);
-    let soft = SoftLabels::Hidden { states: &case.states, head: &case.head };
+    let packed = case.head.pack().unwrap();
+    let soft = SoftLabels::Hidden { states: &case.states, head: &packed };
     // Total variation has a kink there.
     for divergence in divergences().into_iter().filter(|d| *d != Divergence::TotalVariation) {
         let config = LossConfig { alpha: 1.0, divergence, ..LossConfig::default() };
@@ -275,7 +278,8 @@ fn a_match_costs_nothing() {
 fn parts_of_a_batch_add_up() {
     let case = case(None);
     let config = LossConfig::default();
-    let soft = SoftLabels::Hidden { states: &case.states, head: &case.head };
+    let packed = case.head.pack().unwrap();
+    let soft = SoftLabels::Hidden { states: &case.states, head: &packed };
     let (whole, expected) = run(&case, Some(&soft), &config, None, F32);
     let weight = Parameter::new("w", case.weight.clone(), &[CLASSES + PADDING, D]).unwrap();
     let output = OutputLayer {
@@ -291,7 +295,8 @@ fn parts_of_a_batch_add_up() {
     weight.clear_gradient();
     for part in [0..2, 2..5] {
         let states = &case.states[part.start * 4..part.end * 4];
-        let soft = SoftLabels::Hidden { states, head: &case.head };
+        let packed = case.head.pack().unwrap();
+        let soft = SoftLabels::Hidden { states, head: &packed };
         let gradients = Gradients {
             hidden: &mut hidden[part.start * D..part.end * D],
             weight: weight.gradient(),
@@ -349,7 +354,7 @@ fn extremes_stay_finite() {
                 ..LossConfig::default()
             };
             for soft in [
-                SoftLabels::Hidden { states: &[1.0], head: &head },
+                SoftLabels::Hidden { states: &[1.0], head: &head.pack().unwrap() },
                 SoftLabels::Target(&top),
                 SoftLabels::Target(&certain),
             ] {
@@ -390,7 +395,8 @@ fn what_does_not_fit_is_named() {
         fused_loss(hidden, output, hard, soft, &config, 1.0, None).unwrap_err().to_string()
     };
     let hard = Some(&*case.hard);
-    let soft = SoftLabels::Hidden { states: &case.states, head: &case.head };
+    let packed = case.head.pack().unwrap();
+    let soft = SoftLabels::Hidden { states: &case.states, head: &packed };
     let error = refusal(&case.hidden[1..], output, hard, Some(&soft));
     assert_eq!(error, "hidden states has 29 elements; expected 24");
     let error = refusal(&[], output, hard, Some(&soft));
@@ -398,11 +404,13 @@ fn what_does_not_fit_is_named() {
     let wide = OutputLayer { classes: CLASSES + PADDING + 1, ..output };
     let error = refusal(&case.hidden, wide, hard, Some(&soft));
     assert_eq!(error, "output weight has 240 elements; expected 246");
-    let short = SoftLabels::Hidden { states: &case.states[1..], head: &case.head };
+    let packed = case.head.pack().unwrap();
+    let short = SoftLabels::Hidden { states: &case.states[1..], head: &packed };
     let error = refusal(&case.hidden, output, hard, Some(&short));
     assert_eq!(error, "teacher's hidden states has 19 elements; expected 20");
     let head = Head { classes: 7, weight: vec![0.0; 28], ..case.head.clone() };
-    let small = SoftLabels::Hidden { states: &case.states, head: &head };
+    let packed = head.pack().unwrap();
+    let small = SoftLabels::Hidden { states: &case.states, head: &packed };
     let error = refusal(&case.hidden, output, hard, Some(&small));
     assert_eq!(error, "teacher's head has 7 elements; expected 37");
     assert!(
@@ -415,7 +423,8 @@ fn what_does_not_fit_is_named() {
     assert!(refusal(&case.hidden, output, hard, None).contains("soft labels have the weight"));
     let mut states = case.states.clone();
     states[4] = f32::NAN;
-    let soft = SoftLabels::Hidden { states: &states, head: &case.head };
+    let packed = case.head.pack().unwrap();
+    let soft = SoftLabels::Hidden { states: &states, head: &packed };
     let error = refusal(&case.hidden, output, hard, Some(&soft));
     assert_eq!(error, "teacher logit of row 1 is NaN; expected a finite number");
     let logits = SoftTarget::LogProbabilities(vec![0.0; ROWS * CLASSES]);
@@ -440,7 +449,8 @@ fn large_temperatures_keep_their_digits() {
     };
     let head =
         Head { weight: teacher.clone(), bias: None, classes: V, hidden_size: 1, softcap: None };
-    let soft = SoftLabels::Hidden { states: &[1.0], head: &head };
+    let packed = head.pack().unwrap();
+    let soft = SoftLabels::Hidden { states: &[1.0], head: &packed };
     for temperature in [1.0, 20.0, 32.0, 33.0, 1e3, 1e5] {
         for divergence in &divergences()[..5] {
             let divergence = *divergence;
@@ -464,7 +474,8 @@ fn large_temperatures_keep_their_digits() {
 fn bf16_is_as_near_as_its_operands() {
     for cap in [None, Some(2.0)] {
         let case = case(cap);
-        let soft = SoftLabels::Hidden { states: &case.states, head: &case.head };
+        let packed = case.head.pack().unwrap();
+        let soft = SoftLabels::Hidden { states: &case.states, head: &packed };
         let config = LossConfig { alpha: 0.7, temperature: 2.0, ..LossConfig::default() };
         let (exact, expected) = run(&case, Some(&soft), &config, cap, F32);
         let (near, found) = run(&case, Some(&soft), &config, cap, Bf16);

@@ -1,6 +1,9 @@
-//! e^x over slices in f64, for log-probabilities that are exact to the last digits an f32 carries. The
-//! same operations in the same order on every machine: no bit depends on the vector width.
+//! Log-probabilities in f64, exact to the last digits that an f32 carries: as the teacher server sends them
+//! and as a student makes them of hidden states. The same operations in the same order on every machine: no
+//! bit depends on the vector width.
 
+/// The lowest log-probability that is not that of 0.
+const LOWEST: f64 = -3.0e38;
 /// Sums that run beside each other.
 const LANES: usize = 16;
 /// 1.5 * 2^52: adding it rounds to the nearest whole number, which then stands in the low bits.
@@ -106,6 +109,45 @@ impl pulp::WithSimd for ExpAndSum<'_> {
     }
 }
 
+/// log p_T of a row: `z / T - log(sum(exp(z / T)))`, in f64, shifted by the largest logit so that
+/// no exponential overflows.
+///
+/// `logits` are f32 or f64, finite and within the range of f32; `temperature` is finite and above 0.
+pub fn log_softmax<Z: Copy + PartialOrd + Into<f64>>(
+    logits: &[Z],
+    temperature: f32,
+    out: &mut Vec<f64>,
+) {
+    let inverse = f64::from(temperature).recip();
+    let largest = largest(logits).map_or(f64::NEG_INFINITY, Into::into);
+    let shifted = |z: f64| {
+        // T may be so small that 1 / T overflows; the largest logit stays at 0 all the same.
+        let gap = z - largest;
+        if gap == 0.0 { 0.0 } else { gap * inverse }
+    };
+    out.clear();
+    out.extend(logits.iter().map(|&z| shifted(z.into())));
+    let normalizer = sum_of_exp(out, 0.0).ln();
+    out.iter_mut().for_each(|x| *x -= normalizer);
+}
+
+/// The largest of values that are numbers; several at once, for the compiler to use vectors.
+pub fn largest<Z: Copy + PartialOrd>(values: &[Z]) -> Option<Z> {
+    let larger = |a: Z, b: Z| if b > a { b } else { a };
+    let (blocks, rest) = values.as_chunks::<16>();
+    let of_blocks = blocks.iter().copied().reduce(|mut lanes, block| {
+        lanes.iter_mut().zip(block).for_each(|(lane, value)| *lane = larger(*lane, value));
+        lanes
+    });
+    of_blocks.iter().flatten().chain(rest).copied().reduce(larger)
+}
+
+/// A log-probability as f32. What is below the lowest that f32 holds is a probability that no floating-point
+/// number holds, and is 0.
+pub fn narrow(log_probability: f64) -> f32 {
+    if log_probability < LOWEST { f32::NEG_INFINITY } else { log_probability as f32 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,5 +194,16 @@ mod tests {
             assert!(values.iter().zip(0..n).all(|(x, i)| (x - f64::from(i % 5)).abs() < 1e-14));
         }
         assert_eq!(exp_and_sum(&mut []), 0.0);
+    }
+
+    #[test]
+    fn the_largest_is_found_wherever_it_is() {
+        assert_eq!(largest::<f32>(&[]), None);
+        for n in 1..70 {
+            for at in 0..n {
+                let values: Vec<f32> = (0..n).map(|i| if i == at { -1.0 } else { -2.0 }).collect();
+                assert_eq!(largest(&values), Some(-1.0), "{at} of {n}");
+            }
+        }
     }
 }
