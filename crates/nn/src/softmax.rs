@@ -2,8 +2,8 @@
 //! and as a student makes them of hidden states. The same operations in the same order on every machine: no
 //! bit depends on the vector width.
 
-/// The lowest log-probability that is not that of 0.
-const LOWEST: f64 = -3.0e38;
+/// The lowest log-probability that f32 and bf16 hold.
+pub const LOWEST: f64 = -3.0e38;
 /// Sums that run beside each other.
 const LANES: usize = 16;
 /// 1.5 * 2^52: adding it rounds to the nearest whole number, which then stands in the low bits.
@@ -142,10 +142,10 @@ pub fn largest<Z: Copy + PartialOrd>(values: &[Z]) -> Option<Z> {
     of_blocks.iter().flatten().chain(rest).copied().reduce(larger)
 }
 
-/// A log-probability as f32. What is below the lowest that f32 holds is a probability that no floating-point
-/// number holds, and is 0.
-pub fn narrow(log_probability: f64) -> f32 {
-    if log_probability < LOWEST { f32::NEG_INFINITY } else { log_probability as f32 }
+/// A log-probability as f32, for a type that holds none below `lowest`. What is below it is a probability
+/// that no floating-point number holds, and is 0.
+pub fn narrow(log_probability: f64, lowest: f64) -> f32 {
+    if log_probability < lowest { f32::NEG_INFINITY } else { log_probability as f32 }
 }
 
 #[cfg(test)]
@@ -205,5 +205,41 @@ mod tests {
                 assert_eq!(largest(&values), Some(-1.0), "{at} of {n}");
             }
         }
+    }
+
+    fn softened(logits: &[f32], temperature: f32) -> Vec<f64> {
+        let mut out = Vec::new();
+        log_softmax(logits, temperature, &mut out);
+        out
+    }
+
+    #[test]
+    fn two_classes_follow_the_logistic_function() {
+        for (gap, temperature) in [(0.0_f32, 1.0_f32), (3.0, 4.0), (-7.5, 0.5), (1e4, 1.0)] {
+            let out = softened(&[gap, 0.0], temperature);
+            let x = f64::from(gap) / f64::from(temperature);
+            let expected = -(-x).exp().ln_1p();
+            if expected.is_finite() {
+                assert!((out[0] - expected).abs() <= 1e-14 * expected.abs().max(1e-300) + 1e-15);
+            }
+            assert!((out.iter().map(|x| x.exp()).sum::<f64>() - 1.0).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn extreme_logits_and_temperatures_stay_defined() {
+        for logits in [[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4], [f32::MAX, f32::MIN, 0.0]] {
+            for temperature in [f32::MIN_POSITIVE, 1e-45, 1.0, 1e4, f32::MAX] {
+                let out = softened(&logits, temperature);
+                assert!(out.iter().all(|x| !x.is_nan() && *x <= 0.0), "{logits:?} {temperature}");
+                assert!((out.iter().map(|x| x.exp()).sum::<f64>() - 1.0).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn a_high_temperature_approaches_the_uniform_distribution() {
+        let out = softened(&[5.0, -3.0, 1.0, 0.0], 1e9);
+        assert!(out.iter().all(|x| (x.exp() - 0.25).abs() < 1e-8));
     }
 }

@@ -118,6 +118,15 @@ pub(crate) fn put(folder: &Path, charts: &[Chart], text: String) -> Result<PathB
     put(REPORT, text)
 }
 
+/// The name of a figure of this process's part of a run, which it took on after `begins_at` steps: what a
+/// process measures does not outlive it.
+pub(crate) fn since(what: &str, begins_at: u64) -> String {
+    match begins_at {
+        0 => what.to_owned(),
+        step => format!("{what}, since the run was resumed at step {step}"),
+    }
+}
+
 /// A report: heading, facts as a table, the plot, and what follows.
 pub(crate) fn page(title: &str, facts: &[(String, String)], plot: &str, rest: &str) -> String {
     let mut text = format!("# {title}\n\n| | |\n|---|---|\n");

@@ -1,5 +1,7 @@
 //! The text of a recipe, tokenised and cut into sequences.
 
+use stillhouse_nn::ModelError;
+
 use super::{
     classes::Classes,
     corpus::{Corpora, Corpus, TextError, TextTokenizer, format_name},
@@ -31,27 +33,16 @@ impl Prepared {
         let data = &recipe.data;
         let path = data.tokenizer.as_deref().or(student::folder(&recipe.student));
         let Some(path) = path else {
-            let (field, value) = ("data.tokenizer".to_owned(), "no value".to_owned());
-            let expected = "a tokenizer.json: the student comes with none".to_owned();
-            return Err(Error::Recipe(stillhouse_nn::ModelError::Config {
-                field,
-                value,
-                expected,
-            }));
+            let expected = "a tokenizer.json: the student comes with none";
+            return Err(refused("data.tokenizer", &"no value", expected));
         };
         let tokenizer = TextTokenizer::load(data, path)?;
         if let Some(added) = classes.map(|_| tokenizer.added_tokens())
             && data.sequence_length <= added
         {
-            let (field, value) =
-                ("data.sequence_length".to_owned(), data.sequence_length.to_string());
-            let expected =
-                format!("{} or more: the tokenizer adds {added} tokens to every text", added + 1);
-            return Err(Error::Recipe(stillhouse_nn::ModelError::Config {
-                field,
-                value,
-                expected,
-            }));
+            let least = added + 1;
+            let expected = format!("{least} or more: the tokenizer adds {added} to every text");
+            return Err(refused("data.sequence_length", &data.sequence_length, &expected));
         }
         let corpora = Corpora::read(data, &tokenizer, classes, &cache_folder(recipe))?;
         let longest = data.sequence_length;
@@ -114,6 +105,12 @@ impl Prepared {
     }
 }
 
+/// An error about a key, once the data are known.
+fn refused(field: &str, value: &dyn ToString, expected: &str) -> Error {
+    let (field, value, expected) = (field.to_owned(), value.to_string(), expected.to_owned());
+    Error::Recipe(ModelError::Config { field, value, expected })
+}
+
 /// A part of the sequences, the same for the same seed; balanced, where they are classified.
 fn part_of(
     all: &[Sequence],
@@ -123,9 +120,8 @@ fn part_of(
 ) -> Result<Vec<Sequence>, Error> {
     let count = (fraction * all.len() as f64).round() as usize;
     if count == 0 {
-        let (field, value) = ("data.fraction".to_owned(), fraction.to_string());
         let expected = format!("a part of {} sequences that has one or more", all.len());
-        return Err(Error::Recipe(stillhouse_nn::ModelError::Config { field, value, expected }));
+        return Err(refused("data.fraction", &fraction, &expected));
     }
     let mut order = shuffled(all.len(), seed);
     let chosen = match corpus.classes.is_empty() {

@@ -20,10 +20,7 @@ pub(super) fn write(
     begins_at: u64,
     run: &mut RunFolder,
 ) -> Result<PathBuf, Error> {
-    let since = |what: &str| match begins_at {
-        0 => what.to_owned(),
-        step => format!("{what}, since the run was resumed at step {step}"),
-    };
+    let since = |what: &str| report::since(what, begins_at);
     let mut facts = vec![
         ("parameters of the student".to_owned(), outcome.parameters.to_string()),
         ("steps".to_owned(), outcome.steps.to_string()),

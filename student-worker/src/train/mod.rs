@@ -39,7 +39,7 @@ use crate::{
     run_folder::{
         Claim, Existing, RunFolder,
         metrics::TestRecord,
-        report::{REPORT, Report},
+        report::{REPORT, Report, since},
     },
 };
 
@@ -260,11 +260,7 @@ fn report(
     begins_at: u64,
     run: &mut RunFolder,
 ) -> Result<PathBuf, Error> {
-    // What a process measures does not outlive it.
-    let since = |what: &str| match begins_at {
-        0 => what.to_owned(),
-        step => format!("{what}, since the run was resumed at step {step}"),
-    };
+    let since = |what: &str| since(what, begins_at);
     let parameters: usize =
         recipe.student.tensors().values().map(|shape| shape.iter().product::<usize>()).sum();
     let mut facts = vec![

@@ -1,20 +1,18 @@
 //! From a forward pass to the labels that travel.
 //!
-//! * [`soften`]: log-probabilities at a temperature.
-//! * [`combine`]: one distribution from those of an ensemble's members.
+//! * [`combine`]: one distribution, softened, from the logits of a model or of an ensemble's members.
 //! * [`select`]: top k, named ids, and the mass of the rest.
 //! * [`sample`]: seeded draws.
 
 mod combine;
 mod sample;
 mod select;
-mod soften;
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
 use combine::{Combiner, Softened};
 use rayon::prelude::*;
-use stillhouse_nn::softmax::exp_and_sum;
+use stillhouse_nn::softmax::{LOWEST, exp_and_sum, narrow};
 use stillhouse_proto::{
     labels::{self, LabelBatch, SoftLabels},
     v1::{DType, DenseKind, Labels, RowError},
@@ -401,9 +399,7 @@ impl<'a> Rows<'a> {
 
     fn labels(&self, encoding: &Encoding, temperature: f32) -> SoftLabels {
         let lowest = lowest_log_probability(encoding.dtype());
-        let narrow = |x: f64| {
-            if x < lowest { f32::NEG_INFINITY } else { x as f32 }
-        };
+        let narrow = |x: f64| narrow(x, lowest);
         match encoding {
             Encoding::Dense { kind: DenseKind::Logits, .. } => {
                 SoftLabels::Dense { kind: DenseKind::Logits, values: self.all_logits() }
@@ -467,12 +463,11 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The lowest finite log-probability that a dtype holds. What is below it is a probability that no
-/// floating-point number holds, and travels as 0.
+/// The lowest finite log-probability that a dtype holds.
 fn lowest_log_probability(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => -65504.0,
-        _ => -3.0e38,
+        _ => LOWEST,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::soften::log_sum_exp;
+use stillhouse_nn::softmax::{largest, sum_of_exp};
 
 /// The `k` classes of a row that have the largest values (logits, or what orders them), largest first;
 /// equal values by id.
@@ -50,7 +50,11 @@ pub(super) fn log_mass_beside(log_probabilities: &[f64], ids: &[u32]) -> f64 {
     let starts = std::iter::once(0).chain(ids.iter().map(|id| id + 1));
     let ends = ids.iter().copied().chain([log_probabilities.len()]);
     let parts = starts.zip(ends).map(|(start, end)| &log_probabilities[start..end]);
-    log_sum_exp(parts).min(0.0)
+    let largest = parts.clone().filter_map(largest).fold(f64::NEG_INFINITY, f64::max);
+    if largest == f64::NEG_INFINITY {
+        return largest;
+    }
+    (largest + parts.map(|part| sum_of_exp(part, largest)).sum::<f64>().ln()).min(0.0)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::kernel::math::tanh;
 use crate::kernel::precision::{Precision, Right};
 use crate::layers::{SharedGradient, lock, shared_gradient};
 use crate::model::PackedHead;
-use crate::softmax::{log_softmax, narrow};
+use crate::softmax::{LOWEST, log_softmax, narrow};
 use row::Terms;
 pub(crate) use row::argmax;
 
@@ -319,7 +319,7 @@ fn teacher_rows(
             }
             if as_labels {
                 log_softmax(own, temperature, wide);
-                own.iter_mut().zip(wide.iter()).for_each(|(z, &log)| *z = narrow(log));
+                own.iter_mut().zip(wide.iter()).for_each(|(z, &log)| *z = narrow(log, LOWEST));
             }
             Ok(())
         },
