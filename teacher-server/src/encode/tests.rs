@@ -293,3 +293,31 @@ fn a_row_has_the_same_bits_alone_and_among_others() {
         }
     }
 }
+
+/// A block of rows that several threads make labels of, with one row among them that has none: labels in
+/// order, each drawn and named by its own row's number.
+#[test]
+fn rows_on_several_threads_are_as_on_one() {
+    let (rows, classes) = (50, 4001);
+    let mut rng = stillhouse_nn::Philox::new(7, 0);
+    let mut logits: Vec<f32> = (0..rows * classes).map(|_| 3.0 * rng.normal() as f32).collect();
+    logits[17 * classes + 5] = f32::NAN;
+    let forward = Forward { rows, members: 1, logits, hidden: vec![] };
+    let whole = Rows::of(0, &forward, Rule::default());
+    assert!(whole.parts().len() > 2);
+    let ids = (0..2 * rows as u32).map(|i| 7 * i).collect();
+    for encoding in [
+        Encoding::Dense { kind: DenseKind::LogProbabilities, dtype: DType::F32 },
+        Encoding::TopK { k: 9, dtype: DType::F32 },
+        Encoding::Ids { ids_per_row: 2, ids, dtype: DType::F32 },
+        Encoding::Sampled { draws: 11, seed: 3 },
+    ] {
+        let (labels, errors) = encode(&forward, &encoding, &[1.5, 1.0]).unwrap();
+        assert_eq!(errors.iter().map(|error| error.row).collect::<Vec<_>>(), [17]);
+        for (labels, temperature) in labels.iter().zip([1.5, 1.0]) {
+            let found = labels::decode(labels).unwrap();
+            assert_eq!(found.rows, rows - 1);
+            assert_eq!(found.labels, whole.labels(&encoding, temperature), "{encoding:?}");
+        }
+    }
+}
