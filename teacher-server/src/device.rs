@@ -1,6 +1,7 @@
-//! The device thread: takes a batch, runs every model on it, hands every request its rows.
+//! The device thread: takes a batch, runs every model on it, hands every row to those who wait for it.
 
 use std::{
+    collections::HashSet,
     io,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
@@ -14,11 +15,14 @@ use tokio::sync::watch;
 use tracing::{error, warn};
 
 use crate::{
-    encode::{Computed, Forward, States},
-    ensemble::{Ensemble, Input},
+    cache::RowCache,
+    ensemble::{Ensemble, Input, Outputs},
     error::ServeError,
+    gathering::Source,
     metrics as names,
-    scheduler::{Done, Job, JobInput, Scheduler},
+    output::Output,
+    scheduler::{Job, Scheduler},
+    units::JobInput,
 };
 
 /// A device that fails this many batches in a row by a panic is lost.
@@ -28,7 +32,7 @@ const PANICS_UNTIL_LOST: u32 = 3;
 /// lost, which it then tells through `lost`.
 pub(crate) fn spawn(
     ensemble: Arc<Ensemble>,
-    scheduler: Arc<Scheduler>,
+    (cache, scheduler): (Arc<RowCache>, Arc<Scheduler>),
     lost: watch::Sender<bool>,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("device".to_owned()).spawn(move || {
@@ -37,7 +41,8 @@ pub(crate) fn spawn(
         while let Some(batch) = scheduler.next_batch() {
             // A model takes its input by reference and is not changed, and every request of the
             // batch is answered below: nothing half-done outlives a panic.
-            if catch_unwind(AssertUnwindSafe(|| run(&ensemble, &scheduler, batch))).is_ok() {
+            if catch_unwind(AssertUnwindSafe(|| run(&ensemble, &cache, &scheduler, batch))).is_ok()
+            {
                 panics = 0;
                 continue;
             }
@@ -73,29 +78,34 @@ fn fail_the_rest(scheduler: &Scheduler) {
     scheduler.close();
     while let Some(batch) = scheduler.next_batch() {
         for item in batch.items {
-            item.payload.answer(Err(ServeError::DeviceLost("it panicked".to_owned())));
+            item.payload.fail(ServeError::DeviceLost("it panicked".to_owned()));
         }
     }
 }
 
-fn run(ensemble: &Arc<Ensemble>, scheduler: &Scheduler, batch: Batch<Job>) {
+fn run(ensemble: &Ensemble, cache: &RowCache, scheduler: &Scheduler, batch: Batch<Job>) {
     let reason = batch.reason.as_str();
     let (waits, mut jobs): (Vec<_>, Vec<_>) =
         batch.items.into_iter().map(|item| (item.waited, item.payload)).unzip();
-    let rows: usize = jobs.iter().map(|job: &Job| job.rows).sum();
-    let cost = jobs.iter().map(|job| job.input.cost(job.rows)).sum();
-    let input = join(&mut jobs);
+    waits.iter().for_each(|wait| metrics::histogram!(names::QUEUE_WAIT).record(*wait));
+    let Plan { input, places } = Plan::of(&mut jobs);
+    if places.is_empty() {
+        // Others' forward passes have answered all of them, a moment ago.
+        return;
+    }
 
     let start = Instant::now();
+    let rows = places.iter().map(|place| place.labels).sum();
     let outputs = ensemble.infer(&match &input {
-        JobInput::Features(values) => Input::Features { values, rows },
+        JobInput::Features { values, .. } => Input::Features { values, rows },
         JobInput::Tokens { ids, lengths, labelled } => {
             Input::Tokens { batch: TokenBatch { ids, lengths }, labelled }
         }
     });
     let compute = start.elapsed();
-    scheduler.completed(cost, compute);
+    scheduler.completed(input.cost(), compute);
     metrics::counter!(names::BATCHES, "reason" => reason).increment(1);
+    metrics::counter!(names::FORWARD_ROWS).increment(places.len() as u64);
     metrics::histogram!(names::BATCH_ROWS).record(rows as f64);
     if let JobInput::Tokens { ids, .. } = &input {
         metrics::histogram!(names::BATCH_TOKENS).record(ids.len() as f64);
@@ -103,79 +113,100 @@ fn run(ensemble: &Arc<Ensemble>, scheduler: &Scheduler, batch: Batch<Job>) {
     metrics::histogram!(names::FORWARD).record(compute);
 
     let outputs = match outputs {
-        Ok(outputs) => outputs,
+        Ok(outputs) => split(&outputs, &places, cache.keeps_hidden()),
         Err(error) => {
             warn!(%error, rows, "a forward pass failed");
-            for job in jobs {
-                job.answer(Err(error.clone()));
-            }
+            jobs.into_iter().for_each(|job| job.fail(error.clone()));
             return;
         }
     };
-    let mut logits: Vec<&[f32]> = outputs.logits.iter().map(Vec::as_slice).collect();
-    let mut states: Vec<&[f32]> = outputs.states.iter().map(Vec::as_slice).collect();
-    let mut hidden = &outputs.hidden[..];
-    let (members, classes, width) = (ensemble.len(), ensemble.classes(), ensemble.hidden_size());
-    for (job, queue) in jobs.into_iter().zip(waits) {
-        metrics::histogram!(names::QUEUE_WAIT).record(queue);
-        let own_rows = job.rows;
-        let computed = if states.is_empty() {
-            let mut own = Vec::with_capacity(members * own_rows * classes);
-            for member in &mut logits {
-                own.extend_from_slice(take(member, own_rows * classes));
-            }
-            let own_hidden = take(&mut hidden, own_rows * width);
-            let kept = if job.needs_hidden { own_hidden } else { &[] };
-            Computed::Logits(Forward {
-                rows: own_rows,
-                members,
-                logits: own,
-                hidden: kept.to_vec(),
-            })
-        } else {
-            let members = outputs.states.iter().zip(&mut states);
-            let members = members.map(|(all, rest)| {
-                let width = all.len() / rows.max(1);
-                take(rest, own_rows * width).to_vec()
-            });
-            Computed::States(States {
-                rows: own_rows,
-                members: members.collect(),
-                ensemble: Arc::clone(ensemble),
-            })
-        };
-        job.answer(Ok(Done { computed, queue, compute }));
+    for own in places.chunk_by(|a, b| a.job == b.job) {
+        let job = own[0].job;
+        jobs[job].gathering.computed(own.iter().map(|place| place.unit), waits[job], compute);
     }
-}
-
-/// The inputs of all jobs, one after the other. All are of one kind: what the models accept.
-fn join(jobs: &mut [Job]) -> JobInput {
-    // Alone in its batch: no copy.
-    if let [job] = jobs {
-        return std::mem::replace(&mut job.input, JobInput::Features(Vec::new()));
-    }
-    let (mut values, mut all_ids) = (Vec::new(), Vec::new());
-    let (mut all_lengths, mut all_labelled) = (Vec::new(), Vec::new());
-    for job in &*jobs {
-        match &job.input {
-            JobInput::Features(own) => values.extend_from_slice(own),
-            JobInput::Tokens { ids, lengths, labelled } => {
-                let first = all_ids.len();
-                all_labelled.extend(labelled.iter().map(|position| first + position));
-                all_ids.extend_from_slice(ids);
-                all_lengths.extend_from_slice(lengths);
-            }
+    let mut shared = Vec::new();
+    for (place, output) in places.iter().zip(outputs) {
+        let gathering = &jobs[place.job].gathering;
+        match gathering.units[place.unit].key {
+            Some(key) => shared.push((key, output)),
+            None => gathering.fill([(place.unit, output)], Source::Computed),
         }
     }
-    match all_ids.is_empty() {
-        true => JobInput::Features(values),
-        false => JobInput::Tokens { ids: all_ids, lengths: all_lengths, labelled: all_labelled },
+    cache.complete(&shared);
+}
+
+/// What a batch runs: each unit that is missing, and of those with the same key the first.
+struct Plan {
+    input: JobInput,
+    /// Of every unit of `input`, in its order: those of one job together.
+    places: Vec<Place>,
+}
+
+/// Whose a unit is.
+struct Place {
+    /// In the batch.
+    job: usize,
+    /// In the job's request.
+    unit: usize,
+    labels: usize,
+}
+
+impl Plan {
+    /// Of a batch, which holds at least one job.
+    fn of(jobs: &mut [Job]) -> Self {
+        let (mut places, mut seen) = (Vec::new(), HashSet::new());
+        let mut keep = Vec::with_capacity(jobs.len());
+        for (number, job) in jobs.iter().enumerate() {
+            let mut own = job.gathering.launch(&job.units);
+            for (keep, &unit) in own.iter_mut().zip(&job.units) {
+                let wanted = &job.gathering.units[unit];
+                *keep &= wanted.key.is_none_or(|key| seen.insert(key));
+                if *keep {
+                    places.push(Place { job: number, unit, labels: wanted.labels });
+                }
+            }
+            keep.push(own);
+        }
+        let mut input = jobs[0].input.emptied();
+        match (jobs, &keep[..]) {
+            // Alone in its batch, and all of it: no copy.
+            ([job], [keep]) if keep.iter().all(|keep| *keep) => {
+                std::mem::swap(&mut input, &mut job.input);
+            }
+            (jobs, keep) => {
+                jobs.iter().zip(keep).for_each(|(job, keep)| input.extend(&job.input, keep));
+            }
+        }
+        Self { input, places }
     }
 }
 
-/// Splits the first `count` values off.
-fn take<'a>(values: &mut &'a [f32], count: usize) -> &'a [f32] {
-    let (head, rest) = values.split_at(count);
-    *values = rest;
-    head
+/// The outputs of units, in their order.
+fn split(outputs: &Outputs, places: &[Place], keeps_hidden: bool) -> Vec<Output> {
+    let rows: usize = places.iter().map(|place| place.labels).sum();
+    // Of each member, and of a classifier's hidden states.
+    let hidden = if keeps_hidden { &outputs.hidden[..] } else { &[] };
+    let parts: Vec<(&[f32], usize)> = outputs
+        .logits
+        .iter()
+        .chain(&outputs.states)
+        .map(Vec::as_slice)
+        .chain([hidden])
+        .map(|part| (part, part.len() / rows.max(1)))
+        .collect();
+    let width: usize = parts.iter().map(|(_, width)| width).sum();
+    let mut first = 0;
+    let output = |place: &Place| {
+        let own = first..first + place.labels;
+        first = own.end;
+        if let [(only, width), (_, 0)] = parts[..] {
+            return Output::from(&only[own.start * width..own.end * width]);
+        }
+        let mut values = Vec::with_capacity(own.len() * width);
+        for (part, width) in &parts {
+            values.extend_from_slice(&part[own.start * width..own.end * width]);
+        }
+        values.into()
+    };
+    places.iter().map(output).collect()
 }

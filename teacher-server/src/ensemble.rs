@@ -171,6 +171,11 @@ impl Ensemble {
         self.only().map_or(0, AnyModel::hidden_size)
     }
 
+    /// Width of the hidden state of each member.
+    pub(crate) fn hidden_sizes(&self) -> Vec<usize> {
+        self.members().map(|member| member.model.hidden_size()).collect()
+    }
+
     /// What labels under a rule are told apart by, 32 bytes. A single model's own, whatever the rule.
     pub(crate) fn fingerprint(&self, rule: Rule) -> &Bytes {
         match rule {

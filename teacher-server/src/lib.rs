@@ -1,7 +1,7 @@
 //! Serves a trained model's soft labels over gRPC (`distill.v1.TeacherService`).
 //!
 //! ```text
-//! tonic -> service (validate) -> scheduler (batcher) -> device thread -> encode -> reply
+//! tonic -> service (validate) -> cache -> scheduler (batcher) -> device thread -> encode -> reply
 //! ```
 //!
 //! * [`settings`]: what a server is told, with defaults and ranges.
@@ -18,13 +18,18 @@ pub mod model;
 pub mod server;
 pub mod settings;
 
+mod cache;
 mod device;
 mod encode;
 mod error;
+mod gathering;
 mod held;
+mod output;
 mod scheduler;
 mod service;
+mod units;
 mod validate;
 
+pub use cache::DiskError;
 pub use server::{Running, Server, StartError};
 pub use settings::Settings;

@@ -11,7 +11,7 @@ use stillhouse_runtime::{
     telemetry::{self, Metrics},
     tuning,
 };
-use teacher_server::{Server, Settings, StartError, metrics};
+use teacher_server::{DiskError, Server, Settings, StartError, metrics};
 use toml::{Table, Value};
 use tracing::info;
 
@@ -42,6 +42,10 @@ struct Arguments {
     /// Address that Prometheus scrapes, at /metrics [default: none].
     #[arg(long, value_name = "ADDR", env = "STILLHOUSE_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
+    /// Folder that keeps what the model computed across restarts; one of its own for each server
+    /// [default: none].
+    #[arg(long, value_name = "DIR", env = "STILLHOUSE_CACHE_DIR")]
+    cache_dir: Option<PathBuf>,
     /// What computes the labels: cpu.
     #[arg(long, value_name = "DEVICE", env = "STILLHOUSE_DEVICE")]
     device: Option<String>,
@@ -91,6 +95,12 @@ impl Arguments {
         if let Some(model) = self.models() {
             table.insert("model".to_owned(), model);
         }
+        if let Some(folder) = &self.cache_dir {
+            let cache = table.entry("cache").or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(cache) = cache {
+                cache.insert("disk_dir".to_owned(), folder.display().to_string().into());
+            }
+        }
         if let Some(format) = &self.log_format {
             config::assign(&mut table, &format!("log.format={format}"))?;
         }
@@ -133,7 +143,10 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Start(StartError::Bind { .. }) | Self::MetricsPort(..) => exit::TEMPORARY,
-            Self::Start(StartError::Settings(_) | StartError::Model { .. })
+            Self::Start(StartError::Cache(DiskError::Busy { .. })) => exit::TEMPORARY,
+            Self::Start(
+                StartError::Settings(_) | StartError::Model { .. } | StartError::Cache(_),
+            )
             | Self::Settings(_)
             | Self::Telemetry(_) => exit::CONFIGURATION,
             _ => exit::FAILED,

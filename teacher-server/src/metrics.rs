@@ -47,6 +47,12 @@ names! {
     FORWARD = "forward_seconds",
     ENCODE = "encode_seconds",
     DEVICE_PANICS = "device_panics_total",
+    FORWARD_ROWS = "forward_rows_total",
+    CACHE_ROWS = "cache_rows_total",
+    CACHE_BYTES = "cache_bytes",
+    CACHE_ENTRIES = "cache_entries",
+    CACHE_CORRUPT = "cache_corrupt_total",
+    CACHE_UNWRITTEN = "cache_unwritten_total",
 }
 
 /// The outcomes of a request, as the label `outcome` of `requests_total`.
@@ -85,6 +91,21 @@ const LAUNCHES: &[&[(&str, &str)]] = &[
     &[("reason", "deadline")],
     &[("reason", "draining")],
 ];
+
+/// Where a row's output came from, as the label `source`.
+const SOURCES: &[&[(&str, &str)]] = &[
+    &[("source", "memory")],
+    &[("source", "disk")],
+    &[("source", "shared")],
+    &[("source", "computed")],
+];
+
+/// The cache's tiers, as the label `tier`.
+const TIERS: &[&[(&str, &str)]] = &[&[("tier", "memory")], &[("tier", "disk")]];
+
+/// Why a row was not written to the disk tier, as the label `reason`.
+const UNWRITTEN: &[&[(&str, &str)]] =
+    &[&[("reason", "full")], &[("reason", "behind")], &[("reason", "failed")]];
 
 const fn metric(name: &'static str, kind: Kind, unit: Unit, help: &'static str) -> Metric {
     Metric { name, kind, unit, help, series: &[] }
@@ -180,4 +201,41 @@ pub const CATALOGUE: &[Metric] = &[
         Unit::Count,
         "Panics of the device thread, each failing one batch.",
     ),
+    metric(
+        FORWARD_ROWS,
+        Kind::Counter,
+        Unit::Count,
+        "Rows, or sequences of a text model, that a forward pass was run for.",
+    ),
+    Metric {
+        name: CACHE_ROWS,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Rows, or sequences, of answered requests by where their outputs came from: the \
+               cache's memory or disk, another request's forward pass, or their own.",
+        series: SOURCES,
+    },
+    Metric {
+        name: CACHE_BYTES,
+        kind: Kind::Gauge,
+        unit: Unit::Bytes,
+        help: "What the cache holds, by tier.",
+        series: TIERS,
+    },
+    metric(CACHE_ENTRIES, Kind::Gauge, Unit::Count, "Rows, or sequences, in the cache's memory."),
+    metric(
+        CACHE_CORRUPT,
+        Kind::Counter,
+        Unit::Count,
+        "Entries of the cache's disk tier, or whole files, that were not what had been written; \
+         each counts as a miss.",
+    ),
+    Metric {
+        name: CACHE_UNWRITTEN,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Rows that the cache's disk tier did not take: it was full, its writer was behind, or \
+               the disk failed.",
+        series: UNWRITTEN,
+    },
 ];

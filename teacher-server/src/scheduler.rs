@@ -1,73 +1,45 @@
-//! The thin shell around the batcher: a lock, a condition for the device thread, and a future for
-//! each admitted request.
+//! The thin shell around the batcher: a lock, and a condition for the device thread.
 
 use std::{
-    future::Future,
-    pin::Pin,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use stillhouse_batcher::{Batch, Batcher, Config, ConfigError, Formed, Forming, Request, Ticket};
-use tokio::sync::oneshot;
 
-use crate::{encode::Computed, error::ServeError, metrics as names, settings::Bounds};
+use crate::{
+    error::ServeError, gathering::Gathering, metrics as names, settings::Bounds, units::JobInput,
+};
 
 /// How long a client's dated work may go before its work without a deadline: longer than a full
 /// queue takes on a device that keeps up with its clients at all.
 const AGE_GUARD: Duration = Duration::from_secs(30);
 
-/// What one request asks labels for.
-#[derive(Debug, PartialEq)]
-pub(crate) enum JobInput {
-    /// `[rows, width]`.
-    Features(Vec<f32>),
-    Tokens {
-        /// Of all sequences.
-        ids: Vec<u32>,
-        /// Tokens of each sequence.
-        lengths: Vec<u32>,
-        /// Positions to label among the ids, ascending; empty where every sequence has one label.
-        labelled: Vec<usize>,
-    },
-}
-
-impl JobInput {
-    /// What it costs the device, of `rows` labels: rows of features, or tokens.
-    pub(crate) fn cost(&self, rows: usize) -> u64 {
-        match self {
-            Self::Features(_) => rows as u64,
-            Self::Tokens { ids, .. } => ids.len() as u64,
-        }
-    }
-}
-
-/// One request, waiting for the device.
+/// One request's units that nobody had the outputs of when it was admitted, waiting for the device.
+/// Dropped without an answer, it says that the device is lost.
 pub(crate) struct Job {
+    pub(crate) gathering: Arc<Gathering>,
+    /// Its units, by their place in `gathering`.
+    pub(crate) units: Vec<usize>,
+    /// Their input.
     pub(crate) input: JobInput,
-    /// Labels that it asks for.
-    pub(crate) rows: usize,
-    /// Whether the request needs the hidden states too.
-    pub(crate) needs_hidden: bool,
-    reply: oneshot::Sender<Result<Done, ServeError>>,
 }
 
 impl Job {
-    /// Answers the request. One whose client went away is dropped.
-    pub(crate) fn answer(self, result: Result<Done, ServeError>) {
-        drop(self.reply.send(result));
+    /// Ends the request without labels, unless it has its answer.
+    pub(crate) fn fail(self, error: ServeError) {
+        self.gathering.fail(error);
     }
 }
 
-/// What a request gets back from the device.
-pub(crate) struct Done {
-    pub(crate) computed: Computed,
-    pub(crate) queue: Duration,
-    pub(crate) compute: Duration,
+impl Drop for Job {
+    fn drop(&mut self) {
+        // The device thread panicked with it. Any other has its answer, or is withdrawn.
+        self.gathering.fail(ServeError::DeviceLost("it dropped the batch".to_owned()));
+    }
 }
 
 /// Requests go in on one side, batches come out on the other.
@@ -105,16 +77,15 @@ impl Scheduler {
         })
     }
 
-    /// Admits a request, or says why not.
+    /// Admits a request for some of its units, or says why not.
     pub(crate) fn submit(
-        self: &Arc<Self>,
+        &self,
         client: Arc<str>,
-        (input, rows): (JobInput, usize),
-        needs_hidden: bool,
+        (input, units): (JobInput, Vec<usize>),
+        gathering: &Arc<Gathering>,
         deadline: Option<Instant>,
-    ) -> Result<Pending, ServeError> {
-        let (reply, result) = oneshot::channel();
-        let ticket = {
+    ) -> Result<(), ServeError> {
+        {
             let mut batcher = self.lock();
             // Under the lock: the batcher's time never goes back.
             let now = self.epoch.elapsed();
@@ -124,33 +95,38 @@ impl Scheduler {
             }
             // What nobody waits for any more makes room, although a batch is running.
             for expired in batcher.expire(now) {
-                expired.payload.answer(Err(ServeError::Deadline));
+                expired.payload.fail(ServeError::Deadline);
             }
-            let ticket = batcher
-                .admit(
-                    now,
-                    Request {
-                        client,
-                        cost: input.cost(rows),
-                        // Sequences are packed: those of other lengths cost nothing.
-                        length: 1,
-                        deadline: deadline.map(|at| at.saturating_duration_since(self.epoch)),
-                        payload: Job { input, rows, needs_hidden, reply },
-                    },
-                )
-                .map_err(|(refusal, _)| ServeError::from(refusal))?;
+            let request = Request {
+                client,
+                cost: input.cost(),
+                // Sequences are packed: those of other lengths cost nothing.
+                length: 1,
+                deadline: deadline.map(|at| at.saturating_duration_since(self.epoch)),
+                payload: Job { gathering: Arc::clone(gathering), units, input },
+            };
+            let ticket = batcher.admit(now, request).map_err(|(refusal, job)| {
+                let error = ServeError::from(refusal);
+                job.fail(error.clone());
+                error
+            })?;
+            gathering.queued(ticket);
             gauge_queue(&batcher);
-            ticket
-        };
+        }
         self.changed.notify_one();
-        Ok(Pending { scheduler: Arc::clone(self), ticket, result, answered: false })
+        Ok(())
     }
 
     /// Takes a request out that has not been launched; it is answered with CANCELLED.
     pub(crate) fn cancel(&self, ticket: Ticket) {
         if let Some(job) = self.take_out(ticket) {
-            job.answer(Err(ServeError::Cancelled));
+            job.fail(ServeError::Cancelled);
         }
+    }
+
+    /// Takes a request out that has its answer, or needs none; nothing if it has been launched.
+    pub(crate) fn withdraw(&self, ticket: Ticket) {
+        drop(self.take_out(ticket));
     }
 
     fn take_out(&self, ticket: Ticket) -> Option<Job> {
@@ -167,7 +143,7 @@ impl Scheduler {
             let now = self.epoch.elapsed();
             let Formed { decision, expired } = batcher.form(now);
             for expired in expired {
-                expired.payload.answer(Err(ServeError::Deadline));
+                expired.payload.fail(ServeError::Deadline);
             }
             gauge_queue(&batcher);
             batcher = match decision {
@@ -219,40 +195,4 @@ impl Scheduler {
 fn gauge_queue(batcher: &Batcher<Job>) {
     metrics::gauge!(names::QUEUE_ROWS).set(batcher.queued_cost() as f64);
     metrics::gauge!(names::QUEUE_CLIENTS).set(batcher.clients() as f64);
-}
-
-/// An admitted request. Dropped before its answer, it leaves the queue.
-pub(crate) struct Pending {
-    scheduler: Arc<Scheduler>,
-    ticket: Ticket,
-    result: oneshot::Receiver<Result<Done, ServeError>>,
-    answered: bool,
-}
-
-impl Pending {
-    pub(crate) fn ticket(&self) -> Ticket {
-        self.ticket
-    }
-}
-
-impl Future for Pending {
-    type Output = Result<Done, ServeError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = ready!(Pin::new(&mut self.result).poll(context));
-        self.answered = true;
-        // The job was dropped unanswered: the device thread panicked with it.
-        Poll::Ready(
-            answer
-                .unwrap_or_else(|_| Err(ServeError::DeviceLost("it dropped the batch".to_owned()))),
-        )
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if !self.answered {
-            drop(self.scheduler.take_out(self.ticket));
-        }
-    }
 }

@@ -19,10 +19,12 @@ use tower::util::MapResponseLayer;
 use tracing::{info, warn};
 
 use crate::{
+    cache::{DiskError, RowCache},
     device,
-    ensemble::{self, Accepts, Ensemble, Signature},
+    ensemble::{self, Accepts, Ensemble, Rule, Signature},
     held::Ledger,
     metrics as names, model,
+    output::Layout,
     scheduler::Scheduler,
     service::{self, Core, Teacher},
     settings::Settings,
@@ -61,6 +63,9 @@ pub enum StartError {
         /// Why: another process has the port, the address is not this machine's, ...
         source: io::Error,
     },
+    /// The cache's disk tier cannot be used.
+    #[error(transparent)]
+    Cache(#[from] DiskError),
     /// A thread could not be started.
     #[error("the device thread cannot be started: {0}")]
     Thread(io::Error),
@@ -94,7 +99,7 @@ impl Server {
         }
         let listener = listen(settings.listen).await?;
         let ensemble = blocking(&settings.model, load).await?;
-        Self::with_ensemble(settings, listener, ensemble)
+        Self::with_ensemble(settings, listener, ensemble).await
     }
 
     /// Serves models that are loaded already, in place of those in `settings.model`.
@@ -104,10 +109,10 @@ impl Server {
     pub async fn bind_ensemble(settings: Settings, ensemble: Ensemble) -> Result<Self, StartError> {
         settings.validate()?;
         let listener = listen(settings.listen).await?;
-        Self::with_ensemble(settings, listener, ensemble)
+        Self::with_ensemble(settings, listener, ensemble).await
     }
 
-    fn with_ensemble(
+    async fn with_ensemble(
         settings: Settings,
         listener: TcpListener,
         ensemble: Ensemble,
@@ -124,24 +129,27 @@ impl Server {
             key: "batching".to_owned(),
             reason: error.to_string(),
         })?);
+        let cache = open_cache(&settings, &ensemble).await?;
         let (drain, draining) = watch::channel(false);
         let (lost, device_lost) = watch::channel(false);
-        let device = device::spawn(Arc::clone(&ensemble), Arc::clone(&scheduler), lost)
-            .map_err(StartError::Thread)?;
+        let shared = (Arc::clone(&cache), Arc::clone(&scheduler));
+        let device =
+            device::spawn(Arc::clone(&ensemble), shared, lost).map_err(StartError::Thread)?;
         let core = Arc::new(Core {
             name: match settings.name.as_str() {
                 "" => ensemble.name(),
                 name => name.to_owned(),
             },
-            contract: Contract {
+            contract: Arc::new(Contract {
                 accepts,
                 classes: ensemble.classes(),
                 hidden_size: ensemble.hidden_size(),
                 members: ensemble.len(),
                 default_rule: settings.ensemble,
                 limits: settings.limits.clone(),
-            },
+            }),
             ensemble,
+            cache,
             scheduler: Arc::clone(&scheduler),
             ledger: Ledger::new(settings.limits.held_bytes, settings.limits.client_held_bytes),
             heads: service::Heads::default(),
@@ -229,11 +237,16 @@ impl Server {
             warn!("the drain limit passed with work left; it is dropped");
         }
         close.send_replace(true);
+        let cache = Arc::clone(&self.core.cache);
+        let written = task::spawn_blocking(move || cache.close());
         let grace = (Instant::now() + CLOSE_GRACE).min(deadline);
         match tokio::time::timeout_at(grace, &mut serving).await {
             Ok(ended) => flatten(ended)?,
             // A client holds a stream open that has nothing to say, such as a health watch.
             Err(_) => serving.abort(),
+        }
+        if tokio::time::timeout_at(deadline, written).await.is_err() {
+            warn!("the drain limit passed before the cache was written; the rest is dropped");
         }
         info!("stopped");
         Ok(())
@@ -269,6 +282,19 @@ impl Running {
         drop(self.stop);
         self.task.await.map_err(|error| StartError::Thread(error.into()))?
     }
+}
+
+async fn open_cache(
+    settings: &Settings,
+    ensemble: &Arc<Ensemble>,
+) -> Result<Arc<RowCache>, StartError> {
+    let (cache, ensemble) = (settings.cache.clone(), Arc::clone(ensemble));
+    let opened = task::spawn_blocking(move || {
+        // What the members compute does not depend on the rule.
+        RowCache::open(&cache, ensemble.fingerprint(Rule::Arithmetic), Layout::of(&ensemble))
+    });
+    let opened = opened.await.map_err(|error| StartError::Thread(error.into()))?;
+    Ok(Arc::new(opened?))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -37,6 +37,8 @@ pub struct Settings {
     pub limits: Limits,
     /// How requests become batches.
     pub batching: Batching,
+    /// What is kept of what the models computed.
+    pub cache: Cache,
     /// How the server ends.
     pub drain: Drain,
     /// What is logged.
@@ -101,6 +103,24 @@ pub struct Batching {
     pub max_wait_us: u32,
 }
 
+/// What is kept of what the models computed: of a row of features its logits, of a sequence its
+/// logits or hidden states, before temperature, ensemble rule and encoding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cache {
+    /// Whether a row is computed once for all who ask for it. Without, nothing is kept and each
+    /// request has a forward pass of its own.
+    pub enabled: bool,
+    /// Bytes that are kept in memory, 0 to 2^50. With 0 only requests that wait at the same time
+    /// share a row.
+    pub memory_bytes: u64,
+    /// Folder of the tier that outlives the process, this server's alone; none: no such tier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_dir: Option<PathBuf>,
+    /// Bytes that the folder may take, 2^24 to 2^50.
+    pub disk_bytes: u64,
+}
+
 /// How the server ends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -130,6 +150,7 @@ impl Default for Settings {
             device: Device::Cpu,
             limits: Limits::default(),
             batching: Batching::default(),
+            cache: Cache::default(),
             drain: Drain::default(),
             log: Log::default(),
         }
@@ -163,6 +184,12 @@ impl Default for Batching {
             max_clients: 4096,
             max_wait_us: 0,
         }
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { enabled: true, memory_bytes: 256 << 20, disk_dir: None, disk_bytes: 10 << 30 }
     }
 }
 
@@ -269,6 +296,8 @@ impl Settings {
         let bytes = [
             ("limits.held_bytes", held_bytes, 1 << 20, 1 << 50),
             ("limits.client_held_bytes", client_held_bytes, 1 << 20, held_bytes),
+            ("cache.memory_bytes", self.cache.memory_bytes, 0, 1 << 50),
+            ("cache.disk_bytes", self.cache.disk_bytes, 1 << 24, 1 << 50),
         ];
         for (key, value, least, most) in counts.into_iter().chain(bytes) {
             if !(least..=most).contains(&value) {
@@ -345,6 +374,7 @@ mod tests {
                 "model='m'\n[limits]\nheld_bytes = 2097152\nclient_held_bytes = 2097153",
                 "limits.client_held_bytes: is 2097153; must be 1048576 to 2097152",
             ),
+            ("model='m'\n[cache]\ndisk_bytes = 9", "cache.disk_bytes: is 9; must be 16777216 to"),
             ("model='m'\n[drain]\nlimit_seconds = 0", "is 0; must be above 0"),
             ("model='m'\n[drain]\nlimit_seconds = nan", "is NaN; must be above 0"),
             ("model='m'\ndevice = 'tpu'", "device: unknown variant `tpu`"),

@@ -12,11 +12,12 @@ use stillhouse_proto::{
 };
 
 use crate::{
+    cache::{Key, Keyer},
     encode::{self, Encoding},
     ensemble::{Accepts, Rule},
     error::ServeError,
-    scheduler::JobInput,
     settings::Limits,
+    units::{JobInput, Unit},
 };
 
 /// Longest client name, in bytes.
@@ -140,31 +141,90 @@ impl Contract {
         }
     }
 
-    /// An accepted request's input as the model takes it.
-    pub(crate) fn input(&self, input: AcceptedInput) -> Result<JobInput, ServeError> {
+    /// The units of an accepted request's input, with keys where a keyer is given.
+    pub(crate) fn units(
+        &self,
+        input: &AcceptedInput,
+        keyer: Option<&Keyer>,
+    ) -> Result<Vec<Unit>, ServeError> {
+        match (input, &self.accepts) {
+            (AcceptedInput::Features(features), _) => {
+                let rows = features.shape.first().copied().unwrap_or(0) as usize;
+                let bytes = features.data.len() / rows.max(1);
+                let key = |row: usize| -> Option<Key> {
+                    let row = &features.data[row * bytes..][..bytes];
+                    Some(keyer?.features(features.dtype(), row))
+                };
+                Ok((0..rows).map(|row| Unit { key: key(row), labels: 1 }).collect())
+            }
+            (AcceptedInput::Sequences(sequences), accepts) => {
+                let view = view(sequences)?;
+                let every_position =
+                    matches!(accepts, Accepts::Sequences { every_position: true, .. });
+                let unit = |row| {
+                    let positions = view.row(row).unwrap_or_default();
+                    let marks: Vec<bool> = match every_position {
+                        true => positions.map(|at| view.is_labelled(at)).collect(),
+                        false => Vec::new(),
+                    };
+                    let some = marks.contains(&false).then_some(&marks[..]);
+                    let ids = view.row_bytes(row).unwrap_or_default();
+                    let labels = match every_position {
+                        true => marks.iter().filter(|labelled| **labelled).count(),
+                        false => 1,
+                    };
+                    Unit { key: keyer.map(|keyer| keyer.sequence(ids, some)), labels }
+                };
+                Ok((0..view.rows()).map(unit).collect())
+            }
+        }
+    }
+
+    /// Some units of an accepted request's input, ascending, as the model takes them.
+    pub(crate) fn input(
+        &self,
+        input: &AcceptedInput,
+        units: &[usize],
+    ) -> Result<JobInput, ServeError> {
         match (input, &self.accepts) {
             (AcceptedInput::Features(features), accepts) => {
-                let view = TensorView::new(&features)
-                    .map_err(|error| ServeError::at("features", error))?;
-                let mut values = view.to_f32();
+                let all = TensorView::new(features)
+                    .map_err(|error| ServeError::at("features", error))?
+                    .to_f32();
+                let rows = features.shape.first().copied().unwrap_or(0) as usize;
+                let width = all.len() / rows.max(1);
+                let mut values = all;
+                if units.len() < rows {
+                    let mut some = Vec::with_capacity(units.len() * width);
+                    units
+                        .iter()
+                        .for_each(|row| some.extend_from_slice(&values[row * width..][..width]));
+                    values = some;
+                }
                 if let (DType::U8, Accepts::Features { rescale_factor, .. }) =
-                    (view.dtype(), accepts)
+                    (features.dtype(), accepts)
                 {
                     values.iter_mut().for_each(|value| *value *= rescale_factor);
                 }
-                Ok(JobInput::Features(values))
+                Ok(JobInput::Features { width, values })
             }
             (AcceptedInput::Sequences(sequences), accepts) => {
-                let view = SequencesView::new(&sequences, u32::MAX)
-                    .map_err(|error| ServeError::at("sequences", error))?;
-                let labelled = match accepts {
-                    Accepts::Sequences { every_position: true, .. } => {
-                        (0..view.tokens()).filter(|&at| view.is_labelled(at)).collect()
+                let view = view(sequences)?;
+                let every_position =
+                    matches!(accepts, Accepts::Sequences { every_position: true, .. });
+                let all = view.token_ids();
+                let (mut ids, mut lengths, mut labelled) = (Vec::new(), Vec::new(), Vec::new());
+                for &unit in units {
+                    let positions = view.row(unit).unwrap_or_default();
+                    if every_position {
+                        let first = ids.len();
+                        let marked = positions.clone().filter(|&at| view.is_labelled(at));
+                        labelled.extend(marked.map(|at| first + at - positions.start));
                     }
-                    _ => Vec::new(),
-                };
-                let ids = view.token_ids();
-                Ok(JobInput::Tokens { ids, lengths: sequences.lengths, labelled })
+                    lengths.push(sequences.lengths[unit]);
+                    ids.extend_from_slice(&all[positions]);
+                }
+                Ok(JobInput::Tokens { ids, lengths, labelled })
             }
         }
     }
@@ -380,6 +440,12 @@ impl Contract {
         }
         Ok(bytes)
     }
+}
+
+/// A view of sequences that were checked before.
+fn view(sequences: &Sequences) -> Result<SequencesView<'_>, ServeError> {
+    let view = SequencesView::new(sequences, u32::MAX);
+    view.map_err(|error| ServeError::at("sequences", error))
 }
 
 fn dense_kind(kind: i32) -> Result<DenseKind, ServeError> {

@@ -44,6 +44,13 @@ fn build(folder: &Path) {
     assert!(status.success(), "the binaries do not build");
 }
 
+/// The same command on one core of this machine. Output that is piped must be said again.
+pub fn on_core(core: usize, command: &Command) -> Command {
+    let mut pinned = Command::new("taskset");
+    pinned.arg("-c").arg(core.to_string()).arg(command.get_program()).args(command.get_args());
+    pinned
+}
+
 /// A `teacher-server` process. Killed when dropped.
 pub struct Teacher {
     child: Child,
@@ -107,6 +114,11 @@ impl Teacher {
     /// Where it serves, as a recipe names it.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// The section of a recipe that asks it for labels.
+    pub fn section(&self) -> String {
+        format!("[teacher]\nkind = \"endpoints\"\nendpoints = [{:?}]\n", self.url())
     }
 
     /// Its process.

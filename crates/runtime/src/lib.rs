@@ -4,12 +4,14 @@
 //!   an error that suggests the nearest known one.
 //! * [`telemetry`]: structured logs, and Prometheus metrics that are declared once.
 //! * [`metrics_server`]: the HTTP listener that metrics are scraped from.
+//! * [`lock`]: one process at a time in a folder.
 //! * [`shutdown`]: the signals that end a process.
 //! * [`exit`]: how a process ends, and what the exit codes mean.
 //! * [`tuning`]: what a `main` sets first, for speed.
 
 pub mod config;
 pub mod exit;
+pub mod lock;
 pub mod metrics_server;
 pub mod shutdown;
 pub mod telemetry;

@@ -1,21 +1,15 @@
 //! One run at a time in a folder.
 
-use std::{
-    fs::{File, OpenOptions, TryLockError},
-    io,
-    path::Path,
-};
+use std::path::Path;
+
+use stillhouse_runtime::lock::FileLock;
 
 use super::RunError;
 
-/// ENOLCK: what a network file system without its lock service answers.
-const NO_LOCKS: i32 = 37;
-
-/// The lock on a folder: held until dropped, and let go by the system when the process ends,
-/// however it ends. The file stays; it means nothing by itself.
+/// The lock on a folder.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    _file: FileLock,
 }
 
 impl Lock {
@@ -33,25 +27,8 @@ impl Lock {
     /// # Errors
     /// If the file system refuses.
     pub(crate) fn of_file(path: &Path) -> Result<Option<Self>, RunError> {
-        let failed = |source| RunError::io(path, source);
-        let file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .open(path)
-            .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(source))
-                if source.kind() == io::ErrorKind::Unsupported
-                    || source.raw_os_error() == Some(NO_LOCKS) =>
-            {
-                tracing::warn!(file = %path.display(), "the file system has no locks");
-            }
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
-        Ok(Some(Self { _file: file }))
+        let lock = FileLock::take(path).map_err(|source| RunError::io(path, source))?;
+        Ok(lock.map(|file| Self { _file: file }))
     }
 }
 

@@ -61,21 +61,14 @@ impl Encoding {
         }
     }
 
-    /// How many values are computed, copied or drawn to encode what the device computed.
-    pub(crate) fn work(&self, computed: &Computed, temperatures: usize) -> usize {
+    /// How many values are computed, copied or drawn to encode rows that `values` numbers are
+    /// computed or copied for.
+    pub(crate) fn work(&self, values: usize, rows: usize, temperatures: usize) -> usize {
         let draws = match self {
-            Self::Sampled { draws, .. } => computed.rows().saturating_mul(*draws as usize),
+            Self::Sampled { draws, .. } => rows.saturating_mul(*draws as usize),
             _ => 0,
         };
-        let copied = match computed {
-            Computed::Logits(forward) => forward.logits.len().max(forward.hidden.len()),
-            // Each logit is a product of as many terms as a state has.
-            Computed::States(states) if !self.needs_hidden() => {
-                states.values().saturating_mul(states.ensemble.classes())
-            }
-            Computed::States(states) => states.values(),
-        };
-        copied.max(draws).saturating_mul(temperatures)
+        values.max(draws).saturating_mul(temperatures)
     }
 
     /// Whether the labels are the same at every temperature, and so are sent once.
@@ -129,10 +122,6 @@ pub(crate) struct States {
 }
 
 impl States {
-    fn values(&self) -> usize {
-        self.members.iter().map(Vec::len).sum()
-    }
-
     /// The logits of some rows; with the hidden states of a single model where they are wanted, and
     /// without logits then.
     fn block(&self, rows: Range<usize>, needs_hidden: bool) -> Result<Forward, ServeError> {

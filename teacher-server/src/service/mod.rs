@@ -16,7 +16,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use stillhouse_batcher::Ticket;
 use stillhouse_proto::v1::{
     DescribeRequest, DescribeResponse, FetchHeadRequest, LabelRequest, LabelResponse,
     LabelStreamRequest, Timing, teacher_service_server::TeacherService,
@@ -26,12 +25,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    encode::{self, Encoding},
+    cache::RowCache,
+    encode::{self, Computed, Encoding},
     ensemble::{Ensemble, Rule},
     error::ServeError,
+    gathering::{Admission, Canceller, Done, Pending},
     held::{Held, Ledger},
     metrics as names,
-    scheduler::{Done, Pending, Scheduler},
+    scheduler::Scheduler,
     validate::Contract,
 };
 
@@ -45,8 +46,9 @@ const VALUES_ENCODED_INLINE: usize = 1 << 16;
 /// What all rpcs share. Lives as long as the server.
 pub(crate) struct Core {
     pub(crate) name: String,
-    pub(crate) contract: Contract,
+    pub(crate) contract: Arc<Contract>,
     pub(crate) ensemble: Arc<Ensemble>,
+    pub(crate) cache: Arc<RowCache>,
     pub(crate) scheduler: Arc<Scheduler>,
     /// What all requests hold in memory.
     pub(crate) ledger: Arc<Ledger>,
@@ -62,6 +64,8 @@ pub(crate) struct Core {
 struct Submitted {
     id: u64,
     rule: Rule,
+    /// Labels that it asks for, at each temperature.
+    rows: usize,
     encoding: Encoding,
     temperatures: Vec<f32>,
     held: Held,
@@ -103,15 +107,20 @@ impl Core {
             if accepted.client.is_empty() { Arc::clone(peer) } else { Arc::from(accepted.client) };
         let deadline = deadline.into_iter().chain(own).min();
         let held = self.ledger.take(&client, accepted.bytes)?;
-        let pending = self.scheduler.submit(
+        let units = self.contract.units(&accepted.input, self.cache.keyer())?;
+        let contract = Arc::clone(&self.contract);
+        let input = accepted.input;
+        let admission = Admission {
             client,
-            (self.contract.input(accepted.input)?, accepted.rows),
-            accepted.encoding.needs_hidden(),
             deadline,
-        )?;
+            input: Box::new(move |units| contract.input(&input, units)),
+        };
+        let units = (units, accepted.encoding.needs_hidden());
+        let pending = Pending::start(units, &self.cache, &self.scheduler, admission)?;
         Ok(Submitted {
             id: accepted.id,
             rule: accepted.rule,
+            rows: accepted.rows,
             encoding: accepted.encoding,
             temperatures: accepted.temperatures,
             held,
@@ -132,7 +141,8 @@ impl Core {
     }
 
     async fn answer(&self, submitted: Submitted) -> Answered {
-        let Submitted { id, rule, encoding, temperatures, held, deadline, pending, .. } = submitted;
+        let Submitted { id, rule, rows, encoding, temperatures, held, deadline, pending, .. } =
+            submitted;
         let done = match deadline {
             None => pending.await?,
             Some(deadline) => tokio::time::timeout_at(deadline.into(), pending)
@@ -140,11 +150,16 @@ impl Core {
                 .unwrap_or(Err(ServeError::Deadline))?,
         };
         let fingerprint = self.fingerprint(rule);
-        let values = encoding.work(&done.computed, temperatures.len());
+        let layout = self.cache.layout();
+        let values = layout.work(&done.outputs, encoding.needs_hidden(), self.contract.classes);
+        let values = encoding.work(values, rows, temperatures.len());
+        let (cache, ensemble) = (Arc::clone(&self.cache), Arc::clone(&self.ensemble));
         // What is held goes along: the work goes on even if nobody waits for it any more.
         let encode = move || {
             let asked = Asked { id, rule, encoding, temperatures, deadline };
-            let response = respond(asked, fingerprint, &done)?;
+            let needs_hidden = asked.encoding.needs_hidden();
+            let computed = cache.layout().gather(&done.outputs, needs_hidden, &ensemble);
+            let response = respond(asked, fingerprint, (&done, &computed))?;
             Ok((response, held))
         };
         let encoded = if values <= VALUES_ENCODED_INLINE {
@@ -168,8 +183,8 @@ impl Core {
 }
 
 impl Submitted {
-    fn ticket(&self) -> Ticket {
-        self.pending.ticket()
+    fn canceller(&self) -> Canceller {
+        self.pending.canceller()
     }
 }
 
@@ -182,15 +197,18 @@ struct Asked {
     deadline: Option<Instant>,
 }
 
-fn respond(asked: Asked, fingerprint: Bytes, done: &Done) -> Result<LabelResponse, ServeError> {
+fn respond(
+    asked: Asked,
+    fingerprint: Bytes,
+    (done, computed): (&Done, &Computed),
+) -> Result<LabelResponse, ServeError> {
     let start = Instant::now();
     let Asked { id, rule, encoding, temperatures, deadline } = asked;
-    let (labels, row_errors) =
-        encode::encode(&done.computed, rule, &encoding, &temperatures, deadline)?;
+    let (labels, row_errors) = encode::encode(computed, rule, &encoding, &temperatures, deadline)?;
     let took = start.elapsed();
 
     metrics::histogram!(names::ENCODE).record(took);
-    let rows = done.computed.rows() - row_errors.len();
+    let rows = computed.rows() - row_errors.len();
     metrics::counter!(names::ROWS_LABELLED, "encoding" => encoding.name()).increment(rows as u64);
     metrics::counter!(names::ROW_ERRORS).increment(row_errors.len() as u64);
     let bytes: usize = labels.iter().map(prost::Message::encoded_len).sum();
@@ -201,7 +219,7 @@ fn respond(asked: Asked, fingerprint: Bytes, done: &Done) -> Result<LabelRespons
         fingerprint,
         labels,
         row_errors,
-        cached_rows: 0,
+        cached_rows: u32::try_from(done.cached).unwrap_or(u32::MAX),
         timing: Some(Timing {
             queue_us: microseconds(done.queue),
             compute_us: microseconds(done.compute),

@@ -10,7 +10,6 @@ use futures_util::{
     StreamExt as _,
     stream::{FuturesUnordered, Stream},
 };
-use stillhouse_batcher::Ticket;
 use stillhouse_proto::v1::{
     CancelRequest, LabelRequest, LabelStreamRequest, LabelStreamResponse,
     label_stream_request::Action, label_stream_response::Result as Outcome,
@@ -20,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{Answered, Core, count_failure, taken::Keep};
-use crate::{error::ServeError, metrics as names};
+use crate::{error::ServeError, gathering::Canceller, metrics as names};
 
 /// Answers that wait for the connection. Beyond it the stream stops taking requests, so a client
 /// that does not read holds no more here than its requests in flight; the ledger bounds what those
@@ -74,7 +73,7 @@ async fn serve(
 ) -> Option<Status> {
     let most = core.contract.limits.max_stream_in_flight as usize;
     let mut draining = core.draining.clone();
-    let mut in_flight: HashMap<u64, Ticket> = HashMap::new();
+    let mut in_flight: HashMap<u64, Canceller> = HashMap::new();
     let mut answers = FuturesUnordered::new();
     let mut end = None;
     let mut reading = true;
@@ -94,7 +93,7 @@ async fn serve(
                     end = Some(status);
                 }
                 Some(Ok(LabelStreamRequest { action: Some(Action::Cancel(cancel)) })) => {
-                    drop_batch(core, &in_flight, &cancel);
+                    drop_batch(&in_flight, &cancel);
                 }
                 Some(Ok(LabelStreamRequest { action })) => {
                     let request = match action {
@@ -112,7 +111,7 @@ async fn serve(
                     };
                     match submitted {
                         Ok(submitted) => {
-                            in_flight.insert(id, submitted.ticket());
+                            in_flight.insert(id, submitted.canceller());
                             answers.push(async move { (id, core.finish(submitted).await) });
                         }
                         Err(error) => {
@@ -138,9 +137,9 @@ async fn turned(flag: &mut watch::Receiver<bool>) {
     drop(flag.wait_for(|set| *set).await);
 }
 
-fn drop_batch(core: &Core, in_flight: &HashMap<u64, Ticket>, cancel: &CancelRequest) {
-    if let Some(ticket) = in_flight.get(&cancel.id) {
-        core.scheduler.cancel(*ticket);
+fn drop_batch(in_flight: &HashMap<u64, Canceller>, cancel: &CancelRequest) {
+    if let Some(canceller) = in_flight.get(&cancel.id) {
+        canceller.cancel();
     }
 }
 

@@ -73,7 +73,8 @@ fn u8_features_are_rescaled_and_narrow_floats_widened() {
         Some(Inputs::Features(Tensor { dtype: DType::U8.into(), shape: vec![1, 3], data }));
     let accepted = contract().accept(request).unwrap();
     let rescaled = [0.0, 51.0 * (1.0 / 255.0_f64) as f32, 255.0 * (1.0 / 255.0_f64) as f32];
-    assert_eq!(contract().input(accepted.input).unwrap(), JobInput::Features(rescaled.to_vec()));
+    let input = |accepted: Accepted| contract().input(&accepted.input, &[0]).unwrap();
+    assert_eq!(input(accepted), JobInput::Features { width: 3, values: rescaled.to_vec() });
 
     let mut request = good();
     let data = Bytes::from_static(&[0x80, 0x3f, 0, 0, 0x80, 0xbf]);
@@ -81,7 +82,7 @@ fn u8_features_are_rescaled_and_narrow_floats_widened() {
         Some(Inputs::Features(Tensor { dtype: DType::Bf16.into(), shape: vec![1, 3], data }));
     let accepted = contract().accept(request).unwrap();
     let widened = vec![1.0, 0.0, -1.0];
-    assert_eq!(contract().input(accepted.input).unwrap(), JobInput::Features(widened));
+    assert_eq!(input(accepted), JobInput::Features { width: 3, values: widened });
 }
 
 #[test]
@@ -275,8 +276,12 @@ fn sequences_ask_for_labels_of_the_positions_that_are_marked() {
     assert_eq!(accepted.rows, 3);
     let (ids, lengths) = (vec![1, 2, 3, 4, 0], vec![3, 2]);
     let expected = JobInput::Tokens { ids, lengths, labelled: vec![1, 2, 4] };
-    assert_eq!(expected.cost(accepted.rows), 5);
-    assert_eq!(text(true).input(accepted.input).unwrap(), expected);
+    assert_eq!(expected.cost(), 5);
+    assert_eq!(text(true).input(&accepted.input, &[0, 1]).unwrap(), expected);
+    let second = JobInput::Tokens { ids: vec![4, 0], lengths: vec![2], labelled: vec![1] };
+    assert_eq!(text(true).input(&accepted.input, &[1]).unwrap(), second);
+    let labels = |units: Vec<Unit>| units.iter().map(|unit| unit.labels).collect::<Vec<_>>();
+    assert_eq!(labels(text(true).units(&accepted.input, None).unwrap()), [2, 1]);
 
     let accepted = text(true).accept(sequences(&[&[1, 2, 3]], None)).unwrap();
     assert_eq!(accepted.rows, 3);
@@ -286,7 +291,31 @@ fn sequences_ask_for_labels_of_the_positions_that_are_marked() {
     assert_eq!(accepted.rows, 2);
     let expected =
         JobInput::Tokens { ids: vec![1, 2, 3, 4, 0], lengths: vec![3, 2], labelled: vec![] };
-    assert_eq!(text(false).input(accepted.input).unwrap(), expected);
+    assert_eq!(text(false).input(&accepted.input, &[0, 1]).unwrap(), expected);
+    assert_eq!(labels(text(false).units(&accepted.input, None).unwrap()), [1, 1]);
+}
+
+#[test]
+fn units_share_a_key_where_their_labels_are_of_the_same_output() {
+    let keyer = Keyer::new(&[1; 32]);
+    let keys = |contract: &Contract, request: LabelRequest| -> Vec<Key> {
+        let accepted = contract.accept(request).unwrap();
+        let units = contract.units(&accepted.input, Some(&keyer)).unwrap();
+        units.into_iter().map(|unit| unit.key.unwrap()).collect()
+    };
+    let rows = Tensor::from_f32(&[0.0, 1.0, 2.0, 0.0, 1.0, 3.0], DType::F32, &[2, 3]).unwrap();
+    let rows = LabelRequest { inputs: Some(Inputs::Features(rows)), ..good() };
+    let own = keys(&contract(), rows.clone());
+    assert_eq!(own, keys(&contract(), LabelRequest { temperatures: vec![9.0], ..rows }));
+    assert_ne!(own[0], own[1]);
+
+    let model = text(true);
+    let all = keys(&model, sequences(&[&[1, 2], &[1, 2], &[2, 1]], None));
+    assert!(all[0] == all[1] && all[0] != all[2]);
+    let marks = [true, true, true, false, false, true];
+    let some = keys(&model, sequences(&[&[1, 2], &[1, 2], &[1, 2]], Some(&marks)));
+    assert_eq!(some[0], all[0], "all of it is labelled, with a mask or without");
+    assert!(some[1] != some[0] && some[2] != some[0] && some[1] != some[2]);
 }
 
 #[test]

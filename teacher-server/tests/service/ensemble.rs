@@ -151,7 +151,7 @@ async fn a_batch_passes_through_all_members_and_each_request_gets_its_rule() {
     }
     assert_eq!(answered, 30);
     assert_eq!(a.has_run(), b.has_run(), "every batch passes through both");
-    assert_eq!(a.has_run().1, (1..=30).sum::<usize>());
+    assert_eq!(a.has_run().1, 30, "equal rows are run once, whatever the rule");
     running.shutdown().await.unwrap();
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 mod bounds;
+mod cache;
 mod ensemble;
 mod faults;
 mod gated;

@@ -3,6 +3,7 @@
 mod label_gradients;
 mod overhead;
 mod overload;
+mod share;
 
 use std::{io::IsTerminal as _, path::PathBuf};
 
@@ -46,11 +47,19 @@ pub const ALL: &[Scenario] = &[
         run: |options| overload::run(options.seconds, options.part.as_deref()),
     },
     Scenario {
+        name: "share",
+        about: "8 students of one teacher: one forward pass for each row, and none in the second epoch",
+        run: |options| share::run(options.seconds, options.part.as_deref()),
+    },
+    Scenario {
         name: "label-gradients",
         about: "bytes of a language model's labels, and how far their gradient is from dense ones'",
         run: label_gradients::run,
     },
 ];
+
+/// A setting for scenarios that measure the whole way: what is asked for twice is computed twice.
+const UNCACHED: &str = "cache.enabled=false";
 
 /// Named figures, in the order they were measured, and whether every requirement held.
 #[derive(Default)]

@@ -30,10 +30,3 @@ pub(super) fn run(seconds: Option<f64>, part: Option<&str>) -> Figures {
     figures.require(!none, format!("no part {part:?}; there are: students, encodings, wire"));
     figures
 }
-
-/// A command pinned to one core of this machine.
-fn pinned(core: usize, program: &std::path::Path) -> std::process::Command {
-    let mut command = std::process::Command::new("taskset");
-    command.arg("-c").arg(core.to_string()).arg(program);
-    command
-}

@@ -18,7 +18,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::{Figures, progress};
+use super::{Figures, UNCACHED, progress};
 use crate::{client, models, process::Teacher};
 
 const CLIENTS: usize = 64;
@@ -53,7 +53,7 @@ async fn measure(time: Duration) -> Figures {
     let batch = "batching.max_batch_rows=256";
     let teacher = Teacher::start(
         folder.path(),
-        &["--set", &queue, "--set", batch, "--set", "limits.max_rows=256"],
+        &["--set", &queue, "--set", batch, "--set", "limits.max_rows=256", "--set", UNCACHED],
     );
     let counts = Arc::new(Counts::default());
     let stop = Arc::new(AtomicBool::new(false));

@@ -10,12 +10,12 @@ use stillhouse_nn::{
 use student_worker::data::{Fit, Sampler, Split, mnist};
 
 use super::{
-    super::{median, progress},
-    Figures, pinned,
+    super::{UNCACHED, median, progress},
+    Figures,
 };
 use crate::{
     models,
-    process::Teacher,
+    process::{Teacher, on_core},
     student::{self, Student},
 };
 
@@ -53,14 +53,9 @@ pub(super) fn measure(seconds: f64, figures: &mut Figures) {
                 }
                 _ => {
                     let listen = "127.0.0.1:0".parse().unwrap();
-                    let plain = Teacher::command(listen, &model, &[]);
-                    let mut command = pinned(0, Path::new(plain.get_program()));
-                    command.args(plain.get_args());
-                    let teacher = Teacher::spawn(command);
-                    let section = format!(
-                        "[teacher]\nkind = \"endpoints\"\nendpoints = [{:?}]\n",
-                        teacher.url()
-                    );
+                    let plain = Teacher::command(listen, &model, &["--set", UNCACHED]);
+                    let teacher = Teacher::spawn(on_core(0, &plain));
+                    let section = teacher.section();
                     let outcome = worker(folder.path(), &name, seconds, &section);
                     stalls.push(outcome["stall_fraction"].as_f64().unwrap());
                     outcome
@@ -90,21 +85,20 @@ fn worker(folder: &Path, name: &str, seconds: f64, teacher: &str) -> Value {
          [train]\nepochs = {epochs}\nbatch_size = {BATCH}\neval_every = {epochs}\n"
     );
     let student = Student::new(folder, name, ROWS, &sections);
-    let plain = student.command(&[]);
-    let mut command = pinned(1, Path::new(plain.get_program()));
-    command.args(plain.get_args());
-    output(command)
+    output(on_core(1, &student.command(&[])))
 }
 
 /// The in-process teacher: a child process of this binary, on core 1.
 fn in_process(model: &Path, seconds: f64) -> Value {
-    let mut command = pinned(1, &env::current_exe().unwrap());
+    let mut command = Command::new(env::current_exe().unwrap());
     command.args(["overhead", "--part", IN_PROCESS, "--seconds", &seconds.to_string()]);
-    output(command.env(MODEL, model))
+    let mut command = on_core(1, &command);
+    command.env(MODEL, model);
+    output(command)
 }
 
-fn output(mut command: impl std::borrow::BorrowMut<Command>) -> Value {
-    let output = command.borrow_mut().output().expect("taskset runs");
+fn output(mut command: Command) -> Value {
+    let output = command.output().expect("taskset runs");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {errors}", output.status);
     serde_json::from_slice(&output.stdout).expect("one JSON object")

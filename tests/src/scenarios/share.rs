@@ -1,0 +1,147 @@
+//! `share`: what it saves that a row is computed once. The teacher has core 0, its students core 1.
+//!
+//! [`eight_students`] trains 8 students on the same rows, each in an order of its own, and compares
+//! with one alone. [`second_epoch`] trains a student on labels that are all cached, and compares with
+//! hard labels only.
+
+use std::{
+    path::Path,
+    process::{Child, Stdio},
+    time::Instant,
+};
+
+use super::{Figures, median, progress};
+use crate::{
+    models,
+    process::{Teacher, on_core},
+    student::{Student, finish},
+};
+
+const STUDENTS: usize = 8;
+/// Rows of the epoch that students share: all, so that every seed has the same.
+const ROWS: usize = 60_000;
+/// Wide enough to be what everybody waits for.
+const WIDE: [usize; 3] = [3200, 3200, 3200];
+
+/// Rounds of the second part, interleaved.
+const ROUNDS: usize = 7;
+/// Rows of its epochs: about a second of the student's time.
+const SHORT: usize = 12_800;
+
+const FORWARD_ROWS: &str = "stillhouse_teacher_forward_rows_total";
+
+pub(super) fn run(seconds: Option<f64>, part: Option<&str>) -> Figures {
+    let mut figures = Figures::default();
+    if part.is_none_or(|part| part == "students") {
+        eight_students(&mut figures);
+    }
+    if part.is_none_or(|part| part == "second-epoch") {
+        second_epoch(seconds.unwrap_or(8.0), &mut figures);
+    }
+    let none = figures.is_empty();
+    figures.require(!none, format!("no part {part:?}; there are: students, second-epoch"));
+    figures
+}
+
+fn teacher(folder: &Path, hidden: &[usize]) -> Teacher {
+    let model = folder.join("teacher");
+    if !model.exists() {
+        std::fs::create_dir(&model).unwrap();
+        models::write_mlp(&model, 784, hidden, 10, 1);
+    }
+    let plain = Teacher::command("127.0.0.1:0".parse().unwrap(), &model, &[]);
+    Teacher::spawn(on_core(0, &plain))
+}
+
+fn student(folder: &Path, name: &str, rows: usize, hidden: &[usize], rest: &str) -> Student {
+    let sections = format!(
+        "student = {{ model_type = \"mlp\", input_size = 784, hidden_sizes = {hidden:?}, \
+         num_labels = 10 }}\n{rest}"
+    );
+    Student::new(folder, name, rows, &sections)
+}
+
+fn start(student: &Student, arguments: &[&str]) -> Child {
+    let mut command = on_core(1, &student.command(arguments));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("taskset runs")
+}
+
+/// Trains students of one fresh teacher at the same time; rows that one second gave all of them
+/// together, from the first start to the last end, and rows that the teacher ran.
+fn together(students: usize) -> (f64, f64) {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = teacher(folder.path(), &WIDE);
+    let rest = format!(
+        "loss = {{ alpha = 0.9, temperature = 4.0 }}\n{}prefetch = 4\n\
+         [train]\nepochs = 1\nbatch_size = 128\n",
+        teacher.section()
+    );
+    let began = Instant::now();
+    let running: Vec<Child> = (0..students)
+        .map(|number| {
+            let student = student(folder.path(), &format!("s{number}"), ROWS, &[32], &rest);
+            start(&student, &["--set", &format!("seed={number}")])
+        })
+        .collect();
+    for child in running {
+        finish(child);
+    }
+    let rate = (students * ROWS) as f64 / began.elapsed().as_secs_f64();
+    (rate, teacher.metric(FORWARD_ROWS))
+}
+
+fn eight_students(figures: &mut Figures) {
+    progress("share: one student");
+    let (alone, _) = together(1);
+    progress(&format!("share: {STUDENTS} students"));
+    let (all, forward) = together(STUDENTS);
+    progress("");
+    figures.add("one_student_rows_per_second", alone);
+    figures.add(format!("{STUDENTS}_students_rows_per_second"), all);
+    figures.add("students_over_one", all / alone);
+    figures.add("rows", ROWS);
+    figures.add("forward_rows", forward);
+    figures.require(forward <= ROWS as f64, "a row was run twice");
+    figures.require(all >= 7.0 * alone, "8 students are less than 7 times one");
+}
+
+fn second_epoch(seconds: f64, figures: &mut Figures) {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = teacher(folder.path(), &[1200, 1200]);
+    let epochs = (seconds * 10_000.0 / SHORT as f64).ceil();
+    let train = |epochs: f64| {
+        format!("[train]\nepochs = {epochs}\nbatch_size = 128\neval_every = {epochs}\n")
+    };
+    let soft = format!("loss = {{ alpha = 0.9, temperature = 4.0 }}\n{}", teacher.section());
+    let width = [800, 800];
+    let first = student(folder.path(), "first", SHORT, &width, &format!("{soft}{}", train(1.0)));
+    finish(start(&first, &[]));
+    let forward = teacher.metric(FORWARD_ROWS);
+
+    let mut rates = [Vec::new(), Vec::new()];
+    let mut stalls = Vec::new();
+    let hard = "loss = { alpha = 0.0 }\n";
+    for round in 0..ROUNDS {
+        for (of, sections) in [hard, &soft].into_iter().enumerate() {
+            progress(&format!("share: second epoch, round {} of {ROUNDS}", round + 1));
+            let name = format!("{of}-{round}");
+            let sections = format!("{sections}{}", train(epochs));
+            let run = student(folder.path(), &name, SHORT, &width, &sections);
+            let outcome = finish(start(&run, &[]));
+            rates[of].push(outcome["examples_per_second"].as_f64().unwrap());
+            if of == 1 {
+                stalls.push(outcome["stall_fraction"].as_f64().unwrap());
+            }
+        }
+    }
+    progress("");
+    let again = teacher.metric(FORWARD_ROWS) - forward;
+    let [hard, cached] = rates.map(|rates| median(&rates));
+    figures.add("hard_labels_rows_per_second", hard);
+    figures.add("cached_labels_rows_per_second", cached);
+    figures.add("cached_over_hard", cached / hard);
+    figures.add("cached_stall_fraction", median(&stalls));
+    figures.add("forward_rows_after_the_first_epoch", again);
+    figures.require(again == 0.0, "a cached row was run again");
+    figures.require(cached >= 0.97 * hard, "cached labels cost more than 3 % of the rate");
+}
