@@ -199,16 +199,21 @@ fn collect(mut lines: BufReader<ChildStderr>, log: Arc<Mutex<String>>) -> JoinHa
     })
 }
 
-/// Waits for a process that should end by itself.
+/// Waits for a process that should end by itself, and soon.
 pub fn wait(child: &mut Child) -> ExitStatus {
+    wait_within(child, PATIENCE)
+}
+
+/// As [`wait`], for as long as this.
+pub fn wait_within(child: &mut Child, patience: Duration) -> ExitStatus {
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait().expect("a child") {
             return status;
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > patience {
             drop(child.kill());
-            panic!("process {} did not end within {PATIENCE:?}", child.id());
+            panic!("process {} did not end within {patience:?}", child.id());
         }
         pause(Duration::from_millis(10));
     }

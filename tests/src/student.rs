@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::process::{binary, pause, wait};
+use crate::process::{binary, pause, wait_within};
 
 /// MNIST as it lies in the repository.
 pub fn mnist() -> PathBuf {
@@ -82,8 +82,13 @@ impl Student {
 }
 
 /// Waits for a student that should succeed; what it printed.
-pub fn finish(mut child: Child) -> Value {
-    let status = wait(&mut child);
+pub fn finish(child: Child) -> Value {
+    finish_within(child, Duration::from_secs(60))
+}
+
+/// As [`finish`], for one that may take as long as this.
+pub fn finish_within(mut child: Child, patience: Duration) -> Value {
+    let status = wait_within(&mut child, patience);
     let output = child.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(status.success(), "student-worker ended with {status}:\n{errors}");

@@ -7,26 +7,29 @@
 use std::{
     path::Path,
     process::{Child, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{Figures, median, progress};
 use crate::{
     models,
     process::{Teacher, on_core},
-    student::{Student, finish},
+    student::{Student, finish_within},
 };
 
 const STUDENTS: usize = 8;
 /// Rows of the epoch that students share: all, so that every seed has the same.
 const ROWS: usize = 60_000;
 /// Wide enough to be what everybody waits for.
-const WIDE: [usize; 3] = [3200, 3200, 3200];
+const WIDE: [usize; 3] = [4000, 4000, 4000];
 
 /// Rounds of the second part, interleaved.
 const ROUNDS: usize = 7;
 /// Rows of its epochs: about a second of the student's time.
 const SHORT: usize = 12_800;
+
+/// Longest time of one run.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 const FORWARD_ROWS: &str = "stillhouse_teacher_forward_rows_total";
 
@@ -72,7 +75,7 @@ fn together(students: usize) -> (f64, f64) {
     let folder = tempfile::tempdir().unwrap();
     let teacher = teacher(folder.path(), &WIDE);
     let rest = format!(
-        "loss = {{ alpha = 0.9, temperature = 4.0 }}\n{}prefetch = 4\n\
+        "loss = {{ alpha = 0.9, temperature = 4.0 }}\n{}prefetch = 8\n\
          [train]\nepochs = 1\nbatch_size = 128\n",
         teacher.section()
     );
@@ -84,7 +87,7 @@ fn together(students: usize) -> (f64, f64) {
         })
         .collect();
     for child in running {
-        finish(child);
+        finish_within(child, PATIENCE);
     }
     let rate = (students * ROWS) as f64 / began.elapsed().as_secs_f64();
     (rate, teacher.metric(FORWARD_ROWS))
@@ -115,7 +118,7 @@ fn second_epoch(seconds: f64, figures: &mut Figures) {
     let soft = format!("loss = {{ alpha = 0.9, temperature = 4.0 }}\n{}", teacher.section());
     let width = [800, 800];
     let first = student(folder.path(), "first", SHORT, &width, &format!("{soft}{}", train(1.0)));
-    finish(start(&first, &[]));
+    finish_within(start(&first, &[]), PATIENCE);
     let forward = teacher.metric(FORWARD_ROWS);
 
     let mut rates = [Vec::new(), Vec::new()];
@@ -127,7 +130,7 @@ fn second_epoch(seconds: f64, figures: &mut Figures) {
             let name = format!("{of}-{round}");
             let sections = format!("{sections}{}", train(epochs));
             let run = student(folder.path(), &name, SHORT, &width, &sections);
-            let outcome = finish(start(&run, &[]));
+            let outcome = finish_within(start(&run, &[]), PATIENCE);
             rates[of].push(outcome["examples_per_second"].as_f64().unwrap());
             if of == 1 {
                 stalls.push(outcome["stall_fraction"].as_f64().unwrap());
