@@ -105,7 +105,11 @@ pub async fn run(
     }
     let teacher =
         match unless(&mut stop, Box::pin(Teacher::connect(&recipe, &section, &plan))).await {
-            Some(connected) => connected?,
+            Some(connected) => {
+                let mut teacher = connected?;
+                teacher.must_have_labels();
+                teacher
+            }
             None => return Ok(Outcome { seconds: begun.elapsed().as_secs_f64(), ..outcome }),
         };
     let described = teacher.described();
@@ -220,12 +224,13 @@ impl Writer {
             };
             let rows = self.requests.rows(place);
             let (found, expected) = (labelled.index, self.requests.index(place));
-            if (found, labelled.batch.rows) != (expected, rows.len()) {
+            let batch = labelled.labels()?;
+            if (found, batch.rows) != (expected, rows.len()) {
                 let reason = format!("they are those of request {found}, expected {expected}");
                 return Err(CaptureError::Unstorable { request: folder.done(), reason }.into());
             }
             rows_done += rows.len();
-            folder.store(place.epoch, rows, labelled.batch)?;
+            folder.store(place.epoch, rows, batch)?;
             self.observer.on(&Event::Captured { requests: folder.done(), rows: rows_done });
         }
         Ok(())

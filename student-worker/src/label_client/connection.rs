@@ -3,45 +3,50 @@
 use std::{sync::Arc, time::Duration};
 
 use stillhouse_nn::Philox;
-use stillhouse_proto::v1::{LabelStreamRequest, LabelStreamResponse};
+use stillhouse_proto::v1::{
+    LabelStreamRequest, LabelStreamResponse, teacher_service_server::SERVICE_NAME,
+};
 use tokio::{
     sync::{mpsc, oneshot},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Streaming, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use super::{
     ClientError,
     backoff::Backoff,
-    gate::{Address, Client, Closed, Gate, closed},
+    gate::{Address, Client, Closed, Gate, Opened, closed},
     status::words,
 };
 
-/// What a connection tells the driver.
+/// What the driver is told.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A stream is open.
-    Up { endpoint: usize, link: Link },
-    /// An answer arrived.
-    Answer { endpoint: usize, answer: LabelStreamResponse },
-    /// There is no stream, or no more; another try follows. No reason where the driver itself gave
-    /// the stream up.
-    Down { endpoint: usize, reason: Option<String> },
-    /// There never will be.
-    Refused { endpoint: usize, error: ClientError },
+    /// What happened at an endpoint.
+    Of(usize, Happened),
+    /// What the names of endpoints stand for now.
+    Endpoints(Vec<Address>),
 }
 
-impl Event {
-    /// Whom it is about.
-    pub(super) fn endpoint(&self) -> usize {
-        match self {
-            Self::Up { endpoint, .. }
-            | Self::Answer { endpoint, .. }
-            | Self::Down { endpoint, .. }
-            | Self::Refused { endpoint, .. } => *endpoint,
-        }
-    }
+/// What a connection tells.
+#[derive(Debug)]
+pub(super) enum Happened {
+    /// A stream is open.
+    Up(Link),
+    /// An answer arrived.
+    Answer(LabelStreamResponse),
+    /// The teacher says that it takes work, or that it is about to go.
+    Serving(bool),
+    /// There is no stream, or no more; another try follows. No reason where the driver itself gave
+    /// the stream up.
+    Down(Option<String>),
+    /// There never will be.
+    Refused(ClientError),
 }
 
 /// How a stream ended.
@@ -83,11 +88,11 @@ impl Connection {
                 Ended::Closed(Closed::ForNow { reason, after }) => (Some(reason), after),
                 Ended::GivenUp => (None, Duration::ZERO),
                 Ended::Closed(Closed::ForGood(error)) => {
-                    let _ = self.events.send(Event::Refused { endpoint, error }).await;
+                    let _ = self.events.send(Event::Of(endpoint, Happened::Refused(error))).await;
                     return;
                 }
             };
-            if self.events.send(Event::Down { endpoint, reason }).await.is_err() {
+            if self.events.send(Event::Of(endpoint, Happened::Down(reason))).await.is_err() {
                 return;
             }
             failures = failures.saturating_add(1);
@@ -97,7 +102,7 @@ impl Connection {
 
     /// Opens a stream and passes answers on until it ends. `failures` starts anew at an answer.
     async fn serve(&self, failures: &mut u32) -> Ended {
-        let (client, teacher) = match self.gate.open(&self.address).await {
+        let Opened { client, teacher, channel } = match self.gate.open(&self.address).await {
             Ok(opened) => opened,
             Err(closed) => return Ended::Closed(closed),
         };
@@ -110,9 +115,12 @@ impl Connection {
         let (open, mut hung_up) = oneshot::channel();
         let link = Link { requests, capacity, _open: open };
         let endpoint = self.endpoint;
-        if self.events.send(Event::Up { endpoint, link }).await.is_err() {
+        if self.events.send(Event::Of(endpoint, Happened::Up(link))).await.is_err() {
             return Ended::GivenUp;
         }
+        // Ends with this stream.
+        let mut watching = JoinSet::new();
+        watching.spawn(watch_health(channel, endpoint, self.events.clone()));
         loop {
             let message = tokio::select! {
                 // First: hanging up makes the teacher end the stream, too.
@@ -123,7 +131,8 @@ impl Connection {
             match message {
                 Ok(Some(answer)) => {
                     *failures = 0;
-                    if self.events.send(Event::Answer { endpoint, answer }).await.is_err() {
+                    let answer = Event::Of(endpoint, Happened::Answer(answer));
+                    if self.events.send(answer).await.is_err() {
                         return Ended::GivenUp;
                     }
                 }
@@ -154,6 +163,20 @@ impl Connection {
                 let name = &self.address.name;
                 Err(Closed::for_now(format!("{name}: LabelStream: not open within {limit:?}")))
             }
+        }
+    }
+}
+
+/// Passes on what a teacher says of its health, until it says nothing any more. One that offers no
+/// such service is taken to be well for as long as its stream is open.
+async fn watch_health(channel: Channel, endpoint: usize, events: mpsc::Sender<Event>) {
+    let request = HealthCheckRequest { service: SERVICE_NAME.to_owned() };
+    let Ok(watch) = HealthClient::new(channel).watch(request).await else { return };
+    let mut watch = watch.into_inner();
+    while let Ok(Some(response)) = watch.message().await {
+        let serving = response.status() == ServingStatus::Serving;
+        if events.send(Event::Of(endpoint, Happened::Serving(serving))).await.is_err() {
+            return;
         }
     }
 }

@@ -1,9 +1,12 @@
 //! The shell around the pipeline: moves requests and answers between it and the connections.
 
 use std::{
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use stillhouse_nn::Philox;
 
 use stillhouse_proto::{
     LabelBatch, decode,
@@ -17,12 +20,18 @@ use tonic::Code;
 
 use super::{
     ClientError, Job, Labelled,
-    connection::{Event, Link},
-    gate::Gate,
-    pipeline::Pipeline,
+    connection::{Connection, Event, Happened, Link},
+    gate::{Address, Gate},
+    join::join,
+    pipeline::{Limits, Pipeline, Sending},
+    router,
     status::{self, Verdict, judge_code},
+    units,
     wanted::on_stream,
 };
+
+/// An answer that takes no longer than this is not late.
+const LATE_AT_LEAST: Duration = Duration::from_secs(2);
 
 /// Where jobs come from.
 pub(super) enum Jobs<I> {
@@ -61,54 +70,134 @@ impl<I: Iterator<Item = Job>> Jobs<I> {
     }
 }
 
+/// A job, and what is known of its units.
+#[derive(Debug)]
+struct Held {
+    job: Job,
+    /// Labels of every unit.
+    labels: Vec<usize>,
+    /// Of every unit's content; none where all of them go to one replica.
+    hashes: Vec<u64>,
+}
+
+/// What happens when no teacher has answered for as long as the run waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLoss {
+    /// The run ends.
+    #[default]
+    End,
+    /// The run ends as soon as no teacher is connected.
+    EndAtOnce,
+    /// Jobs are handed on without labels until a teacher answers again.
+    GoOn,
+}
+
 /// A run's requests, from the jobs that ask for labels to the labels in order.
 pub(super) struct Driver<I> {
     jobs: Jobs<I>,
     gate: Arc<Gate>,
-    names: Vec<String>,
-    pipeline: Pipeline<Job, LabelBatch>,
+    pipeline: Pipeline<Held, LabelBatch>,
     events: mpsc::Receiver<Event>,
-    /// The task of each endpoint; none of one that was refused.
-    tasks: Vec<Option<AbortHandle>>,
+    /// Makes the connections to endpoints.
+    connect: Box<dyn FnMut(usize, Address) -> Connection + Send>,
+    /// Every endpoint that there has been, by number.
+    endpoints: Vec<Replica>,
     out: mpsc::Sender<Result<Labelled, ClientError>>,
     /// The tasks of the connections, which end with the driver.
     connections: JoinSet<()>,
-    /// Open streams, by endpoint.
-    links: Vec<Option<Live>>,
-    next_endpoint: usize,
+    on_loss: OnLoss,
+    /// Whether jobs are handed on without labels, for want of a teacher.
+    lost: bool,
+    /// Whether a teacher has been connected.
+    connected: bool,
+    /// The longest that an answer has taken of late.
+    slowest: Duration,
     last_failure: String,
+}
+
+/// An endpoint.
+#[derive(Debug)]
+struct Replica {
+    name: String,
+    hash: u64,
+    /// None of one that was refused.
+    task: Option<AbortHandle>,
+    /// Its name stands for it no more: it gets no work, and goes when it has answered what it has.
+    retired: bool,
+    /// Its open stream.
+    live: Option<Live>,
 }
 
 /// An open stream and its load.
 #[derive(Debug)]
 struct Live {
     link: Link,
-    in_flight: usize,
+    /// When each of its requests was sent, and how many units it has.
+    in_flight: HashMap<u64, (Instant, usize)>,
+    /// What it last said of its health.
+    serving: bool,
+    /// It owes an answer that is late. It gets no work until it has answered something.
+    suspect: bool,
+}
+
+impl Live {
+    fn load(&self) -> usize {
+        self.in_flight.values().map(|(_, units)| units).sum()
+    }
 }
 
 impl<I: Iterator<Item = Job> + Send> Driver<I> {
     pub(super) fn new(
         jobs: Jobs<I>,
         gate: Arc<Gate>,
-        endpoints: Vec<(String, AbortHandle)>,
-        pipeline: Pipeline<Job, LabelBatch>,
-        (events, connections): (mpsc::Receiver<Event>, JoinSet<()>),
+        addresses: Vec<Address>,
+        connect: Box<dyn FnMut(usize, Address) -> Connection + Send>,
+        (pipeline, on_loss): (Limits, OnLoss),
+        (events, jitter): (mpsc::Receiver<Event>, Philox),
         out: mpsc::Sender<Result<Labelled, ClientError>>,
     ) -> Self {
-        let links = endpoints.iter().map(|_| None).collect();
-        let (names, tasks) = endpoints.into_iter().map(|(name, task)| (name, Some(task))).unzip();
-        Self {
+        let mut driver = Self {
             jobs,
             gate,
-            names,
-            pipeline,
+            pipeline: Pipeline::new(pipeline, jitter),
             events,
-            tasks,
+            connect,
+            endpoints: Vec::new(),
             out,
-            connections,
-            links,
-            next_endpoint: 0,
+            connections: JoinSet::new(),
+            on_loss,
+            lost: false,
+            connected: false,
+            slowest: Duration::ZERO,
             last_failure: "no teacher has answered yet".to_owned(),
+        };
+        driver.endpoints_are(addresses);
+        driver
+    }
+
+    /// Connects to those that are new and retires those that are gone.
+    fn endpoints_are(&mut self, addresses: Vec<Address>) {
+        let mut stay = BTreeSet::new();
+        for address in addresses {
+            let known = self.endpoints.iter().position(|replica| {
+                // One that was let go, or refused, and went, is another when it comes back.
+                replica.name == address.name && (replica.task.is_some() || !replica.retired)
+            });
+            let number = known.unwrap_or(self.endpoints.len());
+            stay.insert(number);
+            if known.is_none() {
+                let (name, hash) = (address.name.clone(), router::name_hash(&address.name));
+                let connection = (self.connect)(number, address);
+                let task = Some(self.connections.spawn(connection.keep()));
+                self.endpoints.push(Replica { name, hash, task, retired: false, live: None });
+            }
+        }
+        for (number, replica) in self.endpoints.iter_mut().enumerate() {
+            let retired = !stay.contains(&number);
+            if retired && !replica.retired {
+                tracing::info!(teacher = replica.name, "its name stands for this teacher no more");
+            }
+            replica.retired = retired;
         }
     }
 
@@ -131,7 +220,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             let now = Instant::now();
             while more && self.pipeline.has_room() {
                 match self.jobs.next() {
-                    Next::Job(job) => self.pipeline.push(*job, now),
+                    Next::Job(job) => self.push(*job, now),
                     Next::NotYet => break,
                     Next::End => more = false,
                 }
@@ -140,28 +229,26 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 return Ok(());
             }
             self.give_up_overdue(now);
-            if let Some(waited) = self.pipeline.given_up(now) {
-                return Err(ClientError::Unreachable {
-                    seconds: waited.as_secs_f64(),
-                    last: self.last_failure.clone(),
-                });
-            }
+            self.without_teachers(now)?;
+            self.ask_elsewhere(now);
             self.send_ready(now);
+            self.let_go();
 
             let wake = self.pipeline.next_wake(now);
             let idle = Duration::from_secs(3600);
             let wake = wake.map_or(idle, |wake| wake.saturating_duration_since(now));
             let out = self.out.clone();
+            let deliverable = self.lost || self.pipeline.can_deliver();
             tokio::select! {
-                permit = out.reserve(), if self.pipeline.can_deliver() => {
+                permit = out.reserve(), if deliverable && !self.pipeline.is_empty() => {
                     let Ok(permit) = permit else { return Ok(()) };
-                    if let Some((job, batch)) = self.pipeline.deliver() {
-                        permit.send(Ok(Labelled { index: job.index, batch }));
+                    if let Some(labelled) = self.deliver()? {
+                        permit.send(Ok(labelled));
                     }
                 }
                 () = out.closed() => return Ok(()),
                 job = self.jobs.wait(), if more && self.pipeline.has_room() => match job {
-                    Some(job) => self.pipeline.push(job, Instant::now()),
+                    Some(job) => self.push(job, Instant::now()),
                     None => more = false,
                 },
                 Some(event) = self.events.recv() => self.on(event)?,
@@ -170,20 +257,86 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         }
     }
 
-    fn on(&mut self, event: Event) -> Result<(), ClientError> {
-        let now = Instant::now();
-        if self.tasks[event.endpoint()].is_none() {
-            // Sent before its endpoint was refused.
-            return Ok(());
+    fn push(&mut self, job: Job, now: Instant) {
+        let labels = units::labels(&job.inputs, job.rows);
+        let hashes = if job.whole { Vec::new() } else { units::hashes(&job.inputs) };
+        let count = labels.len() as u32;
+        self.pipeline.push(Held { job, labels, hashes }, count, now);
+    }
+
+    /// The next job's labels; without them if teachers are lost.
+    fn deliver(&mut self) -> Result<Option<Labelled>, ClientError> {
+        if let Some((held, parts)) = self.pipeline.deliver() {
+            let index = held.job.index;
+            let batch = join(parts, &held.labels).ok_or_else(|| ClientError::Answer {
+                endpoint: "all".to_owned(),
+                request: describe(&held.job),
+                reason: "its parts do not go together".to_owned(),
+            })?;
+            return Ok(Some(Labelled { index, batch: Some(batch) }));
         }
-        match event {
-            Event::Up { endpoint, link } => {
-                tracing::info!(teacher = self.names[endpoint], "teacher connected");
-                self.links[endpoint] = Some(Live { link, in_flight: 0 });
+        let without = |held: Held| Labelled { index: held.job.index, batch: None };
+        Ok(self.pipeline.abandon().filter(|_| self.lost).map(without))
+    }
+
+    /// Decides what to do when no teacher answers.
+    fn without_teachers(&mut self, now: Instant) -> Result<(), ClientError> {
+        let all_gone = self.connected && self.endpoints.iter().all(|of| of.live.is_none());
+        let waited = match self.on_loss {
+            OnLoss::EndAtOnce if all_gone => Some(Duration::ZERO),
+            _ => self.pipeline.given_up(now),
+        };
+        match waited {
+            Some(waited) if self.on_loss != OnLoss::GoOn => Err(ClientError::Unreachable {
+                seconds: waited.as_secs_f64(),
+                last: self.last_failure.clone(),
+            }),
+            Some(waited) => {
+                if !self.lost {
+                    let (seconds, last) = (waited.as_secs_f64(), &self.last_failure);
+                    tracing::warn!(seconds, last, "no labels; going on with hard labels alone");
+                }
+                self.lost = true;
                 Ok(())
             }
-            Event::Answer { endpoint, answer } => self.answer(endpoint, answer, now),
-            Event::Down { endpoint, reason } => {
+            None => Ok(()),
+        }
+    }
+
+    fn on(&mut self, event: Event) -> Result<(), ClientError> {
+        let now = Instant::now();
+        let event = match event {
+            Event::Endpoints(addresses) => {
+                self.endpoints_are(addresses);
+                return Ok(());
+            }
+            Event::Of(endpoint, event) if self.endpoints[endpoint].task.is_some() => {
+                (endpoint, event)
+            }
+            // Sent before its endpoint was refused.
+            Event::Of(..) => return Ok(()),
+        };
+        let (endpoint, event) = event;
+        let replica = &mut self.endpoints[endpoint];
+        match event {
+            Happened::Up(link) => {
+                tracing::info!(teacher = replica.name, "teacher connected");
+                let in_flight = HashMap::new();
+                replica.live = Some(Live { link, in_flight, serving: true, suspect: false });
+                self.connected = true;
+                Ok(())
+            }
+            Happened::Answer(answer) => self.answer(endpoint, answer, now),
+            Happened::Serving(serving) => {
+                if let Some(live) = &mut replica.live {
+                    if live.serving != serving {
+                        tracing::info!(teacher = replica.name, serving, "teacher's health");
+                    }
+                    live.serving = serving;
+                }
+                Ok(())
+            }
+            Happened::Down(reason) => {
                 if let Some(reason) = reason {
                     tracing::warn!(reason, "teacher not connected; trying again");
                     self.last_failure = reason;
@@ -191,7 +344,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 self.drop_link(endpoint, now);
                 Ok(())
             }
-            Event::Refused { endpoint, error } => self.refuse(endpoint, error, now),
+            Happened::Refused(error) => self.refuse(endpoint, error, now),
         }
     }
 
@@ -201,17 +354,27 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         answer: LabelStreamResponse,
         now: Instant,
     ) -> Result<(), ClientError> {
-        if let Some(live) = &mut self.links[endpoint] {
-            live.in_flight = live.in_flight.saturating_sub(1);
+        let replica = &mut self.endpoints[endpoint];
+        if let Some(live) = &mut replica.live {
+            live.suspect = false;
+            if let Some((sent, _)) = live.in_flight.remove(&answer.id) {
+                // The slowest fades, so that one slow answer is forgotten after some hundred others.
+                let took = now.saturating_duration_since(sent);
+                self.slowest = self.slowest.mul_f64(0.99).max(took);
+            }
+        }
+        if matches!(answer.result, Some(Answer::Response(_))) && std::mem::take(&mut self.lost) {
+            tracing::info!(teacher = replica.name, "labels again");
         }
         let request = answer.id;
         // The request may have been given up; its answer came all the same.
-        let Some(job) = self.pipeline.job(request) else { return Ok(()) };
-        let name = self.names[endpoint].clone();
-        let described = format!("request {} ({} rows)", job.index, job.rows);
+        let Some((held, units)) = self.pipeline.job(request) else { return Ok(()) };
+        let name = replica.name.clone();
+        let (job, described) = (&held.job, describe(&held.job));
+        let rows = units.iter().map(|&unit| held.labels[unit as usize]).sum();
         match answer.result {
             Some(Answer::Response(response)) => {
-                match self.labels(&name, &described, job, &response) {
+                match self.labels((&name, &described), job, rows, &response) {
                     Ok(batch) => {
                         self.pipeline.answered(request, batch, now);
                         Ok(())
@@ -250,12 +413,12 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         }
     }
 
-    /// Checks an answer against its request and decodes it.
+    /// Checks an answer of `rows` labels against its request and decodes it.
     fn labels(
         &self,
-        endpoint: &str,
-        request: &str,
+        (endpoint, request): (&str, &str),
         job: &Job,
+        rows: usize,
         response: &LabelResponse,
     ) -> Result<LabelBatch, ClientError> {
         self.gate.same_fingerprint(endpoint, &response.fingerprint)?;
@@ -274,34 +437,93 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             return Err(unusable(format!("it has labels of {found} temperatures, expected 1")));
         };
         let batch = decode(labels).map_err(|error| unusable(error.to_string()))?;
-        self.gate.wanted.check(job.rows, job.temperature, &batch).map_err(unusable)?;
+        self.gate.wanted.check(rows, job.temperature, &batch).map_err(unusable)?;
         Ok(batch)
     }
 
-    /// Sends what can be sent, to the open streams in turn.
+    /// Replicas that work may go to: those that are well, or else those that are not.
+    fn replicas(&self) -> Vec<router::Replica> {
+        let open = |well: bool| -> Vec<router::Replica> {
+            let replicas = self.endpoints.iter().enumerate();
+            replicas
+                .filter_map(|(endpoint, replica)| {
+                    let live = replica.live.as_ref()?;
+                    let is_well = live.serving && !live.suspect && !replica.retired;
+                    let room = live.link.capacity.saturating_sub(live.in_flight.len());
+                    let (hash, load) = (replica.hash, live.load());
+                    (is_well == well).then_some(router::Replica { endpoint, hash, load, room })
+                })
+                .collect()
+        };
+        let well = open(true);
+        if well.is_empty() { open(false) } else { well }
+    }
+
+    /// Sends what can be sent, each unit to its replica.
     fn send_ready(&mut self, now: Instant) {
-        while self.pipeline.has_ready(now) {
-            let Some(endpoint) = self.free_endpoint() else { return };
-            let Some((request, job)) = self.pipeline.send(endpoint, now) else { return };
-            let message = on_stream(self.gate.wanted.request(request, job));
-            let Some(live) = &mut self.links[endpoint] else { return };
-            live.in_flight += 1;
-            if live.link.requests.try_send(message).is_err() {
-                // The stream has ended; word of it is on its way.
-                self.drop_link(endpoint, now);
+        loop {
+            let replicas = self.replicas();
+            let late_after = self.late_after();
+            let sending = self.pipeline.send(now, late_after, |held, units| {
+                let first = held.job.index;
+                if held.hashes.is_empty() || replicas.len() < 2 {
+                    let whole = router::whole(&replicas, first);
+                    return whole.map(|endpoint| (endpoint, units.to_vec())).into_iter().collect();
+                }
+                let hash = |&unit: &u32| (unit, held.hashes[unit as usize]);
+                router::share(&replicas, &units.iter().map(hash).collect::<Vec<_>>())
+            });
+            if sending.is_empty() {
+                return;
+            }
+            for sending in sending {
+                self.transmit(&sending, now);
             }
         }
     }
 
-    fn free_endpoint(&mut self) -> Option<usize> {
-        let count = self.links.len();
-        let turn = self.next_endpoint;
-        let free = |endpoint: &usize| {
-            self.links[*endpoint].as_ref().is_some_and(|live| live.in_flight < live.link.capacity)
+    /// How long an answer may take before it is late: far longer than any has of late.
+    fn late_after(&self) -> Duration {
+        (self.slowest * 4).max(LATE_AT_LEAST).min(self.pipeline.timeout())
+    }
+
+    /// Notes who is late, and asks others for what they owe.
+    fn ask_elsewhere(&mut self, now: Instant) {
+        for endpoint in self.pipeline.late(now) {
+            let replica = &mut self.endpoints[endpoint];
+            if let Some(live) = replica.live.as_mut().filter(|live| !live.suspect) {
+                tracing::warn!(teacher = replica.name, "answers are late; asking others");
+                live.suspect = true;
+                self.pipeline.all_late(endpoint, now);
+            }
+        }
+        loop {
+            let replicas = self.replicas();
+            let sending = self.pipeline.send_late(now, |held, units, late| {
+                let others: Vec<router::Replica> =
+                    replicas.iter().filter(|replica| replica.endpoint != late).cloned().collect();
+                let hash = units.first().and_then(|&unit| held.hashes.get(unit as usize));
+                router::whole(&others, *hash.unwrap_or(&held.job.index))
+            });
+            let Some(sending) = sending else { return };
+            self.transmit(&sending, now);
+        }
+    }
+
+    fn transmit(&mut self, sending: &Sending, now: Instant) {
+        let Sending { request, endpoint, units } = sending;
+        let Some((held, _)) = self.pipeline.job(*request) else { return };
+        let inputs = match units.len() == held.labels.len() {
+            true => held.job.inputs.clone(),
+            false => units::some(&held.job.inputs, units),
         };
-        let endpoint = (turn..turn + count).map(|at| at % count).find(free)?;
-        self.next_endpoint = endpoint + 1;
-        Some(endpoint)
+        let message = on_stream(self.gate.wanted.request(*request, &held.job, inputs));
+        let Some(live) = &mut self.endpoints[*endpoint].live else { return };
+        live.in_flight.insert(*request, (now, units.len()));
+        if live.link.requests.try_send(message).is_err() {
+            // The stream has ended; word of it is on its way.
+            self.drop_link(*endpoint, now);
+        }
     }
 
     /// A teacher that has not even said that it is late is not there: its stream is closed, and
@@ -309,9 +531,22 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
     fn give_up_overdue(&mut self, now: Instant) {
         for endpoint in self.pipeline.overdue(now) {
             let waited = self.pipeline.timeout();
-            self.last_failure = format!("{}: no answer within {waited:?}", self.names[endpoint]);
+            let name = &self.endpoints[endpoint].name;
+            self.last_failure = format!("{name}: no answer within {waited:?}");
             tracing::warn!(reason = self.last_failure, "teacher given up; connecting anew");
             self.drop_link(endpoint, now);
+        }
+    }
+
+    /// Leaves retired endpoints that owe no answer.
+    fn let_go(&mut self) {
+        for replica in self.endpoints.iter_mut().filter(|replica| replica.retired) {
+            if replica.live.as_ref().is_none_or(|live| live.in_flight.is_empty())
+                && let Some(task) = replica.task.take()
+            {
+                task.abort();
+                replica.live = None;
+            }
         }
     }
 
@@ -322,11 +557,11 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         error: ClientError,
         now: Instant,
     ) -> Result<(), ClientError> {
-        if let Some(task) = self.tasks[endpoint].take() {
+        if let Some(task) = self.endpoints[endpoint].task.take() {
             task.abort();
         }
         self.drop_link(endpoint, now);
-        if self.tasks.iter().all(Option::is_none) {
+        if self.endpoints.iter().all(|replica| replica.task.is_none()) {
             return Err(error);
         }
         tracing::error!(%error, "teacher refused; going on with the others");
@@ -336,7 +571,11 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
 
     /// Closes the stream to an endpoint; what was in flight on it goes elsewhere.
     fn drop_link(&mut self, endpoint: usize, now: Instant) {
-        self.links[endpoint] = None;
+        self.endpoints[endpoint].live = None;
         self.pipeline.lost(endpoint, now);
     }
+}
+
+fn describe(job: &Job) -> String {
+    format!("request {} ({} rows)", job.index, job.rows)
 }

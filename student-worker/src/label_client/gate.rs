@@ -39,7 +39,16 @@ const PROBE_TOLERANCE: f32 = 1e-3;
 /// A client of one connection.
 pub(super) type Client = TeacherServiceClient<Channel>;
 
-/// A teacher's address.
+/// A connection that has passed.
+#[derive(Clone, Debug)]
+pub(super) struct Opened {
+    pub(super) client: Client,
+    pub(super) teacher: Teacher,
+    /// For the other services of the same server.
+    pub(super) channel: Channel,
+}
+
+/// One replica's address.
 #[derive(Clone, Debug)]
 pub(super) struct Address {
     pub(super) name: String,
@@ -47,10 +56,7 @@ pub(super) struct Address {
 }
 
 impl Address {
-    pub(super) fn parse(address: &str) -> Result<Self, ClientError> {
-        let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| {
-            ClientError::Address { address: address.to_owned(), reason: error.to_string() }
-        })?;
+    pub(super) fn new(name: String, endpoint: Endpoint) -> Self {
         let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -58,7 +64,7 @@ impl Address {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
-        Ok(Self { name: address.to_owned(), endpoint })
+        Self { name, endpoint }
     }
 }
 
@@ -117,13 +123,13 @@ impl Gate {
     }
 
     /// Connects, and checks who answers.
-    pub(super) async fn open(&self, address: &Address) -> Result<(Client, Teacher), Closed> {
+    pub(super) async fn open(&self, address: &Address) -> Result<Opened, Closed> {
         let name = &address.name;
         let connected = address.endpoint.connect().await;
         let channel = connected
             .map_err(|error| Closed::for_now(with_causes(format!("{name}: {error}"), &error)))?;
         let mut client =
-            Client::new(channel).max_decoding_message_size(MAX_DESCRIBE_BYTES as usize);
+            Client::new(channel.clone()).max_decoding_message_size(MAX_DESCRIBE_BYTES as usize);
         let description =
             self.call(name, "Describe", client.describe(self.request(DescribeRequest {}))).await?;
         let teacher = Teacher::suited(name, description, &self.wanted).map_err(Closed::ForGood)?;
@@ -137,7 +143,7 @@ impl Gate {
             None
         };
         self.admit(name, &teacher, probe).map_err(Closed::ForGood)?;
-        Ok((client, teacher))
+        Ok(Opened { client, teacher, channel })
     }
 
     /// Refuses labels of another teacher.

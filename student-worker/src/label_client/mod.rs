@@ -1,13 +1,16 @@
 //! Soft labels from teachers, in order, whatever happens to the teachers.
 //!
 //! ```text
-//! jobs -> pipeline (window, retry, order) -> connections (one per endpoint) -> teachers
+//! jobs -> pipeline (window, retry, order) -> router -> connections (one per replica) -> teachers
 //! ```
 //!
 //! * [`LabelClient`]: connects and hands out labels; start here.
 //! * [`Wanted`], [`Job`]: what is asked for.
 //! * [`Teacher`], `gate`: who may answer. Every connection, the first and each later one, is
 //!   described, compared by fingerprint, and probed.
+//! * `resolve`: the addresses that endpoints stand for, looked up again while the run lasts.
+//! * `router`: which replica labels which row; `units` and `join`: a request in parts, and its parts
+//!   as one.
 //! * `pipeline`: which request to send, to send again, to hand on; without I/O or a clock.
 //! * `connection`, `driver`: the shell around it.
 //! * `status`: which failures pass by themselves; the others are a [`ClientError`].
@@ -19,28 +22,33 @@ mod driver;
 mod error;
 mod gate;
 mod head;
+mod join;
 mod pipeline;
+mod resolve;
+mod retry_budget;
+mod router;
 mod status;
 mod target;
 mod teacher;
 mod tries;
+mod units;
 mod wanted;
 
 use std::{sync::Arc, time::Duration};
 
 use connection::Connection;
+use connection::Event;
 use driver::{Driver, Jobs};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use gate::{Address, Client, Closed, Gate};
-use pipeline::{Limits, Pipeline};
+use gate::{Address, Closed, Gate, Opened};
+use pipeline::Limits;
+use resolve::{Endpoints, RESOLVE_EVERY};
 use stillhouse_nn::{Head, Philox};
 use stillhouse_proto::LabelBatch;
-use tokio::{
-    sync::mpsc,
-    task::{JoinHandle, JoinSet},
-};
+use tokio::{sync::mpsc, task::JoinHandle};
 use tries::Tries;
 
+pub use driver::OnLoss;
 pub use error::ClientError;
 pub use gate::{PROBE_ROWS, Probe};
 pub use target::{TargetError, soft_target};
@@ -61,17 +69,29 @@ const EVENTS: usize = 64;
 pub struct Labelled {
     /// The job's position in the run.
     pub index: u64,
-    /// Labels of all its rows.
-    pub batch: LabelBatch,
+    /// Labels of all its rows; none if no teacher answered and the run goes on without
+    /// ([`OnLoss::GoOn`]).
+    pub batch: Option<LabelBatch>,
+}
+
+impl Labelled {
+    /// The labels, for those who cannot do without.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub(crate) fn labels(self) -> Result<LabelBatch, ClientError> {
+        self.batch.ok_or(ClientError::Ended)
+    }
 }
 
 /// A run's access to its teachers.
 #[derive(Debug)]
 pub struct LabelClient {
     gate: Arc<Gate>,
+    endpoints: Endpoints,
+    /// What they stood for last.
     addresses: Vec<Address>,
-    teacher: Teacher,
-    first: Client,
+    first: Opened,
     first_address: usize,
     patience: Patience,
 }
@@ -90,22 +110,33 @@ impl LabelClient {
         probe: Probe,
         patience: Patience,
     ) -> Result<Self, ClientError> {
-        let addresses: Vec<Address> =
-            endpoints.iter().map(|address| Address::parse(address)).collect::<Result<_, _>>()?;
+        let endpoints = Endpoints::parse(endpoints)?;
         let gate = Gate::new(wanted, probe);
         let mut tries = Tries::new(patience);
-        let (first_address, first, teacher) = loop {
-            match Box::pin(open_any(&gate, &addresses, tries.left())).await {
-                Ok(opened) => break opened,
+        let (addresses, (first_address, first)) = loop {
+            let (addresses, failure) = endpoints.resolve().await;
+            let opened = match failure {
+                Some(closed) if addresses.is_empty() => Err(closed),
+                _ => Box::pin(open_any(&gate, &addresses, tries.left())).await,
+            };
+            match opened {
+                Ok(opened) => break (addresses, opened),
                 Err(closed) => tries.pause(closed).await?,
             }
         };
-        Ok(Self { gate: Arc::new(gate), addresses, teacher, first, first_address, patience })
+        Ok(Self { gate: Arc::new(gate), endpoints, addresses, first, first_address, patience })
+    }
+
+    /// Ends rather than goes on without labels.
+    pub(crate) fn must_have_labels(&mut self) {
+        if self.patience.on_loss == OnLoss::GoOn {
+            self.patience.on_loss = OnLoss::End;
+        }
     }
 
     /// The teacher that all labels will come from.
     pub fn teacher(&self) -> &Teacher {
-        &self.teacher
+        &self.first.teacher
     }
 
     /// Fetches the teacher's output projection, for labels that are hidden states, from whichever
@@ -115,7 +146,7 @@ impl LabelClient {
     /// If it does not come within the patience for it, or is not what it should be.
     pub async fn fetch_head(&self) -> Result<Head, ClientError> {
         let mut tries = Tries::new(self.patience);
-        let mut opened = Some((self.first.clone(), self.teacher.clone()));
+        let mut opened = Some(self.first.clone());
         let mut number = self.first_address;
         loop {
             let address = &self.addresses[number];
@@ -132,10 +163,10 @@ impl LabelClient {
     async fn fetch_head_from(
         &self,
         address: &Address,
-        opened: Option<(Client, Teacher)>,
+        opened: Option<Opened>,
         limit: Duration,
     ) -> Result<Head, Closed> {
-        let (mut client, teacher) = match opened {
+        let Opened { mut client, teacher, .. } = match opened {
             Some(opened) => opened,
             None => self.gate.open(address).await?,
         };
@@ -164,30 +195,55 @@ impl LabelClient {
     {
         let patience = self.patience;
         let (send_events, events) = mpsc::channel(EVENTS);
-        let mut connections = JoinSet::new();
-        let mut endpoints = Vec::new();
-        for (endpoint, address) in self.addresses.into_iter().enumerate() {
-            let name = address.name.clone();
-            let connection = Connection {
-                endpoint,
-                address,
-                gate: Arc::clone(&self.gate),
-                backoff: patience.backoff(),
-                jitter: Philox::new(patience.seed, random::JITTER + 1 + endpoint as u64),
-                events: send_events.clone(),
-            };
-            endpoints.push((name, connections.spawn(connection.keep())));
-        }
         let limits = Limits {
             window: patience.window.max(1),
             timeout: patient(self.gate.wanted.timeout),
             budget: patience.budget,
             backoff: patience.backoff(),
         };
-        let pipeline = Pipeline::new(limits, Philox::new(patience.seed, random::JITTER));
+        let (gate, told) = (Arc::clone(&self.gate), send_events.clone());
+        let connect = move |endpoint: usize, address| Connection {
+            endpoint,
+            address,
+            gate: Arc::clone(&gate),
+            backoff: patience.backoff(),
+            jitter: Philox::new(patience.seed, random::JITTER + 1 + endpoint as u64),
+            events: told.clone(),
+        };
         let (out, answers) = mpsc::channel(1);
-        let driver = Driver::new(jobs, self.gate, endpoints, pipeline, (events, connections), out);
+        let jitter = Philox::new(patience.seed, random::JITTER);
+        let driver = Driver::new(
+            jobs,
+            self.gate,
+            self.addresses,
+            Box::new(connect),
+            (limits, patience.on_loss),
+            (events, jitter),
+            out,
+        );
+        if self.endpoints.may_change() {
+            tokio::spawn(look_again(self.endpoints, send_events));
+        }
         OrderedLabels { answers, driver: tokio::spawn(driver.run()) }
+    }
+}
+
+/// Tells the driver what the names of endpoints stand for, again and again. A name that cannot be
+/// resolved for the moment changes nothing.
+async fn look_again(endpoints: Endpoints, events: mpsc::Sender<Event>) {
+    loop {
+        tokio::select! {
+            () = events.closed() => return,
+            () = tokio::time::sleep(RESOLVE_EVERY) => {}
+        }
+        match endpoints.resolve().await {
+            (addresses, None) if !addresses.is_empty() => {
+                if events.send(Event::Endpoints(addresses)).await.is_err() {
+                    return;
+                }
+            }
+            (_, failure) => tracing::debug!(?failure, "teachers' names cannot be resolved"),
+        }
     }
 }
 
@@ -203,7 +259,7 @@ async fn open_any(
     gate: &Gate,
     addresses: &[Address],
     limit: Duration,
-) -> Result<(usize, Client, Teacher), Closed> {
+) -> Result<(usize, Opened), Closed> {
     let mut opening: FuturesUnordered<_> = addresses
         .iter()
         .enumerate()
@@ -220,8 +276,8 @@ async fn open_any(
             () = &mut time => None,
         };
         match next {
-            Some((number, Ok((client, teacher)))) if found.is_none() => {
-                found = Some((number, client, teacher));
+            Some((number, Ok(opened))) if found.is_none() => {
+                found = Some((number, opened));
                 let grace = begun.elapsed() + OTHERS_GRACE;
                 time.as_mut().reset(begun + grace.min(limit));
             }

@@ -1,9 +1,9 @@
 //! Requests in flight: which to send, which to send again, which to hand on.
 //!
-//! No input, output or clock: time and what arrived are arguments. Invariants, under any sequence
-//! of failures: every job is handed on once, in the order in which it was taken; no more than
-//! `window` jobs are held; no request is sent while an earlier one for the same job may still be
-//! answered on the same connection.
+//! No input, output or clock: time and what arrived are arguments. A job has units (rows, sequences)
+//! that may be asked for in parts, at several endpoints. Invariants, under any sequence of failures:
+//! every job is handed on once, whole, in the order in which it was taken; no more than `window` jobs
+//! are held; no unit is asked for twice at one time, but once more, elsewhere, where an answer is late.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -12,7 +12,7 @@ use std::{
 
 use stillhouse_nn::Philox;
 
-use super::backoff::Backoff;
+use super::{backoff::Backoff, retry_budget::RetryBudget};
 
 /// How a pipeline works.
 #[derive(Clone, Copy, Debug)]
@@ -27,18 +27,26 @@ pub(super) struct Limits {
     pub(super) backoff: Backoff,
 }
 
-/// Jobs `J` that are answered by `A`.
+/// Jobs `J` that are answered by `A`, part by part.
 #[derive(Debug)]
 pub(super) struct Pipeline<J, A> {
     limits: Limits,
     /// In the order of delivery; the first has position `first`.
     slots: VecDeque<Slot<J, A>>,
     first: u64,
-    /// Position of the job of every request that may still be answered.
-    sent: HashMap<u64, u64>,
+    /// The part of every request that may still be answered.
+    sent: HashMap<u64, Place>,
     next_request: u64,
     last_answer: Option<Instant>,
+    retries: RetryBudget,
     jitter: Philox,
+}
+
+/// A part of a job: the job's position, and which of its parts.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    position: u64,
+    part: usize,
 }
 
 #[derive(Debug)]
@@ -46,14 +54,45 @@ struct Slot<J, A> {
     job: J,
     taken: Instant,
     failures: u32,
+    /// Each unit is in one of them.
+    parts: Vec<Part<A>>,
+}
+
+#[derive(Debug)]
+struct Part<A> {
+    units: Vec<u32>,
     state: State<A>,
 }
 
 #[derive(Debug)]
 enum State<A> {
-    Waiting { not_before: Instant },
-    Sent { endpoint: usize, request: u64, deadline: Instant },
+    Waiting {
+        not_before: Instant,
+    },
+    Sent {
+        tries: Vec<Try>,
+        /// When its answer is late; none: it has been asked for elsewhere.
+        late_at: Option<Instant>,
+    },
     Answered(A),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Try {
+    endpoint: usize,
+    request: u64,
+    deadline: Instant,
+    /// How long its answer may take before it is late.
+    late_after: Duration,
+}
+
+/// A request to send.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Sending {
+    /// New for every try.
+    pub(super) request: u64,
+    pub(super) endpoint: usize,
+    pub(super) units: Vec<u32>,
 }
 
 impl<J, A> Pipeline<J, A> {
@@ -65,6 +104,7 @@ impl<J, A> Pipeline<J, A> {
             sent: HashMap::new(),
             next_request: 0,
             last_answer: None,
+            retries: RetryBudget::default(),
             jitter,
         }
     }
@@ -83,92 +123,206 @@ impl<J, A> Pipeline<J, A> {
         self.slots.is_empty()
     }
 
-    /// Takes a job.
-    pub(super) fn push(&mut self, job: J, now: Instant) {
+    /// Takes a job of so many units.
+    pub(super) fn push(&mut self, job: J, units: u32, now: Instant) {
         let state = State::Waiting { not_before: now };
-        self.slots.push_back(Slot { job, taken: now, failures: 0, state });
+        let parts = vec![Part { units: (0..units).collect(), state }];
+        self.slots.push_back(Slot { job, taken: now, failures: 0, parts });
     }
 
-    /// Whether [`Pipeline::send`] would return a request.
-    pub(super) fn has_ready(&self, now: Instant) -> bool {
-        self.slots.iter().any(|slot| slot.is_ready(now))
+    /// The next requests to send: the first part that is ready, shared out by `route`, which gets
+    /// the job and the units and says which go where; what it leaves out waits. An answer that takes
+    /// longer than `late_after` is late. Empty if nothing is ready, or nobody takes it.
+    pub(super) fn send(
+        &mut self,
+        now: Instant,
+        late_after: Duration,
+        route: impl FnOnce(&J, &[u32]) -> Vec<(usize, Vec<u32>)>,
+    ) -> Vec<Sending> {
+        let ready = self.slots.iter().enumerate().find_map(|(offset, slot)| {
+            let part = slot.parts.iter().position(|part| part.is_ready(now))?;
+            Some((offset, part))
+        });
+        let Some((offset, part)) = ready else { return Vec::new() };
+        let slot = &mut self.slots[offset];
+        let groups = route(&slot.job, &slot.parts[part].units);
+        let mut groups = groups.into_iter();
+        let Some(first) = groups.next() else { return Vec::new() };
+        let mut sending = Vec::new();
+        let mut left = std::mem::take(&mut slot.parts[part].units);
+        for (number, (endpoint, units)) in std::iter::once(first).chain(groups).enumerate() {
+            left.retain(|unit| !units.contains(unit));
+            let request = self.next_request;
+            self.next_request += 1;
+            self.retries.sent();
+            let deadline = now + self.limits.timeout;
+            let tries = vec![Try { endpoint, request, deadline, late_after }];
+            let state = State::Sent { tries, late_at: Some(now + late_after) };
+            let own = Part { units: units.clone(), state };
+            let at = if number == 0 { part } else { slot.parts.len() };
+            if number == 0 {
+                slot.parts[part] = own;
+            } else {
+                slot.parts.push(own);
+            }
+            self.sent.insert(request, Place { position: self.first + offset as u64, part: at });
+            sending.push(Sending { request, endpoint, units });
+        }
+        if !left.is_empty() {
+            let state = State::Waiting { not_before: now };
+            slot.parts.push(Part { units: left, state });
+        }
+        sending
     }
 
-    /// The next request to send, over the connection to `endpoint`: its number, new for every
-    /// try, and its job.
-    pub(super) fn send(&mut self, endpoint: usize, now: Instant) -> Option<(u64, &J)> {
-        let (offset, slot) =
-            self.slots.iter_mut().enumerate().find(|(_, slot)| slot.is_ready(now))?;
-        let request = self.next_request;
-        self.next_request += 1;
-        let deadline = now + self.limits.timeout;
-        slot.state = State::Sent { endpoint, request, deadline };
-        self.sent.insert(request, self.first + offset as u64);
-        Some((request, &slot.job))
+    /// Asks for a part whose answer is late once more, elsewhere: `route` gets the job, its units and
+    /// the endpoint that is late, and says which. None if none is late, if nobody takes it, or if
+    /// there have been too many already.
+    pub(super) fn send_late(
+        &mut self,
+        now: Instant,
+        route: impl Fn(&J, &[u32], usize) -> Option<usize>,
+    ) -> Option<Sending> {
+        for (offset, slot) in self.slots.iter_mut().enumerate() {
+            for (number, part) in slot.parts.iter_mut().enumerate() {
+                let State::Sent { tries, late_at } = &mut part.state else { continue };
+                let [first] = tries[..] else { continue };
+                if late_at.is_none_or(|late_at| late_at > now) {
+                    continue;
+                }
+                let Some(endpoint) = route(&slot.job, &part.units, first.endpoint) else {
+                    continue;
+                };
+                if !self.retries.take() {
+                    return None;
+                }
+                let request = self.next_request;
+                self.next_request += 1;
+                let (deadline, late_after) = (now + self.limits.timeout, first.late_after);
+                tries.push(Try { endpoint, request, deadline, late_after });
+                *late_at = None;
+                let position = self.first + offset as u64;
+                self.sent.insert(request, Place { position, part: number });
+                return Some(Sending { request, endpoint, units: part.units.clone() });
+            }
+        }
+        None
     }
 
-    /// The job of a request that is in flight.
-    pub(super) fn job(&self, request: u64) -> Option<&J> {
-        let position = self.sent.get(&request)?;
-        Some(&self.slots.get((position - self.first) as usize)?.job)
+    /// Endpoints that have not answered a request that is late by now, each once.
+    pub(super) fn late(&self, now: Instant) -> BTreeSet<usize> {
+        self.tries()
+            .filter(|(_, late_at)| late_at.is_some_and(|late_at| late_at <= now))
+            .map(|(at, _)| at.endpoint)
+            .collect()
     }
 
-    /// Takes the answer to a request. One that came after its request was given up is dropped.
-    pub(super) fn answered(&mut self, request: u64, answer: A, now: Instant) {
-        if let Some(slot) = self.settle(request) {
-            slot.state = State::Answered(answer);
-            self.last_answer = Some(now);
+    /// Notes that whatever an endpoint has been sent is late.
+    pub(super) fn all_late(&mut self, endpoint: usize, now: Instant) {
+        for part in self.slots.iter_mut().flat_map(|slot| &mut slot.parts) {
+            if let State::Sent { tries, late_at: Some(late_at) } = &mut part.state
+                && tries.iter().any(|at| at.endpoint == endpoint)
+            {
+                *late_at = now.min(*late_at);
+            }
         }
     }
 
-    /// Notes that a request failed; its job is sent again after a pause, `after` at the least.
+    /// The job of a request that is in flight, and the units that it asks for.
+    pub(super) fn job(&self, request: u64) -> Option<(&J, &[u32])> {
+        let Place { position, part } = self.sent.get(&request)?;
+        let slot = self.slots.get((position - self.first) as usize)?;
+        Some((&slot.job, &slot.parts.get(*part)?.units))
+    }
+
+    /// Takes the answer to a request. One that came after its request was given up, or was answered
+    /// elsewhere, is dropped.
+    pub(super) fn answered(&mut self, request: u64, answer: A, now: Instant) {
+        let Some((_, part)) = self.settle(request) else { return };
+        let state = std::mem::replace(&mut part.state, State::Answered(answer));
+        self.last_answer = Some(now);
+        if let State::Sent { tries, .. } = state {
+            for other in tries {
+                self.sent.remove(&other.request);
+            }
+        }
+    }
+
+    /// Notes that a request failed; its units are asked for again after a pause, `after` at the
+    /// least, unless they are under way elsewhere.
     pub(super) fn failed(&mut self, request: u64, after: Duration, now: Instant) {
         let (backoff, mut jitter) = (self.limits.backoff, self.jitter.clone());
-        if let Some(slot) = self.settle(request) {
-            slot.failures = slot.failures.saturating_add(1);
-            let pause = backoff.pause(slot.failures, &mut jitter).max(after);
-            slot.state = State::Waiting { not_before: now + pause };
+        if let Some((failures, part)) = self.settle(request)
+            && part.give_up(|at| at.request == request, now)
+        {
+            *failures = failures.saturating_add(1);
+            let pause = backoff.pause(*failures, &mut jitter).max(after);
+            part.state = State::Waiting { not_before: now + pause };
         }
         self.jitter = jitter;
     }
 
-    /// Notes that a connection is gone: what was in flight on it can be sent at once elsewhere.
+    /// Notes that a connection is gone: what was in flight on it can be sent at once elsewhere, or,
+    /// where there were too many retries of late, after a pause.
     pub(super) fn lost(&mut self, endpoint: usize, now: Instant) {
-        for slot in &mut self.slots {
-            if let State::Sent { endpoint: at, request, .. } = slot.state
-                && at == endpoint
+        let pause = self.limits.backoff.pause(1, &mut self.jitter);
+        for part in self.slots.iter_mut().flat_map(|slot| &mut slot.parts) {
+            let State::Sent { tries, .. } = &part.state else { continue };
+            for lost in tries.iter().filter(|at| at.endpoint == endpoint) {
+                self.sent.remove(&lost.request);
+            }
+            if tries.iter().any(|at| at.endpoint == endpoint)
+                && part.give_up(|at| at.endpoint == endpoint, now)
+                && !self.retries.take()
             {
-                self.sent.remove(&request);
-                slot.state = State::Waiting { not_before: now };
+                part.state = State::Waiting { not_before: now + pause };
             }
         }
     }
 
     /// Endpoints that have a request whose time is over, each once.
     pub(super) fn overdue(&self, now: Instant) -> BTreeSet<usize> {
-        let late = |slot: &Slot<J, A>| match slot.state {
-            State::Sent { endpoint, deadline, .. } if deadline <= now => Some(endpoint),
-            _ => None,
-        };
-        self.slots.iter().filter_map(late).collect()
+        self.tries().filter(|(at, _)| at.deadline <= now).map(|(at, _)| at.endpoint).collect()
     }
 
-    /// Whether the next job in order is answered.
+    /// All tries under way, and when their answers are late.
+    fn tries(&self) -> impl Iterator<Item = (Try, Option<Instant>)> + '_ {
+        let parts = self.slots.iter().flat_map(|slot| &slot.parts);
+        parts.flat_map(|part| {
+            let (tries, late_at) = match &part.state {
+                State::Sent { tries, late_at } => (&tries[..], *late_at),
+                _ => (&[][..], None),
+            };
+            tries.iter().map(move |at| (*at, late_at))
+        })
+    }
+
+    /// Whether the next job in order is answered, all of it.
     pub(super) fn can_deliver(&self) -> bool {
-        matches!(self.slots.front(), Some(Slot { state: State::Answered(_), .. }))
+        self.slots.front().is_some_and(Slot::is_answered)
     }
 
-    /// Hands on the next job in order, if it is answered.
-    pub(super) fn deliver(&mut self) -> Option<(J, A)> {
+    /// Hands on the next job in order, if it is answered: the answers, and the units that each is of.
+    pub(super) fn deliver(&mut self) -> Option<(J, Vec<(Vec<u32>, A)>)> {
         if !self.can_deliver() {
             return None;
         }
         let slot = self.slots.pop_front()?;
         self.first += 1;
-        match slot.state {
-            State::Answered(answer) => Some((slot.job, answer)),
+        let answers = slot.parts.into_iter().filter_map(|part| match part.state {
+            State::Answered(answer) => Some((part.units, answer)),
             State::Waiting { .. } | State::Sent { .. } => None,
-        }
+        });
+        Some((slot.job, answers.collect()))
+    }
+
+    /// Hands on the next job in order without its answer, which is not waited for any more.
+    pub(super) fn abandon(&mut self) -> Option<J> {
+        let slot = self.slots.pop_front()?;
+        let position = self.first;
+        self.first += 1;
+        self.sent.retain(|_, place| place.position != position);
+        Some(slot.job)
     }
 
     /// How long no answer has come although one was wanted, if that is too long.
@@ -180,31 +334,54 @@ impl<J, A> Pipeline<J, A> {
 
     /// The next time at which something is to be done although nothing arrived.
     pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
-        let own = self.slots.iter().filter_map(|slot| match slot.state {
+        let parts = self.slots.iter().flat_map(|slot| &slot.parts);
+        let waiting = parts.filter_map(|part| match part.state {
             State::Waiting { not_before } => (not_before > now).then_some(not_before),
-            State::Sent { deadline, .. } => Some(deadline),
-            State::Answered(_) => None,
+            _ => None,
         });
+        let deadlines = self.tries().map(|(at, _)| at.deadline);
+        let late = self.tries().filter_map(|(_, late_at)| late_at.filter(|at| *at > now));
         let give_up = self.wanted_since().and_then(|since| since.checked_add(self.limits.budget));
-        own.chain(give_up).min()
+        waiting.chain(deadlines).chain(late).chain(give_up).min()
     }
 
     /// Since when an answer is wanted and none has come.
     fn wanted_since(&self) -> Option<Instant> {
-        let open = |slot: &&Slot<J, A>| !matches!(slot.state, State::Answered(_));
-        let oldest = self.slots.iter().filter(open).map(|slot| slot.taken).min()?;
+        let open = self.slots.iter().filter(|slot| !slot.is_answered());
+        let oldest = open.map(|slot| slot.taken).min()?;
         Some(self.last_answer.map_or(oldest, |last| last.max(oldest)))
     }
 
-    fn settle(&mut self, request: u64) -> Option<&mut Slot<J, A>> {
-        let position = self.sent.remove(&request)?;
-        self.slots.get_mut((position - self.first) as usize)
+    /// Takes a request off those that may be answered; its job's failures and its part.
+    fn settle(&mut self, request: u64) -> Option<(&mut u32, &mut Part<A>)> {
+        let Place { position, part } = self.sent.remove(&request)?;
+        let slot = self.slots.get_mut((position - self.first) as usize)?;
+        Some((&mut slot.failures, slot.parts.get_mut(part)?))
     }
 }
 
 impl<J, A> Slot<J, A> {
+    fn is_answered(&self) -> bool {
+        self.parts.iter().all(|part| matches!(part.state, State::Answered(_)))
+    }
+}
+
+impl<A> Part<A> {
     fn is_ready(&self, now: Instant) -> bool {
         matches!(self.state, State::Waiting { not_before } if not_before <= now)
+    }
+
+    /// Drops the tries that `gone` says are over; whether none is left, and it waits to be sent.
+    fn give_up(&mut self, gone: impl Fn(&Try) -> bool, now: Instant) -> bool {
+        let State::Sent { tries, late_at } = &mut self.state else { return false };
+        tries.retain(|at| !gone(at));
+        let Some(left) = tries.first() else {
+            self.state = State::Waiting { not_before: now };
+            return true;
+        };
+        // The one that is left may be late in its turn.
+        late_at.get_or_insert(now + left.late_after);
+        false
     }
 }
 
@@ -215,130 +392,259 @@ mod tests {
     use super::*;
 
     const TIMEOUT: Duration = Duration::from_secs(10);
+    const LATE: Duration = Duration::from_secs(2);
     const BUDGET: Duration = Duration::from_secs(60);
+    /// Units of every job here.
+    const UNITS: u32 = 3;
 
-    fn pipeline(window: usize) -> Pipeline<u64, u64> {
+    type Jobs = Pipeline<u64, u64>;
+
+    fn pipeline(window: usize) -> Jobs {
         let backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2) };
         let limits = Limits { window, timeout: TIMEOUT, budget: BUDGET, backoff };
         Pipeline::new(limits, Philox::new(1, 0))
     }
 
+    /// Sends the next part, whole, to an endpoint; its request.
+    fn send(pipeline: &mut Jobs, endpoint: usize, now: Instant) -> Option<u64> {
+        let sent = pipeline.send(now, LATE, |_, units| vec![(endpoint, units.to_vec())]);
+        sent.first().map(|sending| sending.request)
+    }
+
+    /// Jobs that are handed on, with their answers.
+    fn delivered(pipeline: &mut Jobs) -> Vec<(u64, Vec<u64>)> {
+        let next = || pipeline.deliver();
+        std::iter::from_fn(next)
+            .map(|(job, answers)| (job, answers.into_iter().map(|(_, answer)| answer).collect()))
+            .collect()
+    }
+
     #[test]
     fn answers_are_handed_on_in_order() {
         let (mut pipeline, now) = (pipeline(3), Instant::now());
-        (0..3).for_each(|job| pipeline.push(job, now));
+        (0..3).for_each(|job| pipeline.push(job, UNITS, now));
         assert!(!pipeline.has_room());
-        let requests: Vec<u64> =
-            (0..3).map(|_| pipeline.send(0, now).map(|(request, _)| request).unwrap()).collect();
+        let requests: Vec<u64> = (0..3).map(|_| send(&mut pipeline, 0, now).unwrap()).collect();
         pipeline.answered(requests[2], 20, now);
         pipeline.answered(requests[1], 10, now);
         assert_eq!(pipeline.deliver(), None);
         pipeline.answered(requests[0], 0, now);
-        let delivered: Vec<_> = std::iter::from_fn(|| pipeline.deliver()).collect();
-        assert_eq!(delivered, [(0, 0), (1, 10), (2, 20)]);
+        assert_eq!(delivered(&mut pipeline), [(0, vec![0]), (1, vec![10]), (2, vec![20])]);
         assert!(pipeline.is_empty() && pipeline.next_wake(now).is_none());
+    }
+
+    #[test]
+    fn a_job_is_handed_on_when_all_of_its_parts_are_answered() {
+        let (mut pipeline, now) = (pipeline(1), Instant::now());
+        pipeline.push(7, UNITS, now);
+        // One unit for each of two endpoints; the third has to wait.
+        let sent = pipeline.send(now, LATE, |job, units| {
+            assert_eq!((*job, units), (7, &[0, 1, 2][..]));
+            vec![(4, vec![2]), (5, vec![0])]
+        });
+        let of = |at: usize| (sent[at].endpoint, sent[at].units.clone());
+        assert_eq!((sent.len(), of(0), of(1)), (2, (4, vec![2]), (5, vec![0])));
+        let left = pipeline.send(now, LATE, |_, units| vec![(4, units.to_vec())]);
+        assert_eq!(left[0].units, [1]);
+        assert_eq!(pipeline.job(left[0].request), Some((&7, &[1][..])));
+        pipeline.answered(sent[0].request, 2, now);
+        pipeline.lost(5, now);
+        let again = pipeline.send(now, LATE, |_, units| vec![(4, units.to_vec())]);
+        assert_eq!(again[0].units, [0]);
+        pipeline.answered(left[0].request, 1, now);
+        assert!(!pipeline.can_deliver());
+        pipeline.answered(again[0].request, 0, now);
+        let (job, mut answers) = pipeline.deliver().unwrap();
+        answers.sort();
+        assert_eq!((job, answers), (7, vec![(vec![0], 0), (vec![1], 1), (vec![2], 2)]));
     }
 
     #[test]
     fn a_failed_request_waits_as_long_as_the_teacher_asks() {
         let (mut pipeline, now) = (pipeline(1), Instant::now());
-        pipeline.push(7, now);
-        let (request, _) = pipeline.send(0, now).unwrap();
+        pipeline.push(7, UNITS, now);
+        let request = send(&mut pipeline, 0, now).unwrap();
         pipeline.failed(request, Duration::from_secs(5), now);
-        assert!(!pipeline.has_ready(now + Duration::from_secs(4)));
+        assert_eq!(send(&mut pipeline, 0, now + Duration::from_secs(4)), None);
         let wake = pipeline.next_wake(now).unwrap();
         assert_eq!(wake, now + Duration::from_secs(5));
-        assert_ne!(pipeline.send(0, wake).unwrap().0, request);
+        assert_ne!(send(&mut pipeline, 0, wake).unwrap(), request);
     }
 
     #[test]
     fn a_lost_connection_frees_its_requests_at_once_and_late_answers_are_dropped() {
         let (mut pipeline, now) = (pipeline(2), Instant::now());
-        (0..2).for_each(|job| pipeline.push(job, now));
-        let (first, _) = pipeline.send(0, now).unwrap();
-        let (second, _) = pipeline.send(1, now).unwrap();
+        (0..2).for_each(|job| pipeline.push(job, UNITS, now));
+        let first = send(&mut pipeline, 0, now).unwrap();
+        let second = send(&mut pipeline, 1, now).unwrap();
         pipeline.lost(0, now);
         pipeline.answered(first, 99, now);
         pipeline.answered(second, 11, now);
         assert!(!pipeline.can_deliver());
-        let (again, job) = pipeline.send(1, now).unwrap();
-        assert_eq!(*job, 0);
+        let again = send(&mut pipeline, 1, now).unwrap();
+        assert_eq!(pipeline.job(again).unwrap().0, &0);
         pipeline.answered(again, 1, now);
-        assert_eq!(pipeline.deliver(), Some((0, 1)));
-        assert_eq!(pipeline.deliver(), Some((1, 11)));
+        assert_eq!(delivered(&mut pipeline), [(0, vec![1]), (1, vec![11])]);
+    }
+
+    #[test]
+    fn a_late_answer_is_asked_for_elsewhere_and_the_first_to_come_counts() {
+        let (mut pipeline, start) = (pipeline(2), Instant::now());
+        (0..2).for_each(|job| pipeline.push(job, UNITS, start));
+        let first = send(&mut pipeline, 0, start).unwrap();
+        let second = send(&mut pipeline, 0, start).unwrap();
+        let elsewhere = |_: &u64, _: &[u32], late: usize| (late == 0).then_some(1);
+        assert_eq!(
+            (pipeline.late(start), pipeline.next_wake(start)),
+            (BTreeSet::new(), Some(start + LATE))
+        );
+        assert_eq!(pipeline.send_late(start, elsewhere), None);
+        let now = start + LATE;
+        assert_eq!(pipeline.late(now), BTreeSet::from([0]));
+        let again = pipeline.send_late(now, elsewhere).unwrap();
+        assert_eq!((again.endpoint, again.units.len()), (1, 3));
+        let other = pipeline.send_late(now, elsewhere).unwrap();
+        assert_eq!(pipeline.send_late(now, elsewhere), None, "each once");
+        // The first answer of either counts; the other is dropped.
+        pipeline.answered(again.request, 1, now);
+        pipeline.answered(first, 99, now);
+        // One fails: the other is still under way.
+        pipeline.failed(second, Duration::ZERO, now);
+        assert_eq!(send(&mut pipeline, 0, now + BUDGET), None);
+        pipeline.answered(other.request, 2, now);
+        assert_eq!(delivered(&mut pipeline), [(0, vec![1]), (1, vec![2])]);
+    }
+
+    #[test]
+    fn what_an_endpoint_that_is_late_once_has_been_sent_is_late() {
+        let (mut pipeline, start) = (pipeline(2), Instant::now());
+        (0..2).for_each(|job| pipeline.push(job, UNITS, start));
+        send(&mut pipeline, 0, start);
+        let later = start + LATE / 2;
+        send(&mut pipeline, 0, later);
+        pipeline.all_late(0, later);
+        let elsewhere = |_: &u64, _: &[u32], _: usize| Some(1);
+        assert!(pipeline.send_late(later, elsewhere).is_some());
+        assert!(pipeline.send_late(later, elsewhere).is_some());
     }
 
     #[test]
     fn an_overdue_request_names_its_endpoint() {
         let (mut pipeline, now) = (pipeline(1), Instant::now());
-        pipeline.push(0, now);
-        pipeline.send(3, now).unwrap();
+        pipeline.push(0, UNITS, now);
+        send(&mut pipeline, 3, now).unwrap();
         assert!(pipeline.overdue(now + TIMEOUT / 2).is_empty());
         assert_eq!(pipeline.overdue(now + TIMEOUT), BTreeSet::from([3]));
-        assert_eq!(pipeline.next_wake(now), Some(now + TIMEOUT));
+        assert_eq!(pipeline.next_wake(now + LATE), Some(now + TIMEOUT));
     }
 
     #[test]
     fn the_budget_counts_from_the_last_answer_and_only_while_one_is_wanted() {
         let (mut pipeline, start) = (pipeline(2), Instant::now());
         assert_eq!(pipeline.given_up(start + 9 * BUDGET), None);
-        (0..2).for_each(|job| pipeline.push(job, start));
+        (0..2).for_each(|job| pipeline.push(job, UNITS, start));
         let later = start + BUDGET / 2;
-        let (request, _) = pipeline.send(0, start).unwrap();
+        let request = send(&mut pipeline, 0, start).unwrap();
         pipeline.answered(request, 0, later);
         assert_eq!(pipeline.given_up(start + BUDGET), None);
         assert_eq!(pipeline.given_up(later + BUDGET), Some(BUDGET));
-        let (request, _) = pipeline.send(0, later).unwrap();
+        let request = send(&mut pipeline, 0, later).unwrap();
         pipeline.answered(request, 0, later);
         assert_eq!(pipeline.given_up(later + 9 * BUDGET), None);
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_job_that_is_not_waited_for_any_more_is_handed_on_and_its_answer_dropped() {
+        let (mut pipeline, now) = (pipeline(2), Instant::now());
+        (0..2).for_each(|job| pipeline.push(job, UNITS, now));
+        let first = send(&mut pipeline, 0, now).unwrap();
+        let second = send(&mut pipeline, 0, now).unwrap();
+        assert_eq!(pipeline.abandon(), Some(0));
+        pipeline.answered(first, 99, now);
+        pipeline.answered(second, 1, now);
+        assert_eq!(delivered(&mut pipeline), [(1, vec![1])]);
+        assert_eq!(pipeline.abandon(), None);
+    }
 
-        /// Whatever fails, is lost, or is answered in whatever order: every job is handed on once,
-        /// in order, and the window is never exceeded.
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Whatever fails, is late, is lost, is cut into parts, or is answered in whatever order:
+        /// every job is handed on once, whole, in order, and the window is never exceeded.
         #[test]
-        fn every_job_is_handed_on_once_and_in_order(
+        fn every_job_is_handed_on_once_whole_and_in_order(
             window in 1_usize..6,
-            events in prop::collection::vec((0_u8..8, any::<prop::sample::Index>()), 1..300),
+            events in prop::collection::vec((0_u8..10, any::<prop::sample::Index>()), 1..300),
         ) {
             let (mut pipeline, mut now) = (pipeline(window), Instant::now());
-            let (mut taken, mut delivered) = (0, Vec::new());
+            let (mut taken, mut handed_on) = (0, Vec::new());
             let mut in_flight: Vec<u64> = Vec::new();
+            /// The answer to a request: its job, and the units that it is of.
+            fn answer(pipeline: &mut Jobs, request: u64, now: Instant) {
+                if let Some((job, units)) = pipeline.job(request) {
+                    let sum = units.iter().map(|unit| u64::from(*unit) + 1).sum::<u64>();
+                    let answer = job * 100 + sum;
+                    pipeline.answered(request, answer, now);
+                }
+            }
+            let hand_on = |pipeline: &mut Jobs, handed_on: &mut Vec<u64>| {
+                while let Some((job, answers)) = pipeline.deliver() {
+                    let mut units = Vec::new();
+                    for (own, answer) in answers {
+                        let sum = own.iter().map(|unit| u64::from(*unit) + 1).sum::<u64>();
+                        assert_eq!(answer, job * 100 + sum);
+                        units.extend(own);
+                    }
+                    units.sort_unstable();
+                    assert_eq!(units, [0, 1, 2]);
+                    handed_on.push(job);
+                }
+            };
             for (event, index) in events {
                 match event {
                     0 | 1 if pipeline.has_room() => {
-                        pipeline.push(taken, now);
+                        pipeline.push(taken, UNITS, now);
                         taken += 1;
                     }
-                    2 | 3 => in_flight.extend(pipeline.send(index.index(2), now).map(|sent| sent.0)),
-                    4 | 5 if !in_flight.is_empty() => {
-                        let request = in_flight.swap_remove(index.index(in_flight.len()));
-                        if let Some(job) = pipeline.job(request).copied() {
-                            pipeline.answered(request, job * 10, now);
-                        }
+                    2..=4 => {
+                        let sent = pipeline.send(now, LATE, |_, units| {
+                            let (some, others) = units.split_at(index.index(units.len() + 1));
+                            let (at, other) = (index.index(3), index.index(2));
+                            let parts = [(at, some.to_vec()), (3, others.to_vec())];
+                            let kept = if other == 0 { 1 } else { 2 };
+                            let parts = parts.into_iter().take(kept);
+                            parts.filter(|(_, units)| !units.is_empty()).collect()
+                        });
+                        in_flight.extend(sent.iter().map(|sending| sending.request));
                     }
-                    6 if !in_flight.is_empty() => {
+                    5 | 6 if !in_flight.is_empty() => {
+                        let request = in_flight.swap_remove(index.index(in_flight.len()));
+                        answer(&mut pipeline, request, now);
+                    }
+                    7 if !in_flight.is_empty() => {
                         let request = in_flight[index.index(in_flight.len())];
                         pipeline.failed(request, Duration::ZERO, now);
                     }
-                    7 => pipeline.lost(index.index(2), now),
-                    _ => now += Duration::from_millis(50),
+                    8 => pipeline.lost(index.index(4), now),
+                    9 => {
+                        let other = |_: &u64, _: &[u32], late: usize| Some((late + 1) % 4);
+                        let late = pipeline.send_late(now, other);
+                        in_flight.extend(late.map(|sending| sending.request));
+                    }
+                    _ => now += Duration::from_millis(700),
                 }
                 prop_assert!(pipeline.slots.len() <= window);
-                delivered.extend(std::iter::from_fn(|| pipeline.deliver()));
+                hand_on(&mut pipeline, &mut handed_on);
             }
             now += Duration::from_secs(5);
-            pipeline.lost(0, now);
-            pipeline.lost(1, now);
-            while let Some((request, job)) = pipeline.send(0, now) {
-                let answer = *job * 10;
-                pipeline.answered(request, answer, now);
+            (0..5).for_each(|endpoint| pipeline.lost(endpoint, now));
+            now += Duration::from_secs(5);
+            while let Some(request) = send(&mut pipeline, 0, now) {
+                answer(&mut pipeline, request, now);
             }
-            delivered.extend(std::iter::from_fn(|| pipeline.deliver()));
-            let expected: Vec<_> = (0..taken).map(|job| (job, job * 10)).collect();
-            prop_assert_eq!(delivered, expected);
+            hand_on(&mut pipeline, &mut handed_on);
+            prop_assert_eq!(handed_on, (0..taken).collect::<Vec<_>>());
+            prop_assert!(pipeline.sent.is_empty());
         }
     }
 }

@@ -4,8 +4,11 @@ use std::time::{Duration, Instant};
 
 use stillhouse_nn::Philox;
 
-use super::{ClientError, backoff::Backoff, gate::Closed};
-use crate::{random, recipe::teacher::TeacherSection};
+use super::{ClientError, backoff::Backoff, driver::OnLoss, gate::Closed};
+use crate::{
+    random,
+    recipe::teacher::{OnTeacherLoss, TeacherSection},
+};
 
 /// How far to ask ahead, and how long to go on without an answer.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +23,8 @@ pub struct Patience {
     pub max: Duration,
     /// Seed of the pauses' jitter, another in every process.
     pub seed: u64,
+    /// What happens when `budget` is spent.
+    pub on_loss: OnLoss,
 }
 
 impl Patience {
@@ -31,6 +36,11 @@ impl Patience {
             initial: Duration::from_millis(teacher.retry.initial_ms),
             max: Duration::from_millis(teacher.retry.max_ms),
             seed: random::entropy(),
+            on_loss: match teacher.on_teacher_loss {
+                OnTeacherLoss::Wait => OnLoss::End,
+                OnTeacherLoss::Fail => OnLoss::EndAtOnce,
+                OnTeacherLoss::HardLabels => OnLoss::GoOn,
+            },
         }
     }
 

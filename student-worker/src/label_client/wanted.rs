@@ -35,6 +35,9 @@ pub struct Job {
     /// Seed of the teacher's draws; plays a part in `sampled` only. The same whenever this request
     /// is sent, now or after a resumption.
     pub seed: u64,
+    /// Whether one replica labels all of it: draws depend on the place of a row in its request, and
+    /// rows that do not come again are in no cache. Otherwise each row goes to its own replica.
+    pub whole: bool,
 }
 
 /// What every request of a run asks for.
@@ -172,13 +175,13 @@ impl Wanted {
         matches!(&self.encoding, Kind::Dense(dense) if dense.kind() == DenseKind::Logits)
     }
 
-    /// A request for a job, under the number `id`.
-    pub(super) fn request(&self, id: u64, job: &Job) -> LabelRequest {
+    /// A request for some inputs of a job, under the number `id`.
+    pub(super) fn request(&self, id: u64, job: &Job, inputs: Inputs) -> LabelRequest {
         let kind = match self.encoding.clone() {
             Kind::Sampled(sampled) => Kind::Sampled(SampledEncoding { seed: job.seed, ..sampled }),
             kind => kind,
         };
-        self.request_as(id, job.inputs.clone(), job.temperature, kind)
+        self.request_as(id, inputs, job.temperature, kind)
     }
 
     /// A request for dense log-probabilities, whatever the run's encoding is.
@@ -328,8 +331,9 @@ mod tests {
             rows: 1,
             temperature: 4.0,
             seed: 0,
+            whole: true,
         };
-        let request = wanted.request(1, &job);
+        let request = wanted.request(1, &job, job.inputs.clone());
         assert_eq!(request.ensemble_rule(), EnsembleRule::Geometric);
         // That of the job's epoch.
         assert_eq!(request.temperatures, [4.0]);

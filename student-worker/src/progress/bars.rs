@@ -2,7 +2,7 @@
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{Event, Observer, test_words, validation_words};
+use super::{Event, Observer, test_words, validation_words, without_teacher};
 
 /// Fits a terminal of 80 columns.
 const TEMPLATE: &str = "{prefix:.bold} {bar:12.cyan/dim} {pos}/{len}, {msg}, {eta} left";
@@ -62,6 +62,7 @@ impl Observer for Bars {
                     format!("loss {:.4}, {:.0} ex/s", step.loss, step.examples_per_second);
                 if self.teacher {
                     words += &format!(", {:.1} % waiting", 100.0 * step.stall_fraction);
+                    words += without_teacher(step);
                 }
                 bar.set_message(words);
                 bar.set_position(step.step);

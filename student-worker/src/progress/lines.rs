@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Event, Observer, test_words, validation_words};
+use super::{Event, Observer, test_words, validation_words, without_teacher};
 use crate::run_folder::metrics::StepRecord;
 
 /// Time between two lines about steps.
@@ -73,6 +73,7 @@ impl<W: Write + Send> Lines<W> {
         );
         if self.teacher {
             words += &format!(", {:.1} % of the time waiting", 100.0 * step.stall_fraction);
+            words += without_teacher(step);
         }
         words + &self.left_words(step.step, elapsed)
     }
@@ -232,6 +233,7 @@ mod tests {
             grad_norm: 1.0,
             learning_rate: 0.1,
             examples_per_second: 8000.0,
+            without_teacher: false,
             stall_fraction: 0.031,
         };
         let words = lines.step_words(&step, Duration::from_secs(10));

@@ -144,6 +144,7 @@ mod tests {
             seconds: 1.0,
             examples_per_second: 1.0,
             stall_fraction: 0.0,
+            steps_without_teacher: 0,
             teacher: None,
             folder: "f".into(),
             checkpoint: None,

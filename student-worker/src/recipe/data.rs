@@ -2,6 +2,7 @@
 
 use super::{
     DataFormat, DataSection, Recipe,
+    teacher::OnTeacherLoss,
     validate::{Invalid, check, require},
 };
 
@@ -86,6 +87,11 @@ fn rows(recipe: &Recipe) -> Result<(), Invalid> {
         );
         check(!data.unlabelled, "data.unlabelled", data.unlabelled, &expected)?;
     }
+    let alone =
+        recipe.teacher.as_ref().map(|of| of.on_teacher_loss) == Some(OnTeacherLoss::HardLabels);
+    let expected = "wait or fail with data.unlabelled: there are no hard labels to go on with";
+    let key = "teacher.on_teacher_loss";
+    check(!(alone && data.unlabelled), key, "\"hard-labels\"", expected)?;
     let classes = recipe.student.classes();
     let range = format!("0 to {}, the student's classes", classes.max(1) - 1);
     let kept = data.keep.as_deref();

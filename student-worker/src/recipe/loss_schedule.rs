@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use stillhouse_nn::LossConfig;
 
-use super::Recipe;
+use super::{Recipe, teacher::EncodingName};
 
 /// When distillation begins, and how alpha and temperature change. Epochs are counted from 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -129,7 +129,20 @@ impl Change {
     }
 }
 
+/// A loss without its distillation term: cross-entropy with its weight where it has one of its own,
+/// otherwise all of the loss.
+pub(crate) fn hard_only(loss: &LossConfig) -> LossConfig {
+    let hard_weight = Some(loss.hard_weight.unwrap_or(1.0));
+    LossConfig { hard_weight, alpha: 0.0, soft_weight: None, ..*loss }
+}
+
 impl Recipe {
+    /// Whether labels are drawn from the teacher's distribution.
+    pub(crate) fn draws_labels(&self) -> bool {
+        let kind = self.teacher.as_ref().map(|teacher| teacher.encoding().kind);
+        kind == Some(EncodingName::Sampled)
+    }
+
     /// Whether an epoch, counted from 1, learns from soft labels.
     pub fn distils(&self, epoch: u64) -> bool {
         self.teacher.is_some() && epoch >= u64::from(self.loss_schedule.start_epoch)
@@ -141,8 +154,7 @@ impl Recipe {
         let LossSchedule { alpha, temperature, .. } = &self.loss_schedule;
         let base = self.loss;
         if !self.distils(epoch) {
-            let hard_weight = Some(base.hard_weight.unwrap_or(1.0));
-            return LossConfig { hard_weight, alpha: 0.0, soft_weight: None, ..base };
+            return hard_only(&base);
         }
         let at = |change: &Option<Change>, from: f64| {
             change.as_ref().map_or(from, |change| change.at(from, epoch))

@@ -17,6 +17,7 @@ pub(crate) mod validate;
 
 pub use load::{RecipeError, check, from_table, load};
 pub(crate) use load::{read, resolve};
+pub(crate) use loss_schedule::hard_only;
 pub use loss_schedule::{Change, LossSchedule, Step};
 pub use sections::{DataFormat, DataSection, OutputSection, Recipe, TrainSection};
 pub use teacher::TeacherSection;

@@ -57,6 +57,23 @@ pub struct TeacherSection {
     /// How failures that may pass are retried.
     #[serde(default)]
     pub retry: RetrySection,
+    /// What the run does when no teacher answers.
+    #[serde(default)]
+    pub on_teacher_loss: OnTeacherLoss,
+}
+
+/// What a run does when no teacher answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnTeacherLoss {
+    /// Waits for `retry.max_elapsed_seconds`, then ends with a checkpoint.
+    #[default]
+    Wait,
+    /// Ends with a checkpoint as soon as no teacher is connected.
+    Fail,
+    /// Waits for `retry.max_elapsed_seconds`, then goes on with hard labels alone until a teacher
+    /// answers again. Such steps are counted and shown; the weights depend on when it happens.
+    HardLabels,
 }
 
 impl TeacherSection {
@@ -75,6 +92,7 @@ impl TeacherSection {
             prefetch: default_prefetch(),
             timeout_ms: default_timeout_ms(),
             retry: RetrySection::default(),
+            on_teacher_loss: OnTeacherLoss::default(),
         }
     }
 

@@ -7,7 +7,9 @@ use stillhouse_proto::limits::MAX_MEMBERS;
 
 use super::{
     Change, LossSchedule, Recipe, Step, data,
-    teacher::{DenseValues, EncodingName, EncodingSection, TeacherKind, TeacherSection},
+    teacher::{
+        DenseValues, EncodingName, EncodingSection, OnTeacherLoss, TeacherKind, TeacherSection,
+    },
 };
 
 /// A value that is not accepted.
@@ -212,6 +214,9 @@ pub(crate) fn teacher(
     let timeout = teacher.timeout_ms;
     check(timeout >= 1, "teacher.timeout_ms", timeout, "1 or more")?;
 
+    let alone = teacher.on_teacher_loss == OnTeacherLoss::HardLabels;
+    let expected = "wait or fail: a captured teacher is not lost";
+    check(!(alone && captured), "teacher.on_teacher_loss", "\"hard-labels\"", expected)?;
     let retry = &teacher.retry;
     let elapsed = retry.max_elapsed_seconds;
     check(

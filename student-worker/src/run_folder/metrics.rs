@@ -29,6 +29,10 @@ pub struct StepRecord {
     /// Temperature, where it changes over the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
+    /// Whether its labels did not come, so that it was taken on hard labels alone
+    /// (`teacher.on_teacher_loss`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_teacher: bool,
     /// L2 norm of the gradient before clipping.
     pub grad_norm: f64,
     /// Learning rate of this step.
@@ -179,6 +183,7 @@ pub(crate) mod tests {
             soft_loss: None,
             alpha: None,
             temperature: None,
+            without_teacher: false,
             grad_norm: 1.0,
             learning_rate: 0.1,
             examples_per_second: 1000.0,

@@ -10,7 +10,7 @@ use crate::{
         metrics::{Record, ValidationRecord},
         report,
     },
-    train::Error,
+    train::{Error, without_teacher},
 };
 
 /// Writes the report of a run that this process took on after `begins_at` steps.
@@ -40,6 +40,7 @@ pub(super) fn write(
             facts.push(("teacher".to_owned(), format!("`{fingerprint}`")));
             let waiting = format!("{:.1} %", 100.0 * outcome.stall_fraction);
             facts.push((since("time spent waiting for the teacher"), waiting));
+            facts.extend(without_teacher(outcome.steps_without_teacher));
         }
     }
     let records = run.records()?;

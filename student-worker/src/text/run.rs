@@ -32,7 +32,7 @@ use crate::{
     run_folder::{
         Claim, Existing, RunFolder, RunRecipe, metrics::ValidationRecord, report::REPORT,
     },
-    train::{Error, Meter, unless},
+    train::{Error, Meter, steps_without_teacher, unless},
 };
 
 /// How a run ended.
@@ -56,6 +56,10 @@ pub struct TextOutcome {
     pub tokens_per_second: f64,
     /// Part of that time that was spent waiting for labels.
     pub stall_fraction: f64,
+    /// Steps of which some labels did not come, so that hard labels alone stood in for them, by the
+    /// runs that this one goes on from too.
+    #[serde(default)]
+    pub steps_without_teacher: u64,
     /// The teacher's fingerprint, hexadecimal.
     pub teacher: Option<String>,
     /// The run's folder.
@@ -185,6 +189,7 @@ pub async fn run(
         seconds: 0.0,
         tokens_per_second: 0.0,
         stall_fraction: 0.0,
+        steps_without_teacher: 0,
         teacher: None,
         folder: output_folder(&recipe),
         checkpoint: claim.checkpoint().map(|checkpoint| checkpoint.folder.clone()),
@@ -260,6 +265,7 @@ pub async fn run(
     outcome.seconds = begun.elapsed().as_secs_f64();
     outcome.tokens_per_second = meter.mean_examples_per_second();
     outcome.stall_fraction = meter.stall_fraction();
+    outcome.steps_without_teacher = steps_without_teacher(&run.records()?);
     outcome.folder = run.path().to_owned();
     outcome.checkpoint = Some(checkpoint);
     if outcome.finished {

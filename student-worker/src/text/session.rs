@@ -23,7 +23,7 @@ use crate::{
     label_client::{ClientError, Job, Labelled, OrderedLabels, TargetError},
     progress::{Event, Observer},
     random,
-    recipe::identity::Identity,
+    recipe::{hard_only, identity::Identity},
     run_folder::{
         Checkpoint, RunFolder,
         metrics::{Record, StepRecord, ValidationRecord},
@@ -131,6 +131,7 @@ impl TextSession {
         }
         let labels: usize = parts.iter().map(|part| part.labelled.len()).sum();
         let (mut sums, mut waited, mut tokens) = (None, Duration::ZERO, 0);
+        let (mut total, mut without_teacher) = (0.0, false);
         for (at, part) in parts.iter().enumerate() {
             let waiting = Instant::now();
             let asked =
@@ -138,7 +139,15 @@ impl TextSession {
             let soft = match asked? {
                 Asked::Stopped => return Ok(false),
                 Asked::None => None,
+                Asked::Lost => {
+                    without_teacher = true;
+                    None
+                }
                 Asked::Labels(labels) => Some(labels),
+            };
+            let loss = match (&soft, &self.labels) {
+                (None, Some(_)) => hard_only(&loss),
+                _ => loss,
             };
             waited += waiting.elapsed();
             let soft =
@@ -151,6 +160,7 @@ impl TextSession {
             };
             let own = self.trainer.accumulate(&batch, &loss, labels as f64)?;
             tokens += part.ids.len();
+            total += own.parts(&loss, labels as f64).total;
             match &mut sums {
                 None => sums = Some(own),
                 Some(sums) => sums.add(&own),
@@ -162,11 +172,12 @@ impl TextSession {
         let record = StepRecord {
             step: step + 1,
             epoch: epoch + 1,
-            loss: sums.total,
+            loss: total,
             hard_loss: sums.hard,
             soft_loss: sums.soft,
             alpha: None,
             temperature: None,
+            without_teacher,
             grad_norm: report.grad_norm,
             learning_rate: report.learning_rate,
             examples_per_second: self.meter.examples_per_second(),
@@ -232,7 +243,8 @@ impl TextSession {
 
     fn asked(&mut self, answer: Option<Result<Labelled, ClientError>>) -> Result<Asked, Error> {
         match answer.unwrap_or(Err(ClientError::Ended)) {
-            Ok(labelled) => Ok(Asked::Labels(TextLabels::new(labelled.batch)?)),
+            Ok(Labelled { batch: Some(batch), .. }) => Ok(Asked::Labels(TextLabels::new(batch)?)),
+            Ok(Labelled { batch: None, .. }) => Ok(Asked::Lost),
             Err(error) => Err(self.interrupt(error.into())?),
         }
     }
@@ -321,6 +333,8 @@ enum Asked {
     None,
     /// The run was told to stop.
     Stopped,
+    /// No teacher answers, and the run goes on without.
+    Lost,
     Labels(TextLabels),
 }
 

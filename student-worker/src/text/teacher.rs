@@ -146,7 +146,9 @@ impl TextTeacher {
         let rows = (COMPARED_BYTES / (4 * width)).clamp(1, self.wanted.request_rows);
         let wanted =
             Wanted { encoding, request_rows: rows, probe_temperature: 1.0, ..self.wanted.clone() };
-        let client = self.another(wanted).await?;
+        let mut client = self.another(wanted).await?;
+        // What is compared cannot do without.
+        client.must_have_labels();
         let pieces: Vec<(usize, Packed)> = pieces(parts, rows).collect();
         let owners: Vec<usize> = pieces.iter().map(|(at, _)| *at).collect();
         let jobs = (0..).zip(pieces).map(|(index, (_, piece))| job(index, &piece, 1.0, 0));
@@ -154,7 +156,7 @@ impl TextTeacher {
         let mut states = vec![vec![]; parts.len()];
         let mut owner = owners.into_iter();
         while let Some(answer) = labels.next().await {
-            match (answer?.batch.labels, owner.next()) {
+            match (answer?.labels()?.labels, owner.next()) {
                 (SoftLabels::Hidden { states: own, .. }, Some(at))
                 | (SoftLabels::Dense { values: own, .. }, Some(at)) => states[at].extend(own),
                 _ => return Ok(None),
@@ -228,6 +230,7 @@ pub(super) fn job(index: u64, packed: &Packed, temperature: f32, seed: u64) -> J
         rows: packed.labelled.len(),
         temperature,
         seed,
+        whole: false,
     }
 }
 

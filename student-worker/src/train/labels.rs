@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use stillhouse_nn::{PackedHead, SoftTarget};
+use stillhouse_proto::LabelBatch;
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{Error, unless};
@@ -31,18 +32,19 @@ pub(super) struct Wants<'a> {
 
 impl BatchLabels {
     /// Waits for the labels of the next batch and tells how long it waited. None if the run was told
-    /// to stop meanwhile. Not to be called from an async task.
+    /// to stop meanwhile; no labels if no teacher gives any and the run goes on without. Not to be
+    /// called from an async task.
     pub(super) fn take(
         &mut self,
         wants: Wants<'_>,
         stop: &mut watch::Receiver<bool>,
-    ) -> Result<Option<(SoftTarget, Duration)>, Error> {
+    ) -> Result<Option<(Option<SoftTarget>, Duration)>, Error> {
         match self {
             Self::Asked(labels) => labels.take(wants.rows.len(), stop),
             Self::Captured(replay) => {
                 let began = Instant::now();
                 let labels = replay.take(wants.rows, wants.epoch, wants.temperature)?;
-                Ok(Some((labels, began.elapsed())))
+                Ok(Some((Some(labels), began.elapsed())))
             }
         }
     }
@@ -64,7 +66,7 @@ impl AskedLabels {
         &mut self,
         rows: usize,
         stop: &mut watch::Receiver<bool>,
-    ) -> Result<Option<(SoftTarget, Duration)>, Error> {
+    ) -> Result<Option<(Option<SoftTarget>, Duration)>, Error> {
         let began = Instant::now();
         let mut parts = Vec::new();
         for _ in 0..rows.div_ceil(self.request_rows) {
@@ -77,6 +79,9 @@ impl AskedLabels {
             }
         }
         let waited = began.elapsed();
-        Ok(Some((soft_target(parts, self.head.as_ref())?, waited)))
+        // All of the batch or nothing: its rows are weighed alike.
+        let parts: Option<Vec<LabelBatch>> = parts.into_iter().collect();
+        let soft = parts.map(|parts| soft_target(parts, self.head.as_ref())).transpose()?;
+        Ok(Some((soft, waited)))
     }
 }

@@ -38,7 +38,7 @@ use crate::{
     recipe::{Change, Recipe, identity::Identity},
     run_folder::{
         Claim, Existing, RunFolder,
-        metrics::TestRecord,
+        metrics::{Record, TestRecord},
         report::{REPORT, Report, since},
     },
 };
@@ -62,6 +62,10 @@ pub struct Outcome {
     pub examples_per_second: f64,
     /// Part of that time that was spent waiting for labels.
     pub stall_fraction: f64,
+    /// Steps taken on hard labels alone because no teacher answered, by the runs that this one goes on
+    /// from too.
+    #[serde(default)]
+    pub steps_without_teacher: u64,
     /// The teacher's fingerprint, hexadecimal.
     pub teacher: Option<String>,
     /// The run's folder.
@@ -178,6 +182,7 @@ pub async fn run(
         seconds: begun.elapsed().as_secs_f64(),
         examples_per_second: meter.mean_examples_per_second(),
         stall_fraction: meter.stall_fraction(),
+        steps_without_teacher: steps_without_teacher(&run.records()?),
         teacher: fingerprint,
         folder: run.path().to_owned(),
         checkpoint: Some(checkpoint),
@@ -201,6 +206,19 @@ pub(crate) async fn unless<T>(
     }
 }
 
+/// Steps among records that were taken without a teacher's labels.
+pub(crate) fn steps_without_teacher(records: &[Record]) -> u64 {
+    let without = |record: &&Record| matches!(record, Record::Step(step) if step.without_teacher);
+    records.iter().filter(without).count() as u64
+}
+
+/// A report's line about steps without a teacher, where there were any.
+pub(crate) fn without_teacher(steps: u64) -> Option<(String, String)> {
+    (steps > 0).then(|| {
+        ("steps on hard labels alone, for want of the teacher".to_owned(), steps.to_string())
+    })
+}
+
 impl Outcome {
     /// Of a run that is told to stop before it trains: what earlier ones left.
     fn before_training(recipe: &Recipe, plan: &Plan, claim: &Claim) -> Self {
@@ -214,6 +232,7 @@ impl Outcome {
             seconds: 0.0,
             examples_per_second: 0.0,
             stall_fraction: 0.0,
+            steps_without_teacher: 0,
             teacher: None,
             folder: output_folder(recipe),
             checkpoint: checkpoint.map(|checkpoint| checkpoint.folder.clone()),
@@ -277,6 +296,7 @@ fn report(
             facts.push(("teacher".to_owned(), format!("`{fingerprint}`")));
             let waiting = format!("{:.1} %", 100.0 * outcome.stall_fraction);
             facts.push((since("time spent waiting for the teacher"), waiting));
+            facts.extend(without_teacher(outcome.steps_without_teacher));
         }
     }
     if let Some(test) = &outcome.test {

@@ -107,6 +107,7 @@ impl Plan {
             rescale_factor,
             seed: recipe.seed,
             recipe: recipe.clone(),
+            whole: self.augment != Augment::default() || recipe.draws_labels(),
             pending: VecDeque::new(),
         }
     }
@@ -126,6 +127,8 @@ pub(crate) struct Jobs {
     seed: u64,
     /// Temperatures over the epochs.
     recipe: Recipe,
+    /// Whether requests are not shared out over replicas.
+    whole: bool,
     pending: VecDeque<Job>,
 }
 
@@ -147,6 +150,7 @@ impl Iterator for Jobs {
                     rows: rows.len(),
                     temperature: temperature as f32,
                     seed: Philox::new(self.seed, random::teacher_draws(index)).next_u64(),
+                    whole: self.whole,
                 });
             }
         }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     progress::{Event, Observer},
-    recipe::{Change, Recipe, identity::Identity},
+    recipe::{Change, Recipe, hard_only, identity::Identity},
     run_folder::{
         Checkpoint, RunFolder,
         metrics::{Record, StepRecord, TestRecord},
@@ -100,7 +100,7 @@ impl Session {
         let mut waited = Duration::ZERO;
         let epoch = step / self.plan.steps_per_epoch + 1;
         let distils = self.recipe.distils(epoch);
-        let loss = self.recipe.loss_at(epoch);
+        let mut loss = self.recipe.loss_at(epoch);
         let soft = match self.labels.as_mut().filter(|_| distils) {
             None => None,
             Some(labels) => {
@@ -109,13 +109,17 @@ impl Session {
                 match labels.take(wants, &mut self.stop) {
                     Ok(Some((soft, time))) => {
                         waited = time;
-                        Some(soft)
+                        soft
                     }
                     Ok(None) => return Ok(false),
                     Err(error) => return Err(self.interrupt(error)?),
                 }
             }
         };
+        let without_teacher = distils && self.labels.is_some() && soft.is_none();
+        if without_teacher {
+            loss = hard_only(&loss);
+        }
         let factor = self.recipe.student.rescale_factor();
         let input = self.plan.view(step).gather_f32(&rows, factor);
         let hard = self.plan.train.gather_labels(&rows);
@@ -134,6 +138,7 @@ impl Session {
             soft_loss: report.soft_loss,
             alpha: changes(&schedule.alpha).then_some(loss.alpha),
             temperature: changes(&schedule.temperature).then_some(loss.temperature),
+            without_teacher,
             grad_norm: report.grad_norm,
             learning_rate: report.learning_rate,
             examples_per_second: self.meter.examples_per_second(),

@@ -66,6 +66,11 @@ impl Teacher {
         (!self.described().takes_bytes).then_some(recipe.student.rescale_factor())
     }
 
+    /// Ends rather than goes on without labels.
+    pub(crate) fn must_have_labels(&mut self) {
+        self.client.must_have_labels();
+    }
+
     /// Starts asking for labels, in the order of the jobs.
     pub(crate) fn ask<I>(self, jobs: I) -> (OrderedLabels, Option<teacher_server::Running>)
     where

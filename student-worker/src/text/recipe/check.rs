@@ -3,7 +3,11 @@
 use stillhouse_nn::LossError;
 
 use super::{OnLong, OnPolicySection, StudentSection, TextFormat, TextRecipe};
-use crate::recipe::{Invalid, RecipeError, check_name, teacher::TeacherKind, validate as checks};
+use crate::recipe::{
+    Invalid, RecipeError, check_name,
+    teacher::{OnTeacherLoss, TeacherKind},
+    validate as checks,
+};
 
 /// Parts of a step whose sequences fill half of each at least.
 const MAX_PARTS: usize = 1 << 15;
@@ -154,6 +158,10 @@ fn on_policy(section: &OnPolicySection, recipe: &TextRecipe) -> Result<(), Inval
     let fraction = section.fraction;
     let fits = fraction > 0.0 && fraction <= 1.0;
     check(fits, "on_policy.fraction", fraction, "above 0, at most 1")?;
+    let alone =
+        recipe.teacher.as_ref().map(|of| of.on_teacher_loss) == Some(OnTeacherLoss::HardLabels);
+    let expected = "wait or fail with [on_policy]: what a student writes has no hard labels";
+    check(!alone, "teacher.on_teacher_loss", "\"hard-labels\"", expected)?;
     let (prompt, new) = (section.prompt_tokens, section.max_new_tokens);
     let most = recipe.data.sequence_length - 1;
     let range = format!("1 to {most}, below the sequence length");

@@ -1,0 +1,142 @@
+//! Addresses of replicas: as they were given, or what their names stand for now.
+//!
+//! A name may stand for several replicas (a headless Service of Kubernetes, say) and for others
+//! later; each of its addresses is an endpoint of its own.
+
+use std::{net::IpAddr, time::Duration};
+
+use tokio::net::lookup_host;
+use tonic::transport::{Endpoint, Uri};
+
+use super::{
+    ClientError,
+    gate::{Address, Closed},
+};
+
+/// Between two looks at what names stand for.
+pub(super) const RESOLVE_EVERY: Duration = Duration::from_secs(5);
+/// For one look.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The endpoints of a recipe.
+#[derive(Clone, Debug)]
+pub(super) struct Endpoints(Vec<Given>);
+
+#[derive(Clone, Debug)]
+struct Given {
+    text: String,
+    endpoint: Endpoint,
+    /// Host and port, where the host is a name that may stand for several addresses.
+    name: Option<(String, u16)>,
+}
+
+impl Endpoints {
+    pub(super) fn parse(endpoints: &[String]) -> Result<Self, ClientError> {
+        endpoints.iter().map(|text| Given::parse(text)).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether any of them may stand for something else later.
+    pub(super) fn may_change(&self) -> bool {
+        self.0.iter().any(|given| given.name.is_some())
+    }
+
+    /// What they stand for now, each once, and the last failure to find that out.
+    pub(super) async fn resolve(&self) -> (Vec<Address>, Option<Closed>) {
+        let mut addresses: Vec<Address> = Vec::new();
+        let mut failure = None;
+        for given in &self.0 {
+            match given.resolve().await {
+                Ok(found) => {
+                    for address in found {
+                        if addresses.iter().all(|other| other.name != address.name) {
+                            addresses.push(address);
+                        }
+                    }
+                }
+                Err(closed) => failure = Some(closed),
+            }
+        }
+        (addresses, failure)
+    }
+}
+
+impl Given {
+    fn parse(text: &str) -> Result<Self, ClientError> {
+        let refused = |reason: String| ClientError::Address { address: text.to_owned(), reason };
+        let endpoint =
+            Endpoint::from_shared(text.to_owned()).map_err(|error| refused(error.to_string()))?;
+        let uri = endpoint.uri();
+        let host = uri.host().unwrap_or_default();
+        if host.is_empty() {
+            return Err(refused("it names no host".to_owned()));
+        }
+        let literal = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        let secure = uri.scheme_str() == Some("https");
+        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let name = (!literal && host != "localhost").then(|| (host.to_owned(), port));
+        Ok(Self { text: text.to_owned(), endpoint, name })
+    }
+
+    async fn resolve(&self) -> Result<Vec<Address>, Closed> {
+        let Some((host, port)) = &self.name else {
+            return Ok(vec![Address::new(self.text.clone(), self.endpoint.clone())]);
+        };
+        let failed = |reason: String| Closed::for_now(format!("{}: {reason}", self.text));
+        let found = tokio::time::timeout(RESOLVE_TIMEOUT, lookup_host((host.as_str(), *port)))
+            .await
+            .map_err(|_| failed(format!("{host} is not resolved within {RESOLVE_TIMEOUT:?}")))?
+            .map_err(|error| failed(format!("{host} cannot be resolved: {error}")))?;
+        let found: Vec<_> = found.collect();
+        // Of a replica with addresses of both families, those of the one that the system prefers.
+        let family = found.first().map(|address| address.is_ipv4());
+        let own = found.into_iter().filter(|address| Some(address.is_ipv4()) == family);
+        let address = |address| {
+            let uri = self.endpoint.uri();
+            let scheme = uri.scheme_str().unwrap_or("http");
+            let name = format!("{scheme}://{address}");
+            let at: Uri = name.parse().map_err(|error| failed(format!("{name}: {error}")))?;
+            // Whoever answers there is still asked as the name.
+            Ok(Address::new(name, Endpoint::from(at).origin(uri.clone())))
+        };
+        own.map(address).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Endpoints, ClientError> {
+        Endpoints::parse(&[text.to_owned()])
+    }
+
+    #[tokio::test]
+    async fn an_address_stands_for_itself_and_a_name_may_change() {
+        for (text, changes) in [
+            ("http://127.0.0.1:7070", false),
+            ("http://[::1]:7070", false),
+            ("http://localhost:7070", false),
+            ("http://teacher:7070", true),
+            ("http://teacher.example", true),
+        ] {
+            let endpoints = parse(text).unwrap();
+            assert_eq!(endpoints.may_change(), changes, "{text}");
+            if !changes {
+                let (found, failure) = endpoints.resolve().await;
+                assert_eq!((found[0].name.as_str(), found.len()), (text, 1));
+                assert!(failure.is_none());
+            }
+        }
+        let error = parse("not an address").unwrap_err().to_string();
+        assert!(error.contains("\"not an address\" is not an address such as"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_stands_for_nothing_is_a_failure_that_may_pass() {
+        let endpoints = parse("http://no-such-teacher.invalid:7070").unwrap();
+        let (found, failure) = endpoints.resolve().await;
+        assert!(found.is_empty());
+        let Some(Closed::ForNow { reason, .. }) = failure else { panic!("{failure:?}") };
+        assert!(reason.contains("no-such-teacher.invalid"), "{reason}");
+    }
+}
