@@ -4,6 +4,7 @@
 //! * [`labels`]: soft labels as plain numbers, to and from [`v1::Labels`], in all five encodings.
 //! * [`tensor`]: [`TensorView`], a checked view of a [`v1::Tensor`] that copies nothing.
 //! * [`request`]: id lists and token sequences, packed by a client and checked by a server.
+//! * [`checksum`]: what tells labels of a request from what became of them on the way.
 //! * [`limits`]: the memory that a message can take, and the bytes of an answer.
 //! * [`dtype`] and [`bits`]: element types and bit packing, which the others stand on.
 //!
@@ -32,6 +33,7 @@
 //! ```
 
 pub mod bits;
+pub mod checksum;
 pub mod dtype;
 pub mod labels;
 pub mod limits;

@@ -220,6 +220,7 @@ proptest! {
             labels: vec![encode(&batch, dtype).unwrap(); sent],
             row_errors: vec![error; batch.rows],
             cached_rows: u32::MAX,
+            checksum: u64::MAX,
             timing: Some(v1::Timing { queue_us: most, compute_us: most, encode_us: most }),
         };
         let result = Some(Answer::Response(response));

@@ -151,6 +151,7 @@ impl Server {
             ensemble,
             cache,
             scheduler: Arc::clone(&scheduler),
+            age: settings.connection_age(),
             ledger: Ledger::new(settings.limits.held_bytes, settings.limits.client_held_bytes),
             heads: service::Heads::default(),
             draining,
@@ -188,7 +189,12 @@ impl Server {
             .ok();
 
         let (close, mut closing) = watch::channel(false);
-        let router = tonic::transport::Server::builder()
+        let mut builder = tonic::transport::Server::builder();
+        if let Some(age) = self.settings.connection_age() {
+            // Told to go, a connection ends with its last call; label streams end by themselves.
+            builder = builder.max_connection_age(age);
+        }
+        let router = builder
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(self.settings.limits.max_connection_streams)

@@ -71,6 +71,13 @@ pub struct Limits {
     pub max_stream_in_flight: u32,
     /// Calls and streams open on one connection, 1 to 65536.
     pub max_connection_streams: u32,
+    /// How long a connection may last, in seconds, 0 or 1 to 10^9; 0: for ever. A stream is ended up
+    /// to a tenth earlier, at random, so that not all clients come back at once; behind a balancer
+    /// that chooses for each connection they are spread anew.
+    pub max_connection_age_seconds: f64,
+    /// How long a stream that has reached its age may take to be answered, in seconds, above 0 and at
+    /// most 3600; what is left then is dropped.
+    pub connection_grace_seconds: f64,
     /// Bytes that all requests may hold, from admission until the connection has taken the answer;
     /// past it requests get RESOURCE_EXHAUSTED. The last eighth is for clients that hold nothing.
     /// 2^20 to 2^50.
@@ -166,6 +173,8 @@ impl Default for Limits {
             max_temperatures: MAX_TEMPERATURES,
             max_stream_in_flight: 64,
             max_connection_streams: 1024,
+            max_connection_age_seconds: 0.0,
+            connection_grace_seconds: 30.0,
             held_bytes: 2 << 30,
             client_held_bytes: 512 << 20,
         }
@@ -261,6 +270,8 @@ impl Settings {
             max_temperatures,
             max_stream_in_flight,
             max_connection_streams,
+            max_connection_age_seconds: age,
+            connection_grace_seconds: grace,
             held_bytes,
             client_held_bytes,
         } = self.limits;
@@ -304,11 +315,25 @@ impl Settings {
                 return Err(out_of_range(key, value, format_args!("{least} to {most}")));
             }
         }
+        if age != 0.0 && !(1.0..=1e9).contains(&age) {
+            let key = "limits.max_connection_age_seconds";
+            return Err(out_of_range(key, age, "0 or 1 to 1000000000"));
+        }
+        if !(grace > 0.0 && grace <= 3600.0) {
+            let key = "limits.connection_grace_seconds";
+            return Err(out_of_range(key, grace, "above 0, at most 3600"));
+        }
         let limit = self.drain.limit_seconds;
         if !(limit > 0.0 && limit <= 3600.0) {
             return Err(out_of_range("drain.limit_seconds", limit, "above 0, at most 3600"));
         }
         Ok(())
+    }
+
+    /// `limits.max_connection_age_seconds`, if there is one; call after [`Settings::validate`].
+    pub(crate) fn connection_age(&self) -> Option<Duration> {
+        let age = self.limits.max_connection_age_seconds;
+        Duration::try_from_secs_f64(age).ok().filter(|age| !age.is_zero())
     }
 
     /// `drain.limit_seconds`; call after [`Settings::validate`].
@@ -375,6 +400,8 @@ mod tests {
                 "limits.client_held_bytes: is 2097153; must be 1048576 to 2097152",
             ),
             ("model='m'\n[cache]\ndisk_bytes = 9", "cache.disk_bytes: is 9; must be 16777216 to"),
+            ("model='m'\n[limits]\nmax_connection_age_seconds = 0.5", "is 0.5; must be 0 or 1 to"),
+            ("model='m'\n[limits]\nconnection_grace_seconds = 0", "is 0; must be above 0"),
             ("model='m'\n[drain]\nlimit_seconds = 0", "is 0; must be above 0"),
             ("model='m'\n[drain]\nlimit_seconds = nan", "is NaN; must be above 0"),
             ("model='m'\ndevice = 'tpu'", "device: unknown variant `tpu`"),

@@ -3,6 +3,7 @@
 //! * [`process`]: the binaries, started, watched and killed.
 //! * [`models`]: small teachers, made on the spot.
 //! * [`client`]: a plain gRPC client of a teacher.
+//! * [`proxy`]: a TCP proxy that does harm.
 //! * [`student`]: `student-worker train` as a process.
 //! * [`scenarios`]: what `acceptance` measures.
 
@@ -11,5 +12,6 @@
 pub mod client;
 pub mod models;
 pub mod process;
+pub mod proxy;
 pub mod scenarios;
 pub mod student;

@@ -2,18 +2,20 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use stillhouse_nn::Philox;
 
 use stillhouse_proto::{
-    LabelBatch, decode,
+    LabelBatch,
+    checksum::RequestSum,
+    decode,
     v1::{LabelResponse, LabelStreamResponse, label_stream_response::Result as Answer},
 };
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     task::{AbortHandle, JoinSet},
 };
 use tonic::Code;
@@ -30,6 +32,8 @@ use super::{
     wanted::on_stream,
 };
 
+/// How long the first replica waits for the others.
+const SETTLE: Duration = Duration::from_secs(1);
 /// An answer that takes no longer than this is not late.
 const LATE_AT_LEAST: Duration = Duration::from_secs(2);
 
@@ -37,6 +41,8 @@ const LATE_AT_LEAST: Duration = Duration::from_secs(2);
 pub(super) enum Jobs<I> {
     /// They are known, and taken as long as there is room.
     Planned(I),
+    /// They are known, and each is taken when its labels are waited for.
+    Awaited(I, Arc<Semaphore>),
     /// They come when somebody has them.
     Demanded(mpsc::Receiver<Job>),
 }
@@ -52,6 +58,13 @@ impl<I: Iterator<Item = Job>> Jobs<I> {
     fn next(&mut self) -> Next {
         match self {
             Self::Planned(jobs) => jobs.next().map_or(Next::End, |job| Next::Job(Box::new(job))),
+            Self::Awaited(jobs, waited_for) => match waited_for.try_acquire() {
+                Ok(one) => {
+                    one.forget();
+                    jobs.next().map_or(Next::End, |job| Next::Job(Box::new(job)))
+                }
+                Err(_) => Next::NotYet,
+            },
             Self::Demanded(jobs) => match jobs.try_recv() {
                 Ok(job) => Next::Job(Box::new(job)),
                 Err(mpsc::error::TryRecvError::Empty) => Next::NotYet,
@@ -65,6 +78,13 @@ impl<I: Iterator<Item = Job>> Jobs<I> {
     async fn wait(&mut self) -> Option<Job> {
         match self {
             Self::Planned(_) => std::future::pending().await,
+            Self::Awaited(jobs, waited_for) => match waited_for.acquire().await {
+                Ok(one) => {
+                    one.forget();
+                    jobs.next()
+                }
+                Err(_) => None,
+            },
             Self::Demanded(jobs) => jobs.recv().await,
         }
     }
@@ -78,6 +98,19 @@ struct Held {
     labels: Vec<usize>,
     /// Of every unit's content; none where all of them go to one replica.
     hashes: Vec<u64>,
+    /// What it was refused with last: a refusal that is repeated is believed, one that is not may be
+    /// of what became of the request on the way.
+    refusal: Mutex<Option<String>>,
+}
+
+impl Held {
+    /// Notes a refusal; whether it was refused so before.
+    fn refused_again(&self, words: &str) -> bool {
+        let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = last.as_deref() == Some(words);
+        *last = Some(words.to_owned());
+        again
+    }
 }
 
 /// What happens when no teacher has answered for as long as the run waits.
@@ -110,6 +143,9 @@ pub(super) struct Driver<I> {
     lost: bool,
     /// Whether a teacher has been connected.
     connected: bool,
+    /// Until then nothing is sent but once every replica has had its first try: what the first of
+    /// them is asked for alone is in no other's cache.
+    settles: Instant,
     /// The longest that an answer has taken of late.
     slowest: Duration,
     last_failure: String,
@@ -122,6 +158,8 @@ struct Replica {
     hash: u64,
     /// None of one that was refused.
     task: Option<AbortHandle>,
+    /// Whether it has been connected to, or has failed to be.
+    tried: bool,
     /// Its name stands for it no more: it gets no work, and goes when it has answered what it has.
     retired: bool,
     /// Its open stream.
@@ -132,17 +170,25 @@ struct Replica {
 #[derive(Debug)]
 struct Live {
     link: Link,
-    /// When each of its requests was sent, and how many units it has.
-    in_flight: HashMap<u64, (Instant, usize)>,
+    /// Its requests, by their numbers.
+    in_flight: HashMap<u64, InFlight>,
     /// What it last said of its health.
     serving: bool,
     /// It owes an answer that is late. It gets no work until it has answered something.
     suspect: bool,
 }
 
+/// A request that an endpoint has been sent.
+#[derive(Debug)]
+struct InFlight {
+    sent: Instant,
+    units: usize,
+    sum: RequestSum,
+}
+
 impl Live {
     fn load(&self) -> usize {
-        self.in_flight.values().map(|(_, units)| units).sum()
+        self.in_flight.values().map(|request| request.units).sum()
     }
 }
 
@@ -168,6 +214,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             on_loss,
             lost: false,
             connected: false,
+            settles: Instant::now() + SETTLE,
             slowest: Duration::ZERO,
             last_failure: "no teacher has answered yet".to_owned(),
         };
@@ -189,7 +236,8 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 let (name, hash) = (address.name.clone(), router::name_hash(&address.name));
                 let connection = (self.connect)(number, address);
                 let task = Some(self.connections.spawn(connection.keep()));
-                self.endpoints.push(Replica { name, hash, task, retired: false, live: None });
+                let (tried, retired, live) = (false, false, None);
+                self.endpoints.push(Replica { name, hash, task, tried, retired, live });
             }
         }
         for (number, replica) in self.endpoints.iter_mut().enumerate() {
@@ -234,7 +282,8 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             self.send_ready(now);
             self.let_go();
 
-            let wake = self.pipeline.next_wake(now);
+            let settles = (now < self.settles).then_some(self.settles);
+            let wake = self.pipeline.next_wake(now).into_iter().chain(settles).min();
             let idle = Duration::from_secs(3600);
             let wake = wake.map_or(idle, |wake| wake.saturating_duration_since(now));
             let out = self.out.clone();
@@ -261,7 +310,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         let labels = units::labels(&job.inputs, job.rows);
         let hashes = if job.whole { Vec::new() } else { units::hashes(&job.inputs) };
         let count = labels.len() as u32;
-        self.pipeline.push(Held { job, labels, hashes }, count, now);
+        self.pipeline.push(Held { job, labels, hashes, refusal: Mutex::default() }, count, now);
     }
 
     /// The next job's labels; without them if teachers are lost.
@@ -318,6 +367,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         };
         let (endpoint, event) = event;
         let replica = &mut self.endpoints[endpoint];
+        replica.tried = true;
         match event {
             Happened::Up(link) => {
                 tracing::info!(teacher = replica.name, "teacher connected");
@@ -355,14 +405,16 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         now: Instant,
     ) -> Result<(), ClientError> {
         let replica = &mut self.endpoints[endpoint];
+        let mut asked = None;
         if let Some(live) = &mut replica.live {
             live.suspect = false;
-            if let Some((sent, _)) = live.in_flight.remove(&answer.id) {
-                // The slowest fades, so that one slow answer is forgotten after some hundred others.
-                let took = now.saturating_duration_since(sent);
-                self.slowest = self.slowest.mul_f64(0.99).max(took);
-            }
+            asked = live.in_flight.remove(&answer.id);
         }
+        // Only of this stream: nothing else answers here, unless it was changed on the way.
+        let Some(InFlight { sent, sum, .. }) = asked else { return Ok(()) };
+        // The slowest fades, so that one slow answer is forgotten after some hundred others.
+        let took = now.saturating_duration_since(sent);
+        self.slowest = self.slowest.mul_f64(0.99).max(took);
         if matches!(answer.result, Some(Answer::Response(_))) && std::mem::take(&mut self.lost) {
             tracing::info!(teacher = replica.name, "labels again");
         }
@@ -374,6 +426,14 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         let rows = units.iter().map(|&unit| held.labels[unit as usize]).sum();
         match answer.result {
             Some(Answer::Response(response)) => {
+                let checked = sum.agrees(&response);
+                if checked == Some(false) || (checked.is_none() && self.gate.has_checksums()) {
+                    self.last_failure =
+                        format!("{name}: {described}: the answer was changed on the way");
+                    tracing::warn!(reason = self.last_failure, "trying again");
+                    self.pipeline.failed(request, Duration::ZERO, now);
+                    return Ok(());
+                }
                 match self.labels((&name, &described), job, rows, &response) {
                     Ok(batch) => {
                         self.pipeline.answered(request, batch, now);
@@ -397,12 +457,17 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                         self.pipeline.failed(request, after, now);
                         Ok(())
                     }
-                    Verdict::Final => Err(ClientError::Refused {
+                    Verdict::Final if held.refused_again(&words) => Err(ClientError::Refused {
                         endpoint: name,
                         request: described,
                         code: status::name(code),
                         message: error.message,
                     }),
+                    Verdict::Final => {
+                        tracing::warn!(teacher = name, request = described, words, "asking again");
+                        self.pipeline.failed(request, Duration::ZERO, now);
+                        Ok(())
+                    }
                 }
             }
             None => Err(ClientError::Answer {
@@ -461,6 +526,10 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
 
     /// Sends what can be sent, each unit to its replica.
     fn send_ready(&mut self, now: Instant) {
+        if now < self.settles && self.endpoints.iter().any(|replica| !replica.tried) {
+            return;
+        }
+        self.settles = now;
         loop {
             let replicas = self.replicas();
             let late_after = self.late_after();
@@ -517,9 +586,11 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             true => held.job.inputs.clone(),
             false => units::some(&held.job.inputs, units),
         };
-        let message = on_stream(self.gate.wanted.request(*request, &held.job, inputs));
+        let message = self.gate.wanted.request(*request, &held.job, inputs);
         let Some(live) = &mut self.endpoints[*endpoint].live else { return };
-        live.in_flight.insert(*request, (now, units.len()));
+        let sum = RequestSum::new(&message);
+        live.in_flight.insert(*request, InFlight { sent: now, units: units.len(), sum });
+        let message = on_stream(message);
         if live.link.requests.try_send(message).is_err() {
             // The stream has ended; word of it is on its way.
             self.drop_link(*endpoint, now);

@@ -4,12 +4,17 @@
 //! as the others did.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use stillhouse_proto::{
-    LabelBatch, SoftLabels, decode,
+    LabelBatch, SoftLabels,
+    checksum::RequestSum,
+    decode,
     limits::MAX_DESCRIBE_BYTES,
     v1::{
         DescribeRequest, LabelResponse, label_request::Inputs,
@@ -97,6 +102,8 @@ pub(super) struct Gate {
     probe: Probe,
     /// What the first teacher was, and how it answered.
     reference: Mutex<Option<Reference>>,
+    /// Whether a teacher has given a checksum.
+    checksums: AtomicBool,
 }
 
 /// What every teacher is probed with.
@@ -119,11 +126,27 @@ struct Reference {
 
 impl Gate {
     pub(super) fn new(wanted: Wanted, probe: Probe) -> Self {
-        Self { wanted, probe, reference: Mutex::new(None) }
+        let (reference, checksums) = (Mutex::new(None), AtomicBool::new(false));
+        Self { wanted, probe, reference, checksums }
     }
 
-    /// Connects, and checks who answers.
+    /// Connects, and checks who answers. A refusal is believed when it is repeated: one that is not may
+    /// be of what became of the answers on the way.
     pub(super) async fn open(&self, address: &Address) -> Result<Opened, Closed> {
+        let first = match self.try_open(address).await {
+            Err(Closed::ForGood(error)) => error,
+            other => return other,
+        };
+        match self.try_open(address).await {
+            Err(Closed::ForGood(again)) if again.to_string() == first.to_string() => {
+                Err(Closed::ForGood(again))
+            }
+            Err(Closed::ForGood(again)) => Err(Closed::for_now(again.to_string())),
+            other => other,
+        }
+    }
+
+    async fn try_open(&self, address: &Address) -> Result<Opened, Closed> {
         let name = &address.name;
         let connected = address.endpoint.connect().await;
         let channel = connected
@@ -144,6 +167,11 @@ impl Gate {
         };
         self.admit(name, &teacher, probe).map_err(Closed::ForGood)?;
         Ok(Opened { client, teacher, channel })
+    }
+
+    /// Whether answers come with checksums, so that one without was changed on the way.
+    pub(super) fn has_checksums(&self) -> bool {
+        self.checksums.load(Ordering::Relaxed)
     }
 
     /// Refuses labels of another teacher.
@@ -202,8 +230,17 @@ impl Gate {
         let probe = &self.probe;
         let floats = probe.floats.as_ref().filter(|_| !teacher.takes_bytes);
         let inputs = floats.unwrap_or(&probe.inputs).clone();
-        let request = self.request(self.wanted.dense_request(inputs));
-        let response = self.call(name, "the probe", client.label(request)).await?;
+        let request = self.wanted.dense_request(inputs);
+        let sum = RequestSum::new(&request);
+        let response = self.call(name, "the probe", client.label(self.request(request))).await?;
+        match sum.agrees(&response) {
+            Some(false) => {
+                let words = format!("{name}: the probe: the answer was changed on the way");
+                return Err(Closed::for_now(words));
+            }
+            Some(true) => self.checksums.store(true, Ordering::Relaxed),
+            None => {}
+        }
         let expected = self.wanted.classes * probe.rows;
         probabilities(&response).filter(|values| values.len() == expected).ok_or_else(|| {
             Closed::ForGood(ClientError::Answer {

@@ -42,15 +42,19 @@ use driver::{Driver, Jobs};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use gate::{Address, Closed, Gate, Opened};
 use pipeline::Limits;
-use resolve::{Endpoints, RESOLVE_EVERY};
+use resolve::Endpoints;
 use stillhouse_nn::{Head, Philox};
 use stillhouse_proto::LabelBatch;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinHandle,
+};
 use tries::Tries;
 
 pub use driver::OnLoss;
 pub use error::ClientError;
 pub use gate::{PROBE_ROWS, Probe};
+pub use resolve::Names;
 pub use target::{TargetError, soft_target};
 pub use teacher::Teacher;
 pub use tries::Patience;
@@ -110,7 +114,21 @@ impl LabelClient {
         probe: Probe,
         patience: Patience,
     ) -> Result<Self, ClientError> {
-        let endpoints = Endpoints::parse(endpoints)?;
+        Self::connect_by(endpoints, Names::of_system(), wanted, probe, patience).await
+    }
+
+    /// As [`Self::connect`], with another way to find out what the endpoints' names stand for.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_by(
+        endpoints: &[String],
+        names: Names,
+        wanted: Wanted,
+        probe: Probe,
+        patience: Patience,
+    ) -> Result<Self, ClientError> {
+        let endpoints = Endpoints::parse(endpoints, names)?;
         let gate = Gate::new(wanted, probe);
         let mut tries = Tries::new(patience);
         let (addresses, (first_address, first)) = loop {
@@ -173,23 +191,27 @@ impl LabelClient {
         head::fetch(&self.gate, &address.name, (&mut client, &teacher), limit).await
     }
 
-    /// Asks for the labels of all jobs, ahead of their use, and hands them on in the order of the
-    /// jobs. Must be called within a tokio runtime.
+    /// Asks for the labels of all jobs, ahead of their use unless the patience's window is 0, and hands
+    /// them on in the order of the jobs. Must be called within a tokio runtime.
     pub fn labels<I>(self, jobs: I) -> OrderedLabels
     where
         I: Iterator<Item = Job> + Send + 'static,
     {
-        self.drive(Jobs::Planned(jobs))
+        if self.patience.window > 0 {
+            return self.drive(Jobs::Planned(jobs), None);
+        }
+        let waited_for = Arc::new(Semaphore::new(0));
+        self.drive(Jobs::Awaited(jobs, Arc::clone(&waited_for)), Some(waited_for))
     }
 
     /// As [`Self::labels`], for jobs that are not known before they are sent: on-policy samples, say.
     /// Dropping the sender ends the labels.
     pub fn on_demand(self) -> (mpsc::Sender<Job>, OrderedLabels) {
         let (sender, jobs) = mpsc::channel(self.patience.window.max(1));
-        (sender, self.drive(Jobs::<std::iter::Empty<Job>>::Demanded(jobs)))
+        (sender, self.drive(Jobs::<std::iter::Empty<Job>>::Demanded(jobs), None))
     }
 
-    fn drive<I>(self, jobs: Jobs<I>) -> OrderedLabels
+    fn drive<I>(self, jobs: Jobs<I>, waited_for: Option<Arc<Semaphore>>) -> OrderedLabels
     where
         I: Iterator<Item = Job> + Send + 'static,
     {
@@ -224,7 +246,7 @@ impl LabelClient {
         if self.endpoints.may_change() {
             tokio::spawn(look_again(self.endpoints, send_events));
         }
-        OrderedLabels { answers, driver: tokio::spawn(driver.run()) }
+        OrderedLabels { answers, waited_for, driver: tokio::spawn(driver.run()) }
     }
 }
 
@@ -234,7 +256,7 @@ async fn look_again(endpoints: Endpoints, events: mpsc::Sender<Event>) {
     loop {
         tokio::select! {
             () = events.closed() => return,
-            () = tokio::time::sleep(RESOLVE_EVERY) => {}
+            () = tokio::time::sleep(endpoints.names.every) => {}
         }
         match endpoints.resolve().await {
             (addresses, None) if !addresses.is_empty() => {
@@ -296,13 +318,25 @@ async fn open_any(
 #[derive(Debug)]
 pub struct OrderedLabels {
     answers: mpsc::Receiver<Result<Labelled, ClientError>>,
+    /// Told of each wait, where nothing is asked for ahead.
+    waited_for: Option<Arc<Semaphore>>,
     driver: JoinHandle<()>,
 }
 
 impl OrderedLabels {
     /// The labels of the next job; none after the last, and after an error.
     pub async fn next(&mut self) -> Option<Result<Labelled, ClientError>> {
+        self.will_take(1);
         self.answers.recv().await
+    }
+}
+
+impl OrderedLabels {
+    /// Says that so many will be waited for now, beside those that were said before.
+    fn will_take(&self, jobs: usize) {
+        if let Some(waited_for) = &self.waited_for {
+            waited_for.add_permits(jobs);
+        }
     }
 }
 

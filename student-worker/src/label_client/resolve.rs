@@ -3,8 +3,14 @@
 //! A name may stand for several replicas (a headless Service of Kubernetes, say) and for others
 //! later; each of its addresses is an endpoint of its own.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
+use futures_util::future::BoxFuture;
 use tokio::net::lookup_host;
 use tonic::transport::{Endpoint, Uri};
 
@@ -14,13 +20,55 @@ use super::{
 };
 
 /// Between two looks at what names stand for.
-pub(super) const RESOLVE_EVERY: Duration = Duration::from_secs(5);
+const RESOLVE_EVERY: Duration = Duration::from_secs(5);
 /// For one look.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The addresses of a host and a port.
+type Lookup = dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;
+
+/// What names stand for.
+#[derive(Clone)]
+pub struct Names {
+    lookup: Arc<Lookup>,
+    /// How often it is looked up again while a run lasts.
+    pub(super) every: Duration,
+}
+
+impl Names {
+    /// Asks `lookup` for the addresses of a host and a port, and again after `every`.
+    pub fn new<F>(
+        lookup: impl Fn(String, u16) -> F + Send + Sync + 'static,
+        every: Duration,
+    ) -> Self
+    where
+        F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+    {
+        let lookup = move |host, port| -> BoxFuture<'static, _> { Box::pin(lookup(host, port)) };
+        Self { lookup: Arc::new(lookup), every }
+    }
+
+    /// As the system resolves them, every five seconds.
+    pub fn of_system() -> Self {
+        let lookup = |host: String, port| async move {
+            lookup_host((host, port)).await.map(Iterator::collect)
+        };
+        Self::new(lookup, RESOLVE_EVERY)
+    }
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Names").field("every", &self.every).finish_non_exhaustive()
+    }
+}
+
 /// The endpoints of a recipe.
 #[derive(Clone, Debug)]
-pub(super) struct Endpoints(Vec<Given>);
+pub(super) struct Endpoints {
+    given: Vec<Given>,
+    pub(super) names: Names,
+}
 
 #[derive(Clone, Debug)]
 struct Given {
@@ -31,21 +79,22 @@ struct Given {
 }
 
 impl Endpoints {
-    pub(super) fn parse(endpoints: &[String]) -> Result<Self, ClientError> {
-        endpoints.iter().map(|text| Given::parse(text)).collect::<Result<_, _>>().map(Self)
+    pub(super) fn parse(endpoints: &[String], names: Names) -> Result<Self, ClientError> {
+        let given = endpoints.iter().map(|text| Given::parse(text)).collect::<Result<_, _>>()?;
+        Ok(Self { given, names })
     }
 
     /// Whether any of them may stand for something else later.
     pub(super) fn may_change(&self) -> bool {
-        self.0.iter().any(|given| given.name.is_some())
+        self.given.iter().any(|given| given.name.is_some())
     }
 
     /// What they stand for now, each once, and the last failure to find that out.
     pub(super) async fn resolve(&self) -> (Vec<Address>, Option<Closed>) {
         let mut addresses: Vec<Address> = Vec::new();
         let mut failure = None;
-        for given in &self.0 {
-            match given.resolve().await {
+        for given in &self.given {
+            match given.resolve(&self.names).await {
                 Ok(found) => {
                     for address in found {
                         if addresses.iter().all(|other| other.name != address.name) {
@@ -77,16 +126,15 @@ impl Given {
         Ok(Self { text: text.to_owned(), endpoint, name })
     }
 
-    async fn resolve(&self) -> Result<Vec<Address>, Closed> {
+    async fn resolve(&self, names: &Names) -> Result<Vec<Address>, Closed> {
         let Some((host, port)) = &self.name else {
             return Ok(vec![Address::new(self.text.clone(), self.endpoint.clone())]);
         };
         let failed = |reason: String| Closed::for_now(format!("{}: {reason}", self.text));
-        let found = tokio::time::timeout(RESOLVE_TIMEOUT, lookup_host((host.as_str(), *port)))
+        let found = tokio::time::timeout(RESOLVE_TIMEOUT, (names.lookup)(host.clone(), *port))
             .await
             .map_err(|_| failed(format!("{host} is not resolved within {RESOLVE_TIMEOUT:?}")))?
             .map_err(|error| failed(format!("{host} cannot be resolved: {error}")))?;
-        let found: Vec<_> = found.collect();
         // Of a replica with addresses of both families, those of the one that the system prefers.
         let family = found.first().map(|address| address.is_ipv4());
         let own = found.into_iter().filter(|address| Some(address.is_ipv4()) == family);
@@ -107,7 +155,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Endpoints, ClientError> {
-        Endpoints::parse(&[text.to_owned()])
+        Endpoints::parse(&[text.to_owned()], Names::of_system())
     }
 
     #[tokio::test]

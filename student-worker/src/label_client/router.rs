@@ -4,8 +4,8 @@
 //! (D. Thaler and C. Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM
 //! Transactions on Networking 6(1), 1998), and goes to the first of them that takes work. So each
 //! row is in the cache of one replica, whichever student asks; when a replica comes or goes, only
-//! the rows move that it comes to or goes from. None of them takes more than [`BOUND`] times the mean
-//! of what is under way (V. Mirrokni, M. Thorup and M. Zadimoghaddam, "Consistent Hashing with
+//! the rows move that it comes to or goes from. None of them takes much more than [`BOUND`] times the
+//! mean of what is under way (V. Mirrokni, M. Thorup and M. Zadimoghaddam, "Consistent Hashing with
 //! Bounded Loads", SODA 2018): the row's next choice takes what is beyond.
 
 use twox_hash::XxHash64;
@@ -45,7 +45,7 @@ pub(super) fn share(replicas: &[Replica], hashes: &[(u32, u64)]) -> Vec<(usize, 
     let open: Vec<&Replica> = replicas.iter().filter(|replica| replica.room > 0).collect();
     let under_way: usize = open.iter().map(|replica| replica.load).sum();
     let mean = (under_way + hashes.len()) as f64 / open.len().max(1) as f64;
-    let most = (BOUND * mean).ceil() as usize;
+    let most = most(mean);
     let mut loads: Vec<usize> = open.iter().map(|replica| replica.load).collect();
     let mut groups = vec![Vec::new(); open.len()];
     for &(unit, hash) in hashes {
@@ -59,6 +59,12 @@ pub(super) fn share(replicas: &[Replica], hashes: &[(u32, u64)]) -> Vec<(usize, 
     }
     let groups = open.iter().zip(groups).map(|(replica, units)| (replica.endpoint, units));
     groups.filter(|(_, units)| !units.is_empty()).collect()
+}
+
+/// Most units under way at one replica, of so many in the mean: as much above [`BOUND`] as chance
+/// makes of few units, which alone should not send a row to another cache.
+fn most(mean: f64) -> usize {
+    (BOUND * mean + 2.0 * mean.sqrt()).ceil() as usize
 }
 
 /// One replica for a whole request: the first choice of its first unit that takes work.
@@ -130,7 +136,7 @@ mod tests {
             units.sort_unstable();
             prop_assert_eq!(units, (0..count).collect::<Vec<_>>());
             let total = loads.iter().sum::<usize>() + count as usize;
-            let most = (BOUND * total as f64 / loads.len() as f64).ceil() as usize;
+            let most = most(total as f64 / loads.len() as f64);
             for (endpoint, units) in groups {
                 prop_assert!(loads[endpoint] + units.len() <= most);
             }

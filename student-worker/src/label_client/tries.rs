@@ -13,7 +13,7 @@ use crate::{
 /// How far to ask ahead, and how long to go on without an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// Requests held: asked for ahead of the one that is used.
+    /// Requests held: asked for ahead of the one that is used; 0: each when it is waited for.
     pub window: usize,
     /// Longest time without any label.
     pub budget: Duration,

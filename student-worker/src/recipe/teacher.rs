@@ -48,7 +48,7 @@ pub struct TeacherSection {
     /// Rows per request; absent: a whole batch.
     #[serde(default)]
     pub request_rows: Option<usize>,
-    /// Batches that are asked for ahead of the one that is trained on.
+    /// Batches that are asked for ahead of the one that is trained on; 0: each when it is needed.
     #[serde(default = "default_prefetch")]
     pub prefetch: usize,
     /// Time a request may take, in milliseconds, before it is sent again.

@@ -210,7 +210,7 @@ pub(crate) fn teacher(
         check(rows >= 1, "teacher.request_rows", rows, "1 or more")?;
     }
     let prefetch = teacher.prefetch;
-    check((1..=1024).contains(&prefetch), "teacher.prefetch", prefetch, "1 to 1024 batches")?;
+    check((0..=1024).contains(&prefetch), "teacher.prefetch", prefetch, "0 to 1024 batches")?;
     let timeout = teacher.timeout_ms;
     check(timeout >= 1, "teacher.timeout_ms", timeout, "1 or more")?;
 

@@ -1,7 +1,7 @@
 //! A teacher that fails on demand.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     net::SocketAddr,
     sync::Arc,
     sync::{
@@ -66,6 +66,8 @@ pub(crate) struct Fake {
     /// The temperatures that its streams were asked for, in order.
     pub(crate) temperatures: Mutex<Vec<f32>>,
     pub(crate) streams: AtomicU32,
+    /// How often its streams were asked for each row.
+    pub(crate) rows: Mutex<HashMap<Vec<u8>, usize>>,
 }
 
 impl Fake {
@@ -82,6 +84,7 @@ impl Fake {
             requests: AtomicU32::new(0),
             temperatures: Mutex::new(Vec::new()),
             streams: AtomicU32::new(0),
+            rows: Mutex::default(),
         }
     }
 
@@ -173,6 +176,13 @@ impl teacher_service_server::TeacherService for Shared {
             {
                 fake.requests.fetch_add(1, Ordering::Relaxed);
                 fake.temperatures.lock().unwrap().push(request.temperatures[0]);
+                if let Some(Inputs::Features(features)) = &request.inputs {
+                    let width = (SIDE * SIDE) as usize;
+                    let mut rows = fake.rows.lock().unwrap();
+                    for row in features.data.chunks(width) {
+                        *rows.entry(row.to_vec()).or_default() += 1;
+                    }
+                }
                 let fault = fake.faults.lock().unwrap().pop_front();
                 let mut response = fake.labels(&request);
                 let answer = match fault {

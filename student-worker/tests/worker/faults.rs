@@ -35,9 +35,11 @@ async fn survives(faults: Vec<Fault>) -> Arc<Fake> {
     fake
 }
 
+/// A teacher that says the same twice is believed.
 async fn fails(fault: Fault) -> String {
     let bench = Bench::new();
-    let error = train(&bench, "tried", &Arc::new(Fake::with(vec![fault]))).await.unwrap_err();
+    let faults = vec![fault; 8];
+    let error = train(&bench, "tried", &Arc::new(Fake::with(faults))).await.unwrap_err();
     assert_eq!(error.exit_code(), 1, "{error}");
     error.to_string()
 }
@@ -168,4 +170,18 @@ async fn a_teacher_that_does_not_suit_the_recipe_is_refused() {
         assert!(error.to_string().contains(expected), "{error}");
         assert_eq!(error.exit_code(), 64);
     }
+}
+
+/// The teacher answers the first request after the second: one that is not asked ahead waits for it
+/// until its time is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_prefetch_a_batch_is_asked_for_when_it_is_needed() {
+    let bench = Bench::new();
+    train(&bench, "whole", &Arc::new(Fake::new())).await.unwrap();
+    let fake = Arc::new(Fake::with(vec![Fault::Late]));
+    let address = serve_fake(Arc::clone(&fake)).await;
+    let section = endpoints(&[address], "timeout_ms = 100\nprefetch = 0");
+    run(bench.recipe("waited", &section), Existing::Refuse).await.unwrap();
+    assert_eq!(bench.weights("waited"), bench.weights("whole"));
+    assert_eq!(fake.requests.load(Ordering::Relaxed), 33, "the first was asked for again");
 }

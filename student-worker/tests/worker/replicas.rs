@@ -1,13 +1,21 @@
 //! Several endpoints: one may go, all must be the same.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
-use student_worker::{label_client::ClientError, run_folder::Existing, train::Error};
+use stillhouse_proto::v1::{DType, Tensor, label_request::Inputs};
+use student_worker::{
+    label_client::{ClientError, Job, LabelClient, Names, OrderedLabels, Patience, Probe, Wanted},
+    run_folder::Existing,
+    train::Error,
+};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     fake_teacher::{Fake, Fault, serve_fake},
-    support::{Bench, endpoints, run, run_watched, serve, slow_step},
+    support::{Bench, SIDE, endpoints, run, run_watched, serve, slow_step},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -81,4 +89,108 @@ async fn a_replica_that_becomes_another_teacher_is_left_and_the_run_goes_on() {
     assert!((1..=4).contains(&changed.requests.load(Ordering::Relaxed)));
     assert_eq!(bench.weights("left"), bench.weights("whole"));
     assert_eq!(changed.streams.load(Ordering::Relaxed), 1, "it was asked again");
+}
+
+/// Rows of one request and none of the next: the pixels of the fake teachers' rows tell them apart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_row_is_asked_of_one_replica_in_every_epoch() {
+    let bench = Bench::new();
+    let fakes = [Arc::new(Fake::new()), Arc::new(Fake::new())];
+    let first = serve_fake(Arc::clone(&fakes[0])).await;
+    run(bench.recipe("whole", &endpoints(&[first], "")), Existing::Refuse).await.unwrap();
+    fakes[0].rows.lock().unwrap().clear();
+
+    let second = serve_fake(Arc::clone(&fakes[1])).await;
+    let both = endpoints(&[first, second], "");
+    run(bench.recipe("shared", &both), Existing::Refuse).await.unwrap();
+    assert_eq!(bench.weights("shared"), bench.weights("whole"));
+    let [one, other] = fakes.map(|fake| std::mem::take(&mut *fake.rows.lock().unwrap()));
+    let all: usize = one.values().chain(other.values()).sum();
+    assert_eq!(all, 4 * 120, "4 epochs of 120 rows, each asked for once");
+    assert!(one.len() > 30 && other.len() > 30, "{} and {}", one.len(), other.len());
+    let shared = one.keys().filter(|row| other.contains_key(*row)).count();
+    assert!(shared <= 6, "{shared} rows were asked of both");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_silent_replica_owes_is_asked_of_the_others_long_before_its_time_is_over() {
+    let bench = Bench::new();
+    let steady = Arc::new(Fake::new());
+    let first = serve_fake(Arc::clone(&steady)).await;
+    run(bench.recipe("whole", &endpoints(&[first], "")), Existing::Refuse).await.unwrap();
+
+    let silent = Arc::new(Fake::with(vec![Fault::Silence; 1000]));
+    let second = serve_fake(Arc::clone(&silent)).await;
+    let both = endpoints(&[first, second], "timeout_ms = 60000");
+    let begun = Instant::now();
+    run(bench.recipe("late", &both), Existing::Refuse).await.unwrap();
+    assert_eq!(bench.weights("late"), bench.weights("whole"));
+    let asked = silent.requests.load(Ordering::Relaxed);
+    assert!((1..=4).contains(&asked), "{asked} requests went to a replica that does not answer");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+/// A name stands for one teacher, then for another, while the labels of a run are under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_comes_to_stand_for_another_replica_moves_the_work() {
+    let bench = Bench::new();
+    let fakes = [Arc::new(Fake::new()), Arc::new(Fake::new())];
+    let first = serve_fake(Arc::clone(&fakes[0])).await;
+    let second = serve_fake(Arc::clone(&fakes[1])).await;
+    let stands_for = Arc::new(Mutex::new(vec![first]));
+    let looked_up = Arc::clone(&stands_for);
+    let names = Names::new(
+        move |host, port| {
+            assert_eq!((host.as_str(), port), ("teachers", 7070));
+            std::future::ready(Ok(looked_up.lock().unwrap().clone()))
+        },
+        Duration::from_millis(20),
+    );
+    let recipe = bench.recipe("named", &endpoints(&[first], "prefetch = 2"));
+    let section = recipe.teacher.clone().unwrap();
+    let wanted = Wanted::new(&recipe, &section);
+    let features = |row: u8| {
+        let data = vec![row; (SIDE * SIDE) as usize].into();
+        let shape = vec![1, (SIDE * SIDE).into()];
+        Inputs::Features(Tensor { dtype: DType::U8.into(), shape, data })
+    };
+    let probe = Probe { inputs: features(1), floats: None, rows: 1 };
+    let endpoints = ["http://teachers:7070".to_owned()];
+    let patience = Patience::new(&section, 1);
+    let client = LabelClient::connect_by(&endpoints, names, wanted, probe, patience).await.unwrap();
+    let jobs = (0..u64::MAX).map(move |index| Job {
+        index,
+        inputs: features(index as u8),
+        rows: 1,
+        temperature: recipe.loss.temperature as f32,
+        seed: 0,
+        whole: false,
+    });
+    let mut labels = client.labels(jobs);
+    let mut next = 0;
+    let mut take = async |labels: &mut OrderedLabels| {
+        let labelled = labels.next().await.unwrap().unwrap();
+        assert_eq!(labelled.index, next);
+        next += 1;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    for _ in 0..20 {
+        take(&mut labels).await;
+    }
+    let asked = |of: usize| fakes[of].requests.load(Ordering::Relaxed);
+    assert_eq!(asked(1), 0);
+    *stands_for.lock().unwrap() = vec![second];
+    while asked(1) < 20 {
+        take(&mut labels).await;
+    }
+    let before = asked(0);
+    for _ in 0..50 {
+        take(&mut labels).await;
+    }
+    assert_eq!(asked(0), before, "the replica that is gone is asked for nothing");
+    // Both: the rows are shared out.
+    *stands_for.lock().unwrap() = vec![first, second];
+    while asked(0) < before + 20 {
+        take(&mut labels).await;
+    }
 }

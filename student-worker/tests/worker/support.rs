@@ -197,6 +197,16 @@ pub(crate) async fn run_text(recipe: TextRecipe, existing: Existing) -> Result<T
     text::run(recipe, existing, Box::new(Silent), stop).await
 }
 
+/// The steps that a run recorded.
+pub(crate) fn step_records(folder: &Path) -> Vec<StepRecord> {
+    let records = metrics::read(&folder.join("metrics.jsonl")).unwrap();
+    let step = |record| match record {
+        Record::Step(step) => Some(step),
+        _ => None,
+    };
+    records.into_iter().filter_map(step).collect()
+}
+
 /// What a run for text measured.
 pub(crate) fn text_records(folder: &Path) -> (Vec<StepRecord>, Vec<ValidationRecord>) {
     let (mut steps, mut validations) = (vec![], vec![]);

@@ -1,6 +1,6 @@
 //! A teacher that goes away, and comes back, stays away, or comes back as another.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use student_worker::{
     label_client::ClientError,
@@ -9,7 +9,7 @@ use student_worker::{
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::support::{Bench, endpoints, run, run_watched, serve, slow_step};
+use crate::support::{Bench, endpoints, run, run_watched, serve, slow_step, step_records};
 
 /// Starts a run, and shuts its teacher down after some steps.
 async fn lose_teacher(
@@ -23,6 +23,10 @@ async fn lose_teacher(
     if let Some(section) = &mut recipe.teacher {
         section.prefetch = 2;
         section.retry.max_elapsed_seconds = if more.contains("client") { 2.0 } else { 20.0 };
+    }
+    if more.contains("hard-labels") {
+        // Long enough for what comes after the loss.
+        recipe.train.epochs = 40;
     }
     let (reached, mut steps) = mpsc::unbounded_channel();
     let (_running, stop) = watch::channel(false);
@@ -98,4 +102,55 @@ async fn a_teacher_that_stays_away_suspends_the_run() {
     run(bench.recipe("lost", &section), Existing::Resume).await.unwrap();
     assert_eq!(bench.weights("lost"), bench.weights("whole"));
     teacher.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_shall_fail_ends_as_soon_as_its_teacher_is_gone() {
+    let bench = Bench::new();
+    let mut begun = None;
+    let more = "on_teacher_loss = \"fail\"";
+    let outcome = lose_teacher(&bench, more, async |_| begun = Some(Instant::now())).await;
+    let error = outcome.unwrap_err();
+    assert_eq!(error.exit_code(), 75, "{error}");
+    assert!(begun.unwrap().elapsed() < Duration::from_secs(10), "{:?}", begun.unwrap().elapsed());
+    assert!(bench.path().join("runs/lost/checkpoints").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_goes_on_alone_says_how_long_it_did() {
+    let bench = Bench::new();
+    // A client's name keeps the patience short.
+    let more = "client = \"alone\"\non_teacher_loss = \"hard-labels\"";
+    let outcome = lose_teacher(&bench, more, async |_| {}).await.unwrap();
+    assert!(outcome.finished);
+    let steps = step_records(&bench.path().join("runs/lost"));
+    let alone: Vec<_> = steps.iter().filter(|step| step.without_teacher).collect();
+    assert_eq!(outcome.steps_without_teacher, alone.len() as u64);
+    assert!(alone.len() > 10, "{} of {}", alone.len(), steps.len());
+    for step in &steps {
+        assert_eq!(step.soft_loss.is_none(), step.without_teacher, "{step:?}");
+        let hard = step.hard_loss.unwrap();
+        assert!(!step.without_teacher || (step.loss - hard).abs() < 1e-9, "{step:?}");
+    }
+    let report = std::fs::read_to_string(outcome.report.unwrap()).unwrap();
+    assert!(report.contains("steps on hard labels alone, for want of the teacher"), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_teacher_that_comes_back_ends_the_time_alone() {
+    let bench = Bench::new();
+    let mut again = None;
+    let more = "client = \"alone\"\non_teacher_loss = \"hard-labels\"";
+    let outcome = lose_teacher(&bench, more, async |port| {
+        // Longer than the patience.
+        tokio::time::sleep(Duration::from_millis(2300)).await;
+        again = Some(serve(bench.teacher(1), port).await);
+    });
+    let outcome = outcome.await.unwrap();
+    let steps = step_records(&bench.path().join("runs/lost"));
+    let first = steps.iter().position(|step| step.without_teacher).unwrap();
+    let later = steps[first..].iter().filter(|step| !step.without_teacher).count();
+    assert!(later > 0, "labels came again");
+    assert_eq!(outcome.steps_without_teacher as usize + later + first, steps.len());
+    again.unwrap().shutdown().await.unwrap();
 }

@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use stillhouse_proto::checksum::RequestSum;
 use stillhouse_proto::v1::{
     DescribeRequest, DescribeResponse, FetchHeadRequest, LabelRequest, LabelResponse,
     LabelStreamRequest, Timing, teacher_service_server::TeacherService,
@@ -52,6 +53,8 @@ pub(crate) struct Core {
     pub(crate) scheduler: Arc<Scheduler>,
     /// What all requests hold in memory.
     pub(crate) ledger: Arc<Ledger>,
+    /// How long a connection may last.
+    pub(crate) age: Option<Duration>,
     /// `FetchHead`'s answers, made once for each element type.
     pub(crate) heads: Heads,
     /// Becomes true when the server drains.
@@ -63,6 +66,8 @@ pub(crate) struct Core {
 /// A request that the scheduler has admitted.
 struct Submitted {
     id: u64,
+    /// Of the request, as it was read.
+    sum: RequestSum,
     rule: Rule,
     /// Labels that it asks for, at each temperature.
     rows: usize,
@@ -101,6 +106,7 @@ impl Core {
         peer: &Arc<str>,
         deadline: Option<Instant>,
     ) -> Result<Submitted, ServeError> {
+        let sum = RequestSum::new(&request);
         let accepted = self.contract.accept(request)?;
         let own = accepted.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let client =
@@ -119,6 +125,7 @@ impl Core {
         let pending = Pending::start(units, &self.cache, &self.scheduler, admission)?;
         Ok(Submitted {
             id: accepted.id,
+            sum,
             rule: accepted.rule,
             rows: accepted.rows,
             encoding: accepted.encoding,
@@ -141,8 +148,9 @@ impl Core {
     }
 
     async fn answer(&self, submitted: Submitted) -> Answered {
-        let Submitted { id, rule, rows, encoding, temperatures, held, deadline, pending, .. } =
-            submitted;
+        let Submitted {
+            id, sum, rule, rows, encoding, temperatures, held, deadline, pending, ..
+        } = submitted;
         let done = match deadline {
             None => pending.await?,
             Some(deadline) => tokio::time::timeout_at(deadline.into(), pending)
@@ -156,7 +164,7 @@ impl Core {
         let (cache, ensemble) = (Arc::clone(&self.cache), Arc::clone(&self.ensemble));
         // What is held goes along: the work goes on even if nobody waits for it any more.
         let encode = move || {
-            let asked = Asked { id, rule, encoding, temperatures, deadline };
+            let asked = Asked { id, sum, rule, encoding, temperatures, deadline };
             let needs_hidden = asked.encoding.needs_hidden();
             let computed = cache.layout().gather(&done.outputs, needs_hidden, &ensemble);
             let response = respond(asked, fingerprint, (&done, &computed))?;
@@ -191,6 +199,7 @@ impl Submitted {
 /// What a response must be.
 struct Asked {
     id: u64,
+    sum: RequestSum,
     rule: Rule,
     encoding: Encoding,
     temperatures: Vec<f32>,
@@ -203,7 +212,7 @@ fn respond(
     (done, computed): (&Done, &Computed),
 ) -> Result<LabelResponse, ServeError> {
     let start = Instant::now();
-    let Asked { id, rule, encoding, temperatures, deadline } = asked;
+    let Asked { id, sum, rule, encoding, temperatures, deadline } = asked;
     let (labels, row_errors) = encode::encode(computed, rule, &encoding, &temperatures, deadline)?;
     let took = start.elapsed();
 
@@ -214,7 +223,7 @@ fn respond(
     let bytes: usize = labels.iter().map(prost::Message::encoded_len).sum();
     metrics::counter!(names::LABEL_BYTES, "encoding" => encoding.name()).increment(bytes as u64);
 
-    Ok(LabelResponse {
+    let mut response = LabelResponse {
         id,
         fingerprint,
         labels,
@@ -225,7 +234,10 @@ fn respond(
             compute_us: microseconds(done.compute),
             encode_us: microseconds(took),
         }),
-    })
+        checksum: 0,
+    };
+    response.checksum = sum.of_response(&response);
+    Ok(response)
 }
 
 fn microseconds(duration: Duration) -> u64 {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -77,6 +78,11 @@ async fn serve(
     let mut answers = FuturesUnordered::new();
     let mut end = None;
     let mut reading = true;
+    let grace = core.contract.limits.connection_grace_seconds;
+    let grace = Duration::try_from_secs_f64(grace).unwrap_or(Duration::ZERO);
+    let aged = elapsed(core.age.map(jittered));
+    let too_old = elapsed(core.age.map(|age| age + grace));
+    tokio::pin!(aged, too_old);
     while reading || !answers.is_empty() {
         tokio::select! {
             Some((id, result)) = answers.next(), if !answers.is_empty() => {
@@ -122,6 +128,11 @@ async fn serve(
                     }
                 }
             },
+            () = &mut aged, if reading => {
+                reading = false;
+                end = Some(Status::unavailable("the connection has reached its age; connect anew"));
+            }
+            () = &mut too_old => return end,
             () = turned(&mut draining), if reading => {
                 reading = false;
                 end = Some(Status::from(ServeError::Draining));
@@ -130,6 +141,20 @@ async fn serve(
         }
     }
     end
+}
+
+/// Waits for a time; none: for ever.
+async fn elapsed(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Nine tenths of a time and a part of the last, at random.
+fn jittered(age: Duration) -> Duration {
+    let random = RandomState::new().hash_one(age);
+    age.mul_f64(0.9 + 0.1 * random as f64 / u64::MAX as f64)
 }
 
 /// Waits until the flag is set, or nobody is left to set it.

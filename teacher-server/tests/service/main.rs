@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
+mod age;
 mod bounds;
 mod cache;
 mod ensemble;

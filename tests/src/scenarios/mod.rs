@@ -1,5 +1,6 @@
 //! What `acceptance` measures. Each scenario runs real processes and returns its figures.
 
+mod decouple;
 mod label_gradients;
 mod overhead;
 mod overload;
@@ -45,6 +46,11 @@ pub const ALL: &[Scenario] = &[
         name: "overload",
         about: "64 streaming clients at ten times the queue's bound",
         run: |options| overload::run(options.seconds, options.part.as_deref()),
+    },
+    Scenario {
+        name: "decouple",
+        about: "a student on one core and its teacher on the other, beside plain training",
+        run: |options| decouple::run(options.seconds),
     },
     Scenario {
         name: "share",

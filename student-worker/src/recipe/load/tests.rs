@@ -275,7 +275,7 @@ fn a_value_outside_its_range_names_key_value_and_range() {
         ("teacher.model=m", "teacher.model: a path is not accepted"),
         ("teacher.endpoints=[]", "teacher.endpoints: an empty list"),
         ("teacher.endpoints=[\"ftp://x\"]", "teacher.endpoints: \"ftp://x\""),
-        ("teacher.prefetch=0", "teacher.prefetch: 0"),
+        ("teacher.prefetch=1025", "teacher.prefetch: 1025"),
         ("teacher.timeout_ms=0", "teacher.timeout_ms: 0"),
         ("teacher.request_rows=0", "teacher.request_rows: 0"),
         ("teacher.retry.max_ms=1", "teacher.retry.max_ms: 1"),
