@@ -65,9 +65,15 @@ impl Student {
 
     /// The newest step in the run's metrics.
     pub fn last_step(&self) -> u64 {
+        self.steps().into_iter().max().unwrap_or(0)
+    }
+
+    /// The steps that it recorded, in their order there.
+    pub fn steps(&self) -> Vec<u64> {
         let text = fs::read_to_string(self.output.join("metrics.jsonl")).unwrap_or_default();
-        let steps = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        steps.filter_map(|record| record["step"].as_u64()).max().unwrap_or(0)
+        let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of_step = records.filter(|record| record["kind"] == "step");
+        of_step.filter_map(|record| record["step"].as_u64()).collect()
     }
 
     /// Bytes of the trained weights.

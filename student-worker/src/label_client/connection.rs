@@ -82,11 +82,19 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) async fn keep(mut self) {
         let mut failures = 0;
+        let mut refusal = None;
         let endpoint = self.endpoint;
         loop {
             let (reason, after) = match self.serve(&mut failures).await {
                 Ended::Closed(Closed::ForNow { reason, after }) => (Some(reason), after),
                 Ended::GivenUp => (None, Duration::ZERO),
+                // It may have been refused for what became of a message on the way. Said again, with no
+                // answer in between, it is believed.
+                Ended::Closed(Closed::ForGood(error))
+                    if failures == 0 || refusal.as_ref() != Some(&error.to_string()) =>
+                {
+                    (Some(refusal.insert(error.to_string()).clone()), Duration::ZERO)
+                }
                 Ended::Closed(Closed::ForGood(error)) => {
                     let _ = self.events.send(Event::Of(endpoint, Happened::Refused(error))).await;
                     return;

@@ -2,8 +2,10 @@
 
 use stillhouse_proto::{LabelBatch, SoftLabels};
 
+use super::pipeline::Answered;
+
 /// An answer, and the units that it is of, by their place in the request.
-pub(super) type Part = (Vec<u32>, LabelBatch);
+pub(super) type Part = Answered<LabelBatch>;
 
 /// The labels of a request's units, in order, where unit `u` has `labels[u]` of them; none if the
 /// parts are not of the same kind, or are not all of it.

@@ -86,6 +86,9 @@ struct Try {
     late_after: Duration,
 }
 
+/// An answer, and the units that it is of.
+pub(super) type Answered<A> = (Vec<u32>, A);
+
 /// A request to send.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Sending {
@@ -303,7 +306,7 @@ impl<J, A> Pipeline<J, A> {
     }
 
     /// Hands on the next job in order, if it is answered: the answers, and the units that each is of.
-    pub(super) fn deliver(&mut self) -> Option<(J, Vec<(Vec<u32>, A)>)> {
+    pub(super) fn deliver(&mut self) -> Option<(J, Vec<Answered<A>>)> {
         if !self.can_deliver() {
             return None;
         }

@@ -136,7 +136,7 @@ impl Given {
             .map_err(|_| failed(format!("{host} is not resolved within {RESOLVE_TIMEOUT:?}")))?
             .map_err(|error| failed(format!("{host} cannot be resolved: {error}")))?;
         // Of a replica with addresses of both families, those of the one that the system prefers.
-        let family = found.first().map(|address| address.is_ipv4());
+        let family = found.first().map(SocketAddr::is_ipv4);
         let own = found.into_iter().filter(|address| Some(address.is_ipv4()) == family);
         let address = |address| {
             let uri = self.endpoint.uri();

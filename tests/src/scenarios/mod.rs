@@ -1,5 +1,6 @@
 //! What `acceptance` measures. Each scenario runs real processes and returns its figures.
 
+mod chaos;
 mod decouple;
 mod label_gradients;
 mod overhead;
@@ -46,6 +47,11 @@ pub const ALL: &[Scenario] = &[
         name: "overload",
         about: "64 streaming clients at ten times the queue's bound",
         run: |options| overload::run(options.seconds, options.part.as_deref()),
+    },
+    Scenario {
+        name: "chaos",
+        about: "3 teachers that die, stop and change behind a network that does harm: the same bytes",
+        run: |options| chaos::run(options.seconds),
     },
     Scenario {
         name: "decouple",
