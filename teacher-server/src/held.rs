@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{error::ServeError, metrics as names};
+use crate::{error::ServeError, metrics as names, quota::UnderWay};
 
 /// When a refused client should try again: about the time in which a reader takes an answer.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -35,6 +35,16 @@ pub(crate) struct Held {
     ledger: Arc<Ledger>,
     client: Arc<str>,
     bytes: u64,
+    /// Its place in the client's quota, for as long.
+    _under_way: Option<UnderWay>,
+}
+
+impl Held {
+    /// The same, of a request that a quota counts.
+    pub(crate) fn with(mut self, under_way: UnderWay) -> Self {
+        self._under_way = Some(under_way);
+        self
+    }
 }
 
 impl Ledger {
@@ -72,7 +82,8 @@ impl Ledger {
         held.all += bytes;
         held.clients.insert(Arc::clone(client), own + bytes);
         metrics::gauge!(names::HELD_BYTES).set(held.all as f64);
-        Ok(Held { ledger: Arc::clone(self), client: Arc::clone(client), bytes })
+        let ledger = Arc::clone(self);
+        Ok(Held { ledger, client: Arc::clone(client), bytes, _under_way: None })
     }
 
     fn lock(&self) -> MutexGuard<'_, Bytes> {

@@ -25,6 +25,7 @@ mod error;
 mod gathering;
 mod held;
 mod output;
+mod quota;
 mod scheduler;
 mod service;
 mod units;

@@ -82,6 +82,9 @@ const REFUSALS: &[&[(&str, &str)]] = &[
     &[("reason", "clients")],
     &[("reason", "held")],
     &[("reason", "client_held")],
+    &[("reason", "requests")],
+    &[("reason", "rows")],
+    &[("reason", "in_flight")],
 ];
 
 /// Why a batch was launched when it was, as the label `reason`.
@@ -151,7 +154,7 @@ pub const CATALOGUE: &[Metric] = &[
         name: REFUSED,
         kind: Kind::Counter,
         unit: Unit::Count,
-        help: "Requests answered with RESOURCE_EXHAUSTED, by the bound that was reached.",
+        help: "Requests answered with RESOURCE_EXHAUSTED, by the bound or the client's quota that was reached.",
         series: REFUSALS,
     },
     metric(STREAMS, Kind::Gauge, Unit::Count, "Open label streams."),

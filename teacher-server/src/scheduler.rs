@@ -58,16 +58,26 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(crate) fn new(bounds: &Bounds) -> Result<Self, ConfigError> {
-        let batcher = Batcher::new(Config {
+    /// `weights` are those of clients that have one of their own.
+    pub(crate) fn new<'a>(
+        bounds: &Bounds,
+        default_weight: u32,
+        weights: impl IntoIterator<Item = (&'a str, u32)>,
+    ) -> Result<Self, ConfigError> {
+        let mut batcher = Batcher::new(Config {
             max_batch_cost: bounds.max_batch.into(),
             max_queue_cost: bounds.max_queue.into(),
             max_client_cost: bounds.max_client.into(),
             max_clients: bounds.max_clients as usize,
             max_wait: Duration::from_micros(bounds.max_wait_us.into()),
             age_guard: AGE_GUARD,
+            default_weight,
             ..Config::default()
         })?;
+        for (client, weight) in weights {
+            // Settings keep to the table's bounds.
+            let _ = batcher.set_weight(client, weight);
+        }
         Ok(Self {
             batcher: Mutex::new(batcher),
             changed: Condvar::new(),

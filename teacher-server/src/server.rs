@@ -25,6 +25,7 @@ use crate::{
     held::Ledger,
     metrics as names, model,
     output::Layout,
+    quota::Quotas,
     scheduler::Scheduler,
     service::{self, Core, Teacher},
     settings::Settings,
@@ -125,7 +126,10 @@ impl Server {
         let accepts = ensemble.accepts();
         let tokens = matches!(accepts, Accepts::Sequences { .. });
         let bounds = settings.batching.bounds(tokens);
-        let scheduler = Arc::new(Scheduler::new(&bounds).map_err(|error| ConfigError::Value {
+        let default = settings.default_client();
+        let weights = settings.clients.iter().map(|(name, own)| (name.as_str(), own.weight));
+        let scheduler = Scheduler::new(&bounds, default.weight, weights);
+        let scheduler = Arc::new(scheduler.map_err(|error| ConfigError::Value {
             key: "batching".to_owned(),
             reason: error.to_string(),
         })?);
@@ -153,6 +157,7 @@ impl Server {
             scheduler: Arc::clone(&scheduler),
             age: settings.connection_age(),
             ledger: Ledger::new(settings.limits.held_bytes, settings.limits.client_held_bytes),
+            quotas: Quotas::new(default, settings.clients.clone()),
             heads: service::Heads::default(),
             draining,
             open: Arc::new(()),

@@ -2,9 +2,10 @@
 
 mod folders;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use stillhouse_batcher::{MAX_WEIGHT, MAX_WEIGHTED_CLIENTS};
 use stillhouse_proto::limits::MAX_MEMBERS;
 use stillhouse_runtime::{config::ConfigError, telemetry::LogFormat};
 
@@ -39,6 +40,8 @@ pub struct Settings {
     pub batching: Batching,
     /// What is kept of what the models computed.
     pub cache: Cache,
+    /// Shares and quotas of clients, by name; `default` are those of all that are not named.
+    pub clients: BTreeMap<String, ClientSettings>,
     /// How the server ends.
     pub drain: Drain,
     /// What is logged.
@@ -110,6 +113,54 @@ pub struct Batching {
     pub max_wait_us: u32,
 }
 
+/// The client that stands for all that are not named in `clients`.
+const DEFAULT_CLIENT: &str = "default";
+
+/// A client's share of the device and its quotas. What is asked for counts, whether it is cached or
+/// not; past a quota a request gets RESOURCE_EXHAUSTED and a time to try again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientSettings {
+    /// Its share of the device, beside those of the others that wait: 1 to 65536.
+    pub weight: u32,
+    /// Requests a second, above 0 and at most 10^9; 0: no quota.
+    pub requests_per_second: f64,
+    /// Rows, or tokens of a text model, a second, above 0 and at most 10^12; 0: no quota.
+    pub rows_per_second: f64,
+    /// Requests from admission until their answers are taken; 0: no quota.
+    pub max_in_flight: u32,
+}
+
+impl ClientSettings {
+    /// Whether there are no quotas.
+    pub(crate) fn is_unlimited(&self) -> bool {
+        self.requests_per_second == 0.0 && self.rows_per_second == 0.0 && self.max_in_flight == 0
+    }
+
+    fn validate(&self, name: &str) -> Result<(), ConfigError> {
+        let key = |field: &str| format!("clients.{name}.{field}");
+        if !(1..=MAX_WEIGHT).contains(&self.weight) {
+            let range = format_args!("1 to {MAX_WEIGHT}");
+            return Err(out_of_range(&key("weight"), self.weight, range));
+        }
+        for (field, rate, most) in [
+            ("requests_per_second", self.requests_per_second, 1e9),
+            ("rows_per_second", self.rows_per_second, 1e12),
+        ] {
+            if !(0.0..=most).contains(&rate) {
+                return Err(out_of_range(&key(field), rate, format_args!("0 to {most}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for ClientSettings {
+    fn default() -> Self {
+        Self { weight: 1, requests_per_second: 0.0, rows_per_second: 0.0, max_in_flight: 0 }
+    }
+}
+
 /// What is kept of what the models computed: of a row of features its logits, of a sequence its
 /// logits or hidden states, before temperature, ensemble rule and encoding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -158,6 +209,7 @@ impl Default for Settings {
             limits: Limits::default(),
             batching: Batching::default(),
             cache: Cache::default(),
+            clients: BTreeMap::new(),
             drain: Drain::default(),
             log: Log::default(),
         }
@@ -315,6 +367,13 @@ impl Settings {
                 return Err(out_of_range(key, value, format_args!("{least} to {most}")));
             }
         }
+        if self.clients.len() > MAX_WEIGHTED_CLIENTS {
+            let range = format_args!("at most {MAX_WEIGHTED_CLIENTS} clients");
+            return Err(out_of_range("clients", self.clients.len(), range));
+        }
+        for (name, client) in &self.clients {
+            client.validate(name)?;
+        }
         if age != 0.0 && !(1.0..=1e9).contains(&age) {
             let key = "limits.max_connection_age_seconds";
             return Err(out_of_range(key, age, "0 or 1 to 1000000000"));
@@ -328,6 +387,11 @@ impl Settings {
             return Err(out_of_range("drain.limit_seconds", limit, "above 0, at most 3600"));
         }
         Ok(())
+    }
+
+    /// The share and the quotas of clients that are not named.
+    pub(crate) fn default_client(&self) -> ClientSettings {
+        self.clients.get(DEFAULT_CLIENT).cloned().unwrap_or_default()
     }
 
     /// `limits.max_connection_age_seconds`, if there is one; call after [`Settings::validate`].
@@ -402,6 +466,12 @@ mod tests {
             ("model='m'\n[cache]\ndisk_bytes = 9", "cache.disk_bytes: is 9; must be 16777216 to"),
             ("model='m'\n[limits]\nmax_connection_age_seconds = 0.5", "is 0.5; must be 0 or 1 to"),
             ("model='m'\n[limits]\nconnection_grace_seconds = 0", "is 0; must be above 0"),
+            ("model='m'\n[clients.a]\nweight = 0", "clients.a.weight: is 0; must be 1 to 65536"),
+            (
+                "model='m'\n[clients.b]\nrows_per_second = -1",
+                "clients.b.rows_per_second: is -1; must be 0 to 1000000000000",
+            ),
+            ("model='m'\n[clients.c]\nrow = 1", "clients.c.row"),
             ("model='m'\n[drain]\nlimit_seconds = 0", "is 0; must be above 0"),
             ("model='m'\n[drain]\nlimit_seconds = nan", "is NaN; must be above 0"),
             ("model='m'\ndevice = 'tpu'", "device: unknown variant `tpu`"),

@@ -59,6 +59,8 @@ pub(crate) struct Accepted {
     pub(crate) rule: Rule,
     pub(crate) encoding: Encoding,
     pub(crate) timeout: Option<Duration>,
+    /// Rows, or tokens of a text model.
+    pub(crate) cost: u64,
     /// What the request holds in memory until its answer is taken: its rows, what the device
     /// computes of them, and the answer.
     pub(crate) bytes: u64,
@@ -85,6 +87,10 @@ impl Contract {
         let encoding = self.encoding(request.encoding, rows, rule)?;
         self.check_draws(&encoding, rows, request.temperatures.len())?;
         let reply = self.reply_size(&encoding, rows, request.temperatures.len())?;
+        let cost = match &input {
+            AcceptedInput::Features(_) => rows as u64,
+            AcceptedInput::Sequences(sequences) => sequences.token_ids.len() as u64 / 4,
+        };
         let values = self.values(&input, rows, &encoding).saturating_add(encoding.named().len());
         Ok(Accepted {
             id: request.id,
@@ -96,6 +102,7 @@ impl Contract {
             encoding,
             timeout: (request.timeout_ms > 0)
                 .then(|| Duration::from_millis(request.timeout_ms.into())),
+            cost,
             bytes: values.saturating_mul(size_of::<f32>()).saturating_add(reply) as u64,
         })
     }

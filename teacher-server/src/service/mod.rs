@@ -33,6 +33,7 @@ use crate::{
     gathering::{Admission, Canceller, Done, Pending},
     held::{Held, Ledger},
     metrics as names,
+    quota::Quotas,
     scheduler::Scheduler,
     validate::Contract,
 };
@@ -53,6 +54,8 @@ pub(crate) struct Core {
     pub(crate) scheduler: Arc<Scheduler>,
     /// What all requests hold in memory.
     pub(crate) ledger: Arc<Ledger>,
+    /// What each client may ask for.
+    pub(crate) quotas: Arc<Quotas>,
     /// How long a connection may last.
     pub(crate) age: Option<Duration>,
     /// `FetchHead`'s answers, made once for each element type.
@@ -112,7 +115,8 @@ impl Core {
         let client =
             if accepted.client.is_empty() { Arc::clone(peer) } else { Arc::from(accepted.client) };
         let deadline = deadline.into_iter().chain(own).min();
-        let held = self.ledger.take(&client, accepted.bytes)?;
+        let under_way = self.quotas.take(&client, accepted.cost, Instant::now())?;
+        let held = self.ledger.take(&client, accepted.bytes)?.with(under_way);
         let units = self.contract.units(&accepted.input, self.cache.keyer())?;
         let contract = Arc::clone(&self.contract);
         let input = accepted.input;

@@ -213,3 +213,29 @@ async fn a_request_that_could_never_be_held_is_invalid() {
     client.label(request(2, &[1.0])).await.unwrap();
     running.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_is_the_clients_own_and_refuses_with_a_time_to_try_again() {
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let (mut client, running) = serve_with(Arc::clone(&model), |settings| {
+        let quota = teacher_server::settings::ClientSettings {
+            rows_per_second: 10.0,
+            ..Default::default()
+        };
+        settings.clients.insert("a".to_owned(), quota);
+        let quota =
+            teacher_server::settings::ClientSettings { max_in_flight: 1, ..Default::default() };
+        settings.clients.insert("default".to_owned(), quota);
+    })
+    .await;
+    // More than a second's worth is let through once, and paid for.
+    client.label(from("a", request(1, &[1.0; 40]))).await.unwrap();
+    let status = client.label(from("a", request(2, &[1.0]))).await.unwrap_err();
+    let text = refusal(&status);
+    assert!(text.contains("this client's quota of 10 rows or tokens a second is spent"), "{text}");
+    for id in 0..5 {
+        client.label(from("b", request(id, &[1.0; 40]))).await.unwrap();
+    }
+    running.shutdown().await.unwrap();
+}

@@ -45,7 +45,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "overload",
-        about: "64 streaming clients at ten times the queue's bound",
+        about: "500 streaming clients at ten times the queue's bound",
         run: |options| overload::run(options.seconds, options.part.as_deref()),
     },
     Scenario {

@@ -1,9 +1,10 @@
-//! `overload`: 64 streaming clients against one teacher whose queue holds a tenth of their load.
+//! `overload`: 500 streaming clients against one teacher whose queue holds a tenth of their load, and
+//! one more that asks for a tenth of what each of them does.
 
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -21,9 +22,13 @@ use tonic_types::StatusExt as _;
 use super::{Figures, UNCACHED, progress};
 use crate::{client, models, process::Teacher};
 
-const CLIENTS: usize = 64;
+const CLIENTS: usize = 500;
 /// What a client has in flight at any time.
 const REQUESTS: usize = 16;
+/// The same of the light client.
+const LIGHT_REQUESTS: usize = 2;
+/// How long a client waits for an answer.
+const DEADLINE: Duration = Duration::from_secs(15);
 const ROWS: usize = 32;
 const WIDTH: usize = 784;
 /// Rows of all clients in flight, and the tenth of it that may wait.
@@ -35,15 +40,47 @@ const QUEUE: usize = LOAD / 10;
 struct Counts {
     refused: AtomicU64,
     without_retry: AtomicU64,
+    /// Admitted, and dropped by their deadline.
+    expired: AtomicU64,
     other_errors: AtomicU64,
+    /// How long answered requests took, in milliseconds: one counter for each.
+    latencies: Latencies,
     unary_refused: AtomicU64,
     unary_without_retry: AtomicU64,
+}
+
+/// A count for each millisecond up to twice the deadline.
+struct Latencies(Vec<AtomicU64>);
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self((0..2 * DEADLINE.as_millis()).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Latencies {
+    fn record(&self, took: Duration) {
+        let at = (took.as_millis() as usize).min(self.0.len() - 1);
+        self.0[at].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The milliseconds that this part of the answers took at most.
+    fn quantile(&self, part: f64) -> u64 {
+        let counts: Vec<u64> = self.0.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+        let wanted = part * counts.iter().sum::<u64>() as f64;
+        let mut seen = 0;
+        let reached = |count: &u64| {
+            seen += count;
+            seen as f64 >= wanted
+        };
+        counts.iter().position(reached).unwrap_or(0) as u64
+    }
 }
 
 pub(super) fn run(seconds: Option<f64>, _: Option<&str>) -> Figures {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    runtime.unwrap().block_on(measure(Duration::from_secs_f64(seconds.unwrap_or(60.0))))
+    runtime.unwrap().block_on(measure(Duration::from_secs_f64(seconds.unwrap_or(120.0))))
 }
 
 async fn measure(time: Duration) -> Figures {
@@ -57,14 +94,18 @@ async fn measure(time: Duration) -> Figures {
     );
     let counts = Arc::new(Counts::default());
     let stop = Arc::new(AtomicBool::new(false));
-    let rows: Vec<Arc<AtomicU64>> = (0..CLIENTS).map(|_| Arc::default()).collect();
+    // The last is the light client.
+    let rows: Vec<Arc<AtomicU64>> = (0..=CLIENTS).map(|_| Arc::default()).collect();
     let clients: Vec<_> = rows
         .iter()
         .enumerate()
         .map(|(index, rows)| {
             let (address, name) = (teacher.address(), format!("client-{index}"));
+            let requests = if index == CLIENTS { LIGHT_REQUESTS } else { REQUESTS };
             let (rows, counts, stop) = (Arc::clone(rows), Arc::clone(&counts), Arc::clone(&stop));
-            tokio::spawn(async move { stream(address, &name, &rows, &counts, &stop).await })
+            tokio::spawn(async move {
+                stream(address, (&name, requests), &rows, &counts, &stop).await;
+            })
         })
         .collect();
     let prober = {
@@ -82,7 +123,8 @@ async fn measure(time: Duration) -> Figures {
         progress(&format!("{:.0} of {:.0} s", start.elapsed().as_secs_f64(), time.as_secs_f64()));
     }
     progress("");
-    let done: Vec<f64> = rows.iter().map(|rows| rows.load(Ordering::Relaxed) as f64).collect();
+    let mut done: Vec<f64> = rows.iter().map(|rows| rows.load(Ordering::Relaxed) as f64).collect();
+    let light = done.pop().unwrap_or_default();
     let elapsed = start.elapsed().as_secs_f64();
     stop.store(true, Ordering::Relaxed);
     drop(prober.await);
@@ -91,6 +133,9 @@ async fn measure(time: Duration) -> Figures {
     }
     let panics = teacher.metric("stillhouse_teacher_device_panics_total");
     let mut figures = report(&counts, &resident, &done, elapsed);
+    let light = light * CLIENTS as f64 / done.iter().sum::<f64>();
+    figures.add("light_client_share_of_fair", light);
+    figures.require(light >= 0.9, "a client with a tenth of the load lost its fair share");
     figures.add("most_rows_queued", most_queued);
     figures.add("panics", panics);
     figures.require(most_queued <= QUEUE as f64, "more was queued than the bound allows");
@@ -121,7 +166,15 @@ fn report(counts: &Counts, resident: &[u64], done: &[f64], elapsed: f64) -> Figu
     figures.add("rows_per_second", total / elapsed);
     figures.add("least_share_of_fair", least);
     figures.add("most_share_of_fair", most);
-    figures.add("jain_index", total * total / (CLIENTS as f64 * squares));
+    let jain = total * total / (CLIENTS as f64 * squares);
+    figures.add("jain_index", jain);
+    figures.require(jain >= 0.95, "the clients' shares are not equal");
+    let (p50, p99) = (counts.latencies.quantile(0.5), counts.latencies.quantile(0.99));
+    figures.add("answered_p50_ms", p50);
+    figures.add("answered_p99_ms", p99);
+    figures.add("expired", read(&counts.expired));
+    let within = u128::from(p99) <= DEADLINE.as_millis() && read(&counts.expired) == 0;
+    figures.require(within, "admitted work was not done by its deadline");
     figures.add("refused", read(&counts.refused));
     figures.add("refused_without_retry", read(&counts.without_retry));
     figures.add("unary_refused", read(&counts.unary_refused));
@@ -159,23 +212,25 @@ fn label_request(id: u64, client: &str, rows: usize) -> LabelRequest {
         })),
         temperatures: vec![4.0],
         encoding: client::encoding(Kind::Dense(DenseEncoding::default())),
-        timeout_ms: 0,
+        timeout_ms: DEADLINE.as_millis() as u32,
         ensemble_rule: 0,
     }
 }
 
-/// Keeps `REQUESTS` in flight on one stream; one that is refused waits as told and goes again.
+/// Keeps requests in flight on one stream; one that is refused waits as told and goes again.
 async fn stream(
     address: SocketAddr,
-    name: &str,
+    (name, in_flight): (&str, usize),
     rows: &AtomicU64,
     counts: &Arc<Counts>,
     stop: &AtomicBool,
 ) {
     let mut client = client::connect(address).await;
-    // Never more than `REQUESTS` messages: what bounds it is the loop below.
+    // Never more messages than are in flight: what bounds it is the loop below.
     let (send, requests) = mpsc::unbounded_channel();
-    for id in 0..REQUESTS as u64 {
+    let sent: Arc<Vec<Mutex<Instant>>> =
+        Arc::new((0..in_flight).map(|_| Mutex::new(Instant::now())).collect());
+    for id in 0..in_flight as u64 {
         drop(send.send(client::on_stream(label_request(id, name, ROWS))));
     }
     let stream = client.label_stream(UnboundedReceiverStream::new(requests)).await;
@@ -188,6 +243,10 @@ async fn stream(
         match answer.result {
             Some(Answer::Response(_)) => {
                 rows.fetch_add(ROWS as u64, Ordering::Relaxed);
+                counts.latencies.record(sent[answer.id as usize].lock().unwrap().elapsed());
+            }
+            Some(Answer::Error(error)) if error.code == Code::DeadlineExceeded as i32 => {
+                counts.expired.fetch_add(1, Ordering::Relaxed);
             }
             Some(Answer::Error(error)) if error.code == Code::ResourceExhausted as i32 => {
                 counts.refused.fetch_add(1, Ordering::Relaxed);
@@ -201,14 +260,16 @@ async fn stream(
             }
         }
         let again = client::on_stream(label_request(answer.id, name, ROWS));
-        if wait.is_zero() {
+        let (send, sent) = (send.clone(), Arc::clone(&sent));
+        let send_again = async move {
+            tokio::time::sleep(wait).await;
+            *sent[answer.id as usize].lock().unwrap() = Instant::now();
             drop(send.send(again));
+        };
+        if wait.is_zero() {
+            send_again.await;
         } else {
-            let send = send.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(wait).await;
-                drop(send.send(again));
-            });
+            tokio::spawn(send_again);
         }
     }
     // The server ended the stream, or the connection broke.
