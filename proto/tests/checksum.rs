@@ -10,9 +10,10 @@ use stillhouse_proto::{
     checksum::RequestSum,
     encode,
     v1::{
-        DType, DenseEncoding, DenseKind, Encoding, IdsEncoding, LabelRequest, LabelResponse,
-        RowError, SampledEncoding, Sequences, Tensor, TopKEncoding, encoding::Kind,
-        label_request::Inputs,
+        DType, DenseEncoding, DenseKind, DenseLabels, Encoding, HiddenEncoding, HiddenLabels,
+        IdsEncoding, IdsLabels, LabelRequest, LabelResponse, Labels, RowError, SampledEncoding,
+        SampledLabels, Sequences, Tensor, TopKEncoding, TopKLabels, encoding::Kind,
+        label_request::Inputs, labels::Payload,
     },
 };
 
@@ -32,31 +33,85 @@ fn request(inputs: Inputs, kind: Kind) -> LabelRequest {
     }
 }
 
-fn requests() -> Vec<LabelRequest> {
+/// Of the fixture, in its order: requests and the payloads of their answers.
+fn cases() -> Vec<(&'static str, LabelRequest, Payload)> {
     let rows = [vec![1, 2, 3], vec![4]];
     let marks = [true, false, true, true];
-    let sequences = Sequences::pack(&rows, Some(&marks)).unwrap();
+    let sequences = || Inputs::Sequences(Sequences::pack(&rows, Some(&marks)).unwrap());
     let ids = stillhouse_proto::request::pack_ids(&[1, 2]);
+    let f32s = |values: &[f32], shape: &[usize]| {
+        Some(Tensor::from_f32(values, DType::F32, shape).unwrap())
+    };
     let dense = DenseEncoding { kind: DenseKind::Logits.into(), dtype: 1 };
     vec![
-        request(features(), Kind::Dense(dense)),
-        request(Inputs::Sequences(sequences), Kind::TopK(TopKEncoding { k: 3, dtype: 2 })),
-        request(features(), Kind::Ids(IdsEncoding { ids_per_row: 1, ids, dtype: 3 })),
-        request(features(), Kind::Sampled(SampledEncoding { draws: 9, seed: 1 << 40 })),
+        (
+            "dense",
+            request(features(), Kind::Dense(dense)),
+            Payload::Dense(DenseLabels { kind: 3, values: f32s(&[0.5, -1.0], &[1, 2]) }.into()),
+        ),
+        (
+            "top_k",
+            request(sequences(), Kind::TopK(TopKEncoding { k: 1, dtype: 2 })),
+            Payload::TopK(
+                TopKLabels {
+                    k: 1,
+                    packed_ids: vec![1].into(),
+                    log_probabilities: f32s(&[-0.5], &[1, 1]),
+                    log_tail_mass: f32s(&[-1.0], &[1]),
+                }
+                .into(),
+            ),
+        ),
+        (
+            "ids",
+            request(features(), Kind::Ids(IdsEncoding { ids_per_row: 1, ids, dtype: 3 })),
+            Payload::Ids(
+                IdsLabels {
+                    log_probabilities: f32s(&[-0.5], &[1, 1]),
+                    log_tail_mass: f32s(&[-1.0], &[1]),
+                }
+                .into(),
+            ),
+        ),
+        (
+            "sampled",
+            request(features(), Kind::Sampled(SampledEncoding { draws: 9, seed: 1 << 40 })),
+            Payload::Sampled(
+                SampledLabels {
+                    draws: 9,
+                    distinct: vec![1, 0].into(),
+                    packed_ids: vec![1].into(),
+                    packed_counts: vec![9].into(),
+                }
+                .into(),
+            ),
+        ),
+        (
+            "hidden",
+            request(sequences(), Kind::Hidden(HiddenEncoding { dtype: 3 })),
+            Payload::Hidden(HiddenLabels { states: f32s(&[0.5, -1.0], &[1, 2]) }.into()),
+        ),
     ]
 }
 
-/// Worked out by hand from the comment of `Checksum`, with another implementation of XXH64 (Python's
-/// xxhash): the little-endian numbers and bytes in the order that it names.
+/// As another implementation of XXH64 has it, from the comment of `Checksum` alone.
 #[test]
 fn the_sum_is_that_of_the_parts_in_the_contract() {
-    let dense = DenseEncoding { kind: DenseKind::Logits.into(), dtype: 1 };
-    let response = LabelResponse { fingerprint: vec![9; 3].into(), ..LabelResponse::default() };
-    let sum = RequestSum::new(&request(features(), Kind::Dense(dense))).of_response(&response);
-    assert_eq!(sum, SUM);
+    let sums = include_str!("fixtures/checksums.txt");
+    assert_eq!(sums.lines().count(), cases().len());
+    for ((name, request, payload), line) in cases().into_iter().zip(sums.lines()) {
+        let labels = Labels { temperature: 4.0, rows: 1, classes: 2, payload: Some(payload) };
+        let error = RowError { row: 1, message: "not finite".to_owned() };
+        let response = LabelResponse {
+            fingerprint: vec![9; 3].into(),
+            labels: vec![labels],
+            row_errors: vec![error],
+            ..LabelResponse::default()
+        };
+        let sum = RequestSum::new(&request).of_response(&response);
+        assert_eq!(format!("{name} {sum:016x}"), line);
+    }
 }
-
-const SUM: u64 = 0x7dc8_6add_7965_1a16;
 
 proptest! {
     /// Any bit that is flipped on the way, either way: the answer is not decoded, is the same, or is
@@ -64,12 +119,12 @@ proptest! {
     #[test]
     fn a_flipped_bit_is_noticed(
         batch in common::batch(),
-        which in 0_usize..4,
+        which in 0_usize..5,
         at in any::<prop::sample::Index>(),
         bit in 0..8_u32,
         of_request in any::<bool>(),
     ) {
-        let request = requests().swap_remove(which);
+        let request = cases().swap_remove(which).1;
         let Ok(labels) = encode(&batch, DType::F32) else { return Ok(()) };
         let error = RowError { row: 1, message: "not finite".to_owned() };
         let mut response = LabelResponse {

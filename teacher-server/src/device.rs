@@ -84,7 +84,7 @@ fn fail_the_rest(scheduler: &Scheduler) {
 }
 
 fn run(ensemble: &Ensemble, cache: &RowCache, scheduler: &Scheduler, batch: Batch<Job>) {
-    let reason = batch.reason.as_str();
+    let (reason, batch_cost) = (batch.reason.as_str(), batch.cost);
     let (waits, mut jobs): (Vec<_>, Vec<_>) =
         batch.items.into_iter().map(|item| (item.waited, item.payload)).unzip();
     waits.iter().for_each(|wait| metrics::histogram!(names::QUEUE_WAIT).record(*wait));
@@ -103,7 +103,8 @@ fn run(ensemble: &Ensemble, cache: &RowCache, scheduler: &Scheduler, batch: Batc
         }
     });
     let compute = start.elapsed();
-    scheduler.completed(input.cost(), compute);
+    // In the queue's unit: what is shared takes no time of its own.
+    scheduler.completed(batch_cost, compute);
     metrics::counter!(names::BATCHES, "reason" => reason).increment(1);
     metrics::counter!(names::FORWARD_ROWS).increment(places.len() as u64);
     metrics::histogram!(names::BATCH_ROWS).record(rows as f64);

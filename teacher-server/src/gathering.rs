@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use crate::{
     cache::RowCache,
     error::ServeError,
+    held::Held,
     metrics as names,
     output::Output,
     scheduler::Scheduler,
@@ -245,10 +246,12 @@ impl Pending {
             if !cache.find(&gathering).is_empty() {
                 let (cache, scheduler) = (Arc::clone(cache), Arc::clone(scheduler));
                 tokio::spawn(async move {
+                    let mut unfinished = Unfinished(Some(Arc::clone(&gathering)));
                     cache.fetch(&gathering).await;
                     if let Err(error) = admission.admit(&gathering, &cache, &scheduler) {
                         gathering.fail(error);
                     }
+                    unfinished.0 = None;
                 });
             }
         } else {
@@ -274,6 +277,17 @@ impl Canceller {
     }
 }
 
+/// A request on its way to the queue. Dropped there, it has its answer.
+struct Unfinished(Option<Arc<Gathering>>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(gathering) = &self.0 {
+            gathering.fail(ServeError::Forward("the cache could not be asked".to_owned()));
+        }
+    }
+}
+
 /// Makes the input of some of a request's units.
 pub(crate) type MakeInput = Box<dyn FnOnce(&[usize]) -> Result<JobInput, ServeError> + Send>;
 
@@ -282,6 +296,8 @@ pub(crate) struct Admission {
     pub(crate) client: Arc<str>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) input: MakeInput,
+    /// What the request holds in memory, for as long as it is on its way.
+    pub(crate) held: Arc<Held>,
 }
 
 impl Admission {
@@ -292,6 +308,7 @@ impl Admission {
         cache: &RowCache,
         scheduler: &Scheduler,
     ) -> Result<(), ServeError> {
+        let _held = self.held;
         if gathering.is_over() {
             return Ok(());
         }
@@ -316,11 +333,8 @@ impl Future for Pending {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = ready!(Pin::new(&mut self.answer).poll(context));
-        // The request was dropped unanswered: the device thread panicked with it.
-        Poll::Ready(
-            answer
-                .unwrap_or_else(|_| Err(ServeError::DeviceLost("it dropped the batch".to_owned()))),
-        )
+        // The sender is in the gathering, which this holds: it is not dropped unused.
+        Poll::Ready(answer.unwrap_or(Err(ServeError::Cancelled)))
     }
 }
 

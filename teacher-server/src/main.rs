@@ -24,7 +24,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Serve a trained model's soft labels over gRPC.
 ///
 /// Settings: defaults, then --config FILE, then the environment, then flags; later ones win.
-/// Exit codes: 0 stopped by a signal, 64 wrong configuration or model, 75 the port is taken.
+/// Exit codes: 0 stopped by a signal, 64 wrong configuration or model, 75 the port is taken or
+/// another server has the cache's folder.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {

@@ -148,6 +148,7 @@ impl Server {
                 accepts,
                 classes: ensemble.classes(),
                 hidden_size: ensemble.hidden_size(),
+                state_width: ensemble.hidden_sizes().iter().sum(),
                 members: ensemble.len(),
                 default_rule: settings.ensemble,
                 limits: settings.limits.clone(),
@@ -196,8 +197,9 @@ impl Server {
         let (close, mut closing) = watch::channel(false);
         let mut builder = tonic::transport::Server::builder();
         if let Some(age) = self.settings.connection_age() {
-            // Told to go, a connection ends with its last call; label streams end by themselves.
-            builder = builder.max_connection_age(age);
+            // Told to go, a connection ends with its last call. Before its label streams end, so that
+            // the next of them comes over another one.
+            builder = builder.max_connection_age(age.mul_f64(0.9));
         }
         let router = builder
             .initial_stream_window_size(STREAM_WINDOW)

@@ -74,9 +74,10 @@ pub struct Limits {
     pub max_stream_in_flight: u32,
     /// Calls and streams open on one connection, 1 to 65536.
     pub max_connection_streams: u32,
-    /// How long a connection may last, in seconds, 0 or 1 to 10^9; 0: for ever. A stream is ended up
-    /// to a tenth earlier, at random, so that not all clients come back at once; behind a balancer
-    /// that chooses for each connection they are spread anew.
+    /// How long a connection may last, in seconds, 0 or 1 to 10^9; 0: for ever. Nine tenths on it takes
+    /// no new calls; its label streams end in the last tenth, at random, so that not all clients come
+    /// back at once. Behind a balancer that chooses for each connection they are spread anew. A health
+    /// watch is not ended, nor is what a client does not read.
     pub max_connection_age_seconds: f64,
     /// How long a stream that has reached its age may take to be answered, in seconds, above 0 and at
     /// most 3600; what is left then is dropped.
@@ -170,7 +171,8 @@ pub struct Cache {
     /// request has a forward pass of its own.
     pub enabled: bool,
     /// Bytes that are kept in memory, 0 to 2^50. With 0 only requests that wait at the same time
-    /// share a row.
+    /// share a row. Once a request has asked a classifier for hidden states, these are kept with the
+    /// logits, too.
     pub memory_bytes: u64,
     /// Folder of the tier that outlives the process, this server's alone; none: no such tier.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -370,6 +372,9 @@ impl Settings {
         if self.clients.len() > MAX_WEIGHTED_CLIENTS {
             let range = format_args!("at most {MAX_WEIGHTED_CLIENTS} clients");
             return Err(out_of_range("clients", self.clients.len(), range));
+        }
+        if self.cache.disk_dir.as_ref().is_some_and(|folder| folder.as_os_str().is_empty()) {
+            return Err(out_of_range("cache.disk_dir", "empty", "a folder, or absent"));
         }
         for (name, client) in &self.clients {
             client.validate(name)?;

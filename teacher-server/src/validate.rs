@@ -36,6 +36,8 @@ pub(crate) struct Contract {
     pub(crate) classes: usize,
     /// 0 for several models.
     pub(crate) hidden_size: usize,
+    /// Widths of the members' hidden states, together.
+    pub(crate) state_width: usize,
     /// Models that answer as one, at least 1.
     pub(crate) members: usize,
     /// Of requests that do not say.
@@ -91,7 +93,7 @@ impl Contract {
             AcceptedInput::Features(_) => rows as u64,
             AcceptedInput::Sequences(sequences) => sequences.token_ids.len() as u64 / 4,
         };
-        let values = self.values(&input, rows, &encoding).saturating_add(encoding.named().len());
+        let values = self.values(&input, rows).saturating_add(encoding.named().len());
         Ok(Accepted {
             id: request.id,
             client: request.client,
@@ -124,20 +126,21 @@ impl Contract {
 
     /// Numbers that a request holds in memory besides its answer: its input and what the device
     /// computes of it.
-    fn values(&self, input: &AcceptedInput, rows: usize, encoding: &Encoding) -> usize {
+    fn values(&self, input: &AcceptedInput, rows: usize) -> usize {
         let per_row = |values: usize| rows.saturating_mul(values);
         match (&self.accepts, input) {
             (Accepts::Features { width, .. }, _) => {
-                let hidden = if encoding.needs_hidden() { self.hidden_size } else { 0 };
+                // Of a single model hidden states may come along, for somebody else. What the cache
+                // has and the copy that labels are made of are there at one time.
                 let logits = self.members.saturating_mul(self.classes);
-                per_row(logits.saturating_add(hidden).saturating_add(*width))
+                let outputs = logits.saturating_add(self.hidden_size).saturating_mul(2);
+                per_row(outputs.saturating_add(*width))
             }
             (Accepts::Sequences { every_position, .. }, AcceptedInput::Sequences(sequences)) => {
                 // Ids as they came, as the model takes them, and a mark for each.
                 let tokens = sequences.token_ids.len() / 4 * 4;
-                // The states of several models may differ in width: what they do not tell here is
-                // small beside one block of their logits.
-                let width = self.members.saturating_mul(self.hidden_size.max(1));
+                // In the cache, and in the copy that labels are made of.
+                let width = self.state_width.saturating_mul(2);
                 let logits = match every_position {
                     true => self.members.saturating_mul(encode::block_values(self.classes, rows)),
                     false => per_row(self.members.saturating_mul(self.classes)),

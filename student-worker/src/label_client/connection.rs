@@ -64,6 +64,8 @@ pub(super) struct Link {
     pub(super) requests: mpsc::Sender<LabelStreamRequest>,
     /// Requests that may be in flight.
     pub(super) capacity: usize,
+    /// Whether its answers come with checksums.
+    pub(super) has_checksums: bool,
     _open: oneshot::Sender<()>,
 }
 
@@ -110,10 +112,11 @@ impl Connection {
 
     /// Opens a stream and passes answers on until it ends. `failures` starts anew at an answer.
     async fn serve(&self, failures: &mut u32) -> Ended {
-        let Opened { client, teacher, channel } = match self.gate.open(&self.address).await {
-            Ok(opened) => opened,
-            Err(closed) => return Ended::Closed(closed),
-        };
+        let Opened { client, teacher, channel, has_checksums } =
+            match self.gate.open(&self.address).await {
+                Ok(opened) => opened,
+                Err(closed) => return Ended::Closed(closed),
+            };
         let capacity = teacher.max_in_flight;
         let (requests, outbound) = mpsc::channel(capacity);
         let mut inbound = match self.open_stream(client, outbound).await {
@@ -121,7 +124,7 @@ impl Connection {
             Err(closed) => return Ended::Closed(closed),
         };
         let (open, mut hung_up) = oneshot::channel();
-        let link = Link { requests, capacity, _open: open };
+        let link = Link { requests, capacity, has_checksums, _open: open };
         let endpoint = self.endpoint;
         if self.events.send(Event::Of(endpoint, Happened::Up(link))).await.is_err() {
             return Ended::GivenUp;
@@ -182,7 +185,8 @@ async fn watch_health(channel: Channel, endpoint: usize, events: mpsc::Sender<Ev
     let Ok(watch) = HealthClient::new(channel).watch(request).await else { return };
     let mut watch = watch.into_inner();
     while let Ok(Some(response)) = watch.message().await {
-        let serving = response.status() == ServingStatus::Serving;
+        // A server that knows no such service may say so here, which says nothing of its health.
+        let serving = response.status() != ServingStatus::NotServing;
         if events.send(Event::Of(endpoint, Happened::Serving(serving))).await.is_err() {
             return;
         }

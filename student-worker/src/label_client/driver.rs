@@ -12,7 +12,9 @@ use stillhouse_proto::{
     LabelBatch,
     checksum::RequestSum,
     decode,
-    v1::{LabelResponse, LabelStreamResponse, label_stream_response::Result as Answer},
+    v1::{
+        LabelResponse, LabelStreamResponse, encoding::Kind, label_stream_response::Result as Answer,
+    },
 };
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -100,15 +102,16 @@ struct Held {
     hashes: Vec<u64>,
     /// What it was refused with last: a refusal that is repeated is believed, one that is not may be
     /// of what became of the request on the way.
-    refusal: Mutex<Option<String>>,
+    refusal: Mutex<Option<(u32, String)>>,
 }
 
 impl Held {
-    /// Notes a refusal; whether it was refused so before.
-    fn refused_again(&self, words: &str) -> bool {
+    /// Notes a refusal of the part that begins with a unit; whether it was refused so before.
+    fn refused_again(&self, first: u32, words: &str) -> bool {
         let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        let again = last.as_deref() == Some(words);
-        *last = Some(words.to_owned());
+        let refusal = (first, words.to_owned());
+        let again = last.as_ref() == Some(&refusal);
+        *last = Some(refusal);
         again
     }
 }
@@ -146,8 +149,8 @@ pub(super) struct Driver<I> {
     /// Until then nothing is sent but once every replica has had its first try: what the first of
     /// them is asked for alone is in no other's cache.
     settles: Instant,
-    /// The longest that an answer has taken of late.
-    slowest: Duration,
+    /// The longest that an answer has taken of late; none before the first.
+    slowest: Option<Duration>,
     last_failure: String,
 }
 
@@ -160,10 +163,20 @@ struct Replica {
     task: Option<AbortHandle>,
     /// Whether it has been connected to, or has failed to be.
     tried: bool,
+    /// Failures since it was connected, its end the first of them.
+    failures: u32,
     /// Its name stands for it no more: it gets no work, and goes when it has answered what it has.
     retired: bool,
     /// Its open stream.
     live: Option<Live>,
+}
+
+impl Replica {
+    /// Whether it should be given work.
+    fn is_well(&self) -> bool {
+        let live = self.live.as_ref();
+        !self.retired && live.is_some_and(|live| live.serving && !live.suspect)
+    }
 }
 
 /// An open stream and its load.
@@ -215,7 +228,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             lost: false,
             connected: false,
             settles: Instant::now() + SETTLE,
-            slowest: Duration::ZERO,
+            slowest: None,
             last_failure: "no teacher has answered yet".to_owned(),
         };
         driver.endpoints_are(addresses);
@@ -233,11 +246,12 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             let number = known.unwrap_or(self.endpoints.len());
             stay.insert(number);
             if known.is_none() {
-                let (name, hash) = (address.name.clone(), router::name_hash(&address.name));
+                let (name, hash) = (address.name.clone(), router::name_hash(&address.known_as));
                 let connection = (self.connect)(number, address);
                 let task = Some(self.connections.spawn(connection.keep()));
-                let (tried, retired, live) = (false, false, None);
-                self.endpoints.push(Replica { name, hash, task, tried, retired, live });
+                let (tried, failures, retired, live) = (false, 0, false, None);
+                let replica = Replica { name, hash, task, tried, failures, retired, live };
+                self.endpoints.push(replica);
             }
         }
         for (number, replica) in self.endpoints.iter_mut().enumerate() {
@@ -308,7 +322,10 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
 
     fn push(&mut self, job: Job, now: Instant) {
         let labels = units::labels(&job.inputs, job.rows);
-        let hashes = if job.whole { Vec::new() } else { units::hashes(&job.inputs) };
+        // Draws depend on the place of a row in its request; a request must ask for some label.
+        let drawn = matches!(self.gate.wanted.encoding, Kind::Sampled(_));
+        let whole = job.whole || drawn || labels.contains(&0);
+        let hashes = if whole { Vec::new() } else { units::hashes(&job.inputs) };
         let count = labels.len() as u32;
         self.pipeline.push(Held { job, labels, hashes, refusal: Mutex::default() }, count, now);
     }
@@ -324,18 +341,26 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             })?;
             return Ok(Some(Labelled { index, batch: Some(batch) }));
         }
+        if !self.lost {
+            return Ok(None);
+        }
         let without = |held: Held| Labelled { index: held.job.index, batch: None };
-        Ok(self.pipeline.abandon().filter(|_| self.lost).map(without))
+        Ok(self.pipeline.abandon().map(without))
     }
 
     /// Decides what to do when no teacher answers.
     fn without_teachers(&mut self, now: Instant) -> Result<(), ClientError> {
-        let all_gone = self.connected && self.endpoints.iter().all(|of| of.live.is_none());
-        let waited = match self.on_loss {
-            OnLoss::EndAtOnce if all_gone => Some(Duration::ZERO),
-            _ => self.pipeline.given_up(now),
-        };
-        match waited {
+        // A stream may end and be opened again; one that cannot be is gone.
+        let gone = |of: &Replica| of.live.is_none() && (of.task.is_none() || of.failures > 1);
+        let wanted = !self.pipeline.is_empty() && !self.pipeline.can_deliver();
+        if self.on_loss == OnLoss::EndAtOnce
+            && self.connected
+            && wanted
+            && self.endpoints.iter().filter(|of| !of.retired).all(gone)
+        {
+            return Err(ClientError::Lost { last: self.last_failure.clone() });
+        }
+        match self.pipeline.given_up(now) {
             Some(waited) if self.on_loss != OnLoss::GoOn => Err(ClientError::Unreachable {
                 seconds: waited.as_secs_f64(),
                 last: self.last_failure.clone(),
@@ -372,6 +397,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             Happened::Up(link) => {
                 tracing::info!(teacher = replica.name, "teacher connected");
                 let in_flight = HashMap::new();
+                replica.failures = 0;
                 replica.live = Some(Live { link, in_flight, serving: true, suspect: false });
                 self.connected = true;
                 Ok(())
@@ -387,6 +413,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 Ok(())
             }
             Happened::Down(reason) => {
+                replica.failures = replica.failures.saturating_add(1);
                 if let Some(reason) = reason {
                     tracing::warn!(reason, "teacher not connected; trying again");
                     self.last_failure = reason;
@@ -405,29 +432,32 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         now: Instant,
     ) -> Result<(), ClientError> {
         let replica = &mut self.endpoints[endpoint];
-        let mut asked = None;
+        let (mut asked, mut has_checksums) = (None, false);
         if let Some(live) = &mut replica.live {
             live.suspect = false;
             asked = live.in_flight.remove(&answer.id);
+            has_checksums = live.link.has_checksums;
         }
         // Only of this stream: nothing else answers here, unless it was changed on the way.
         let Some(InFlight { sent, sum, .. }) = asked else { return Ok(()) };
         // The slowest fades, so that one slow answer is forgotten after some hundred others.
         let took = now.saturating_duration_since(sent);
-        self.slowest = self.slowest.mul_f64(0.99).max(took);
+        self.slowest = Some(self.slowest.unwrap_or_default().mul_f64(0.99).max(took));
         if matches!(answer.result, Some(Answer::Response(_))) && std::mem::take(&mut self.lost) {
             tracing::info!(teacher = replica.name, "labels again");
+            self.pipeline.heard(now);
         }
         let request = answer.id;
         // The request may have been given up; its answer came all the same.
         let Some((held, units)) = self.pipeline.job(request) else { return Ok(()) };
         let name = replica.name.clone();
         let (job, described) = (&held.job, describe(&held.job));
+        let first = units.first().copied().unwrap_or(0);
         let rows = units.iter().map(|&unit| held.labels[unit as usize]).sum();
         match answer.result {
             Some(Answer::Response(response)) => {
                 let checked = sum.agrees(&response);
-                if checked == Some(false) || (checked.is_none() && self.gate.has_checksums()) {
+                if checked == Some(false) || (checked.is_none() && has_checksums) {
                     self.last_failure =
                         format!("{name}: {described}: the answer was changed on the way");
                     tracing::warn!(reason = self.last_failure, "trying again");
@@ -457,12 +487,14 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                         self.pipeline.failed(request, after, now);
                         Ok(())
                     }
-                    Verdict::Final if held.refused_again(&words) => Err(ClientError::Refused {
-                        endpoint: name,
-                        request: described,
-                        code: status::name(code),
-                        message: error.message,
-                    }),
+                    Verdict::Final if held.refused_again(first, &words) => {
+                        Err(ClientError::Refused {
+                            endpoint: name,
+                            request: described,
+                            code: status::name(code),
+                            message: error.message,
+                        })
+                    }
                     Verdict::Final => {
                         tracing::warn!(teacher = name, request = described, words, "asking again");
                         self.pipeline.failed(request, Duration::ZERO, now);
@@ -470,11 +502,15 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                     }
                 }
             }
-            None => Err(ClientError::Answer {
-                endpoint: name,
-                request: described,
-                reason: "it holds neither labels nor an error".to_owned(),
-            }),
+            None => {
+                let reason = "it holds neither labels nor an error".to_owned();
+                if held.refused_again(first, &reason) {
+                    let (endpoint, request) = (name, described);
+                    return Err(ClientError::Answer { endpoint, request, reason });
+                }
+                self.pipeline.failed(request, Duration::ZERO, now);
+                Ok(())
+            }
         }
     }
 
@@ -513,7 +549,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             replicas
                 .filter_map(|(endpoint, replica)| {
                     let live = replica.live.as_ref()?;
-                    let is_well = live.serving && !live.suspect && !replica.retired;
+                    let is_well = replica.is_well();
                     let room = live.link.capacity.saturating_sub(live.in_flight.len());
                     let (hash, load) = (replica.hash, live.load());
                     (is_well == well).then_some(router::Replica { endpoint, hash, load, room })
@@ -553,12 +589,17 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
 
     /// How long an answer may take before it is late: far longer than any has of late.
     fn late_after(&self) -> Duration {
-        (self.slowest * 4).max(LATE_AT_LEAST).min(self.pipeline.timeout())
+        let timeout = self.pipeline.timeout();
+        self.slowest.map_or(timeout, |slowest| (slowest * 4).max(LATE_AT_LEAST).min(timeout))
     }
 
     /// Notes who is late, and asks others for what they owe.
     fn ask_elsewhere(&mut self, now: Instant) {
         for endpoint in self.pipeline.late(now) {
+            let others = self.endpoints.iter().enumerate();
+            if !others.into_iter().any(|(at, of)| at != endpoint && of.is_well()) {
+                continue;
+            }
             let replica = &mut self.endpoints[endpoint];
             if let Some(live) = replica.live.as_mut().filter(|live| !live.suspect) {
                 tracing::warn!(teacher = replica.name, "answers are late; asking others");
@@ -600,8 +641,16 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
     /// A teacher that has not even said that it is late is not there: its stream is closed, and
     /// what was in flight on it goes elsewhere.
     fn give_up_overdue(&mut self, now: Instant) {
-        for endpoint in self.pipeline.overdue(now) {
-            let waited = self.pipeline.timeout();
+        let waited = self.pipeline.timeout();
+        // Of requests that were answered elsewhere meanwhile, too: who owes an answer for so long is
+        // connected to anew, and shows by the probe whether it is there.
+        let owes = |replica: &Replica| {
+            let mut requests = replica.live.iter().flat_map(|live| live.in_flight.values());
+            requests.any(|request| now.saturating_duration_since(request.sent) >= waited)
+        };
+        let mut overdue = self.pipeline.overdue(now);
+        overdue.extend((0..self.endpoints.len()).filter(|&at| owes(&self.endpoints[at])));
+        for endpoint in overdue {
             let name = &self.endpoints[endpoint].name;
             self.last_failure = format!("{name}: no answer within {waited:?}");
             tracing::warn!(reason = self.last_failure, "teacher given up; connecting anew");
@@ -611,6 +660,10 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
 
     /// Leaves retired endpoints that owe no answer.
     fn let_go(&mut self) {
+        if !self.endpoints.iter().any(|replica| !replica.retired && replica.live.is_some()) {
+            // Better one that is about to go than none.
+            return;
+        }
         for replica in self.endpoints.iter_mut().filter(|replica| replica.retired) {
             if replica.live.as_ref().is_none_or(|live| live.in_flight.is_empty())
                 && let Some(task) = replica.task.take()

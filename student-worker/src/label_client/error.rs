@@ -82,6 +82,14 @@ pub enum ClientError {
     /// There are no more labels, although more were expected.
     #[error("the labels ended before the run did")]
     Ended,
+    /// No teacher is connected any more, and the recipe does not wait for one.
+    #[error(
+        "no teacher is connected (teacher.on_teacher_loss = \"fail\"); the last failure: {last}"
+    )]
+    Lost {
+        /// What failed last.
+        last: String,
+    },
     /// No teacher answered for as long as the recipe allows.
     #[error(
         "no labels for {seconds:.0} s (teacher.retry.max_elapsed_seconds); the last failure: {last}"

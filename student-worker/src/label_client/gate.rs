@@ -4,10 +4,7 @@
 //! as the others did.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -51,12 +48,17 @@ pub(super) struct Opened {
     pub(super) teacher: Teacher,
     /// For the other services of the same server.
     pub(super) channel: Channel,
+    /// Whether its answers come with checksums, so that one without was changed on the way.
+    pub(super) has_checksums: bool,
 }
 
 /// One replica's address.
 #[derive(Clone, Debug)]
 pub(super) struct Address {
     pub(super) name: String,
+    /// What rows are shared out by: the address, or its name where that is its only one, so that a
+    /// replica that comes back at another address is asked for the same rows.
+    pub(super) known_as: String,
     endpoint: Endpoint,
 }
 
@@ -69,7 +71,7 @@ impl Address {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
-        Self { name, endpoint }
+        Self { known_as: name.clone(), name, endpoint }
     }
 }
 
@@ -102,8 +104,6 @@ pub(super) struct Gate {
     probe: Probe,
     /// What the first teacher was, and how it answered.
     reference: Mutex<Option<Reference>>,
-    /// Whether a teacher has given a checksum.
-    checksums: AtomicBool,
 }
 
 /// What every teacher is probed with.
@@ -126,8 +126,7 @@ struct Reference {
 
 impl Gate {
     pub(super) fn new(wanted: Wanted, probe: Probe) -> Self {
-        let (reference, checksums) = (Mutex::new(None), AtomicBool::new(false));
-        Self { wanted, probe, reference, checksums }
+        Self { wanted, probe, reference: Mutex::new(None) }
     }
 
     /// Connects, and checks who answers. A refusal is believed when it is repeated: one that is not may
@@ -160,18 +159,14 @@ impl Gate {
             .max_decoding_message_size(teacher.max_answer_bytes)
             .max_encoding_message_size(teacher.max_message_bytes);
         self.same_fingerprint(name, &teacher.fingerprint).map_err(Closed::ForGood)?;
-        let probe = if teacher.offers_dense {
-            Some(self.ask_probe(name, &mut client, &teacher).await?)
+        let (probe, has_checksums) = if teacher.offers_dense {
+            let (probe, has_checksums) = self.ask_probe(name, &mut client, &teacher).await?;
+            (Some(probe), has_checksums)
         } else {
-            None
+            (None, false)
         };
         self.admit(name, &teacher, probe).map_err(Closed::ForGood)?;
-        Ok(Opened { client, teacher, channel })
-    }
-
-    /// Whether answers come with checksums, so that one without was changed on the way.
-    pub(super) fn has_checksums(&self) -> bool {
-        self.checksums.load(Ordering::Relaxed)
+        Ok(Opened { client, teacher, channel, has_checksums })
     }
 
     /// Refuses labels of another teacher.
@@ -226,23 +221,22 @@ impl Gate {
         name: &str,
         client: &mut Client,
         teacher: &Teacher,
-    ) -> Result<Vec<f32>, Closed> {
+    ) -> Result<(Vec<f32>, bool), Closed> {
         let probe = &self.probe;
         let floats = probe.floats.as_ref().filter(|_| !teacher.takes_bytes);
         let inputs = floats.unwrap_or(&probe.inputs).clone();
         let request = self.wanted.dense_request(inputs);
         let sum = RequestSum::new(&request);
         let response = self.call(name, "the probe", client.label(self.request(request))).await?;
-        match sum.agrees(&response) {
-            Some(false) => {
-                let words = format!("{name}: the probe: the answer was changed on the way");
-                return Err(Closed::for_now(words));
-            }
-            Some(true) => self.checksums.store(true, Ordering::Relaxed),
-            None => {}
+        let checked = sum.agrees(&response);
+        // What the teacher has described itself as came without a checksum.
+        if checked == Some(false) || response.fingerprint != teacher.fingerprint {
+            let words = format!("{name}: the probe: the answer was changed on the way");
+            return Err(Closed::for_now(words));
         }
         let expected = self.wanted.classes * probe.rows;
-        probabilities(&response).filter(|values| values.len() == expected).ok_or_else(|| {
+        let found = probabilities(&response).filter(|values| values.len() == expected);
+        found.map(|found| (found, checked.is_some())).ok_or_else(|| {
             Closed::ForGood(ClientError::Answer {
                 endpoint: name.to_owned(),
                 request: "the probe".to_owned(),

@@ -128,7 +128,7 @@ impl LabelClient {
         probe: Probe,
         patience: Patience,
     ) -> Result<Self, ClientError> {
-        let endpoints = Endpoints::parse(endpoints, names)?;
+        let mut endpoints = Endpoints::parse(endpoints, names)?;
         let gate = Gate::new(wanted, probe);
         let mut tries = Tries::new(patience);
         let (addresses, (first_address, first)) = loop {
@@ -166,11 +166,16 @@ impl LabelClient {
         let mut tries = Tries::new(self.patience);
         let mut opened = Some(self.first.clone());
         let mut number = self.first_address;
+        let mut refusal = None;
         loop {
             let address = &self.addresses[number];
             let fetched = self.fetch_head_from(address, opened.take(), tries.left());
             match tries.within(fetched).await {
                 Ok(head) => return Ok(head),
+                // It may be of what became of a piece on the way. Said again, it is believed.
+                Err(Closed::ForGood(error)) if refusal.is_none() => {
+                    tries.pause(Closed::for_now(refusal.insert(error.to_string()).clone())).await?;
+                }
                 Err(closed) => tries.pause(closed).await?,
             }
             number = (number + 1) % self.addresses.len();
@@ -246,25 +251,25 @@ impl LabelClient {
         if self.endpoints.may_change() {
             tokio::spawn(look_again(self.endpoints, send_events));
         }
-        OrderedLabels { answers, waited_for, driver: tokio::spawn(driver.run()) }
+        OrderedLabels { answers, waited_for, told: 0, driver: tokio::spawn(driver.run()) }
     }
 }
 
 /// Tells the driver what the names of endpoints stand for, again and again. A name that cannot be
 /// resolved for the moment changes nothing.
-async fn look_again(endpoints: Endpoints, events: mpsc::Sender<Event>) {
+async fn look_again(mut endpoints: Endpoints, events: mpsc::Sender<Event>) {
     loop {
         tokio::select! {
             () = events.closed() => return,
             () = tokio::time::sleep(endpoints.names.every) => {}
         }
-        match endpoints.resolve().await {
-            (addresses, None) if !addresses.is_empty() => {
-                if events.send(Event::Endpoints(addresses)).await.is_err() {
-                    return;
-                }
-            }
-            (_, failure) => tracing::debug!(?failure, "teachers' names cannot be resolved"),
+        let (addresses, failure) = endpoints.resolve().await;
+        if let Some(failure) = failure {
+            tracing::debug!(?failure, "a teacher's name cannot be resolved");
+        }
+        // A name that stands for nothing for a moment is no reason to leave everybody.
+        if !addresses.is_empty() && events.send(Event::Endpoints(addresses)).await.is_err() {
+            return;
         }
     }
 }
@@ -320,20 +325,26 @@ pub struct OrderedLabels {
     answers: mpsc::Receiver<Result<Labelled, ClientError>>,
     /// Told of each wait, where nothing is asked for ahead.
     waited_for: Option<Arc<Semaphore>>,
+    /// Waits that it was told of and that have not begun.
+    told: usize,
     driver: JoinHandle<()>,
 }
 
 impl OrderedLabels {
     /// The labels of the next job; none after the last, and after an error.
     pub async fn next(&mut self) -> Option<Result<Labelled, ClientError>> {
-        self.will_take(1);
+        if self.told == 0 {
+            self.will_take(1);
+        }
+        self.told -= 1;
         self.answers.recv().await
     }
 }
 
 impl OrderedLabels {
-    /// Says that so many will be waited for now, beside those that were said before.
-    fn will_take(&self, jobs: usize) {
+    /// Says that so many will be waited for now, one after the other.
+    pub(crate) fn will_take(&mut self, jobs: usize) {
+        self.told += jobs;
         if let Some(waited_for) = &self.waited_for {
             waited_for.add_permits(jobs);
         }

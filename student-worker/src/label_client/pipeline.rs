@@ -6,7 +6,7 @@
 //! are held; no unit is asked for twice at one time, but once more, elsewhere, where an answer is late.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -153,8 +153,9 @@ impl<J, A> Pipeline<J, A> {
         let Some(first) = groups.next() else { return Vec::new() };
         let mut sending = Vec::new();
         let mut left = std::mem::take(&mut slot.parts[part].units);
+        let mut assigned = HashSet::new();
         for (number, (endpoint, units)) in std::iter::once(first).chain(groups).enumerate() {
-            left.retain(|unit| !units.contains(unit));
+            assigned.extend(units.iter().copied());
             let request = self.next_request;
             self.next_request += 1;
             self.retries.sent();
@@ -171,6 +172,7 @@ impl<J, A> Pipeline<J, A> {
             self.sent.insert(request, Place { position: self.first + offset as u64, part: at });
             sending.push(Sending { request, endpoint, units });
         }
+        left.retain(|unit| !assigned.contains(unit));
         if !left.is_empty() {
             let state = State::Waiting { not_before: now };
             slot.parts.push(Part { units: left, state });
@@ -328,6 +330,11 @@ impl<J, A> Pipeline<J, A> {
         Some(slot.job)
     }
 
+    /// Notes that a teacher answers, whatever it answers.
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.last_answer = Some(now);
+    }
+
     /// How long no answer has come although one was wanted, if that is too long.
     pub(super) fn given_up(&self, now: Instant) -> Option<Duration> {
         let since = self.wanted_since()?;
@@ -345,6 +352,8 @@ impl<J, A> Pipeline<J, A> {
         let deadlines = self.tries().map(|(at, _)| at.deadline);
         let late = self.tries().filter_map(|(_, late_at)| late_at.filter(|at| *at > now));
         let give_up = self.wanted_since().and_then(|since| since.checked_add(self.limits.budget));
+        // Past it there is nothing more to wait for.
+        let give_up = give_up.filter(|give_up| *give_up > now);
         waiting.chain(deadlines).chain(late).chain(give_up).min()
     }
 

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use tokio::net::lookup_host;
 use tonic::transport::{Endpoint, Uri};
 
@@ -67,6 +67,8 @@ impl fmt::Debug for Names {
 #[derive(Clone, Debug)]
 pub(super) struct Endpoints {
     given: Vec<Given>,
+    /// What each of them stood for when it was last found out.
+    last: Vec<Vec<Address>>,
     pub(super) names: Names,
 }
 
@@ -80,8 +82,10 @@ struct Given {
 
 impl Endpoints {
     pub(super) fn parse(endpoints: &[String], names: Names) -> Result<Self, ClientError> {
-        let given = endpoints.iter().map(|text| Given::parse(text)).collect::<Result<_, _>>()?;
-        Ok(Self { given, names })
+        let given: Vec<Given> =
+            endpoints.iter().map(|text| Given::parse(text)).collect::<Result<_, _>>()?;
+        let last = vec![Vec::new(); given.len()];
+        Ok(Self { given, last, names })
     }
 
     /// Whether any of them may stand for something else later.
@@ -89,20 +93,21 @@ impl Endpoints {
         self.given.iter().any(|given| given.name.is_some())
     }
 
-    /// What they stand for now, each once, and the last failure to find that out.
-    pub(super) async fn resolve(&self) -> (Vec<Address>, Option<Closed>) {
-        let mut addresses: Vec<Address> = Vec::new();
+    /// What they stand for now, each once, and the last failure to find that out: who cannot be
+    /// resolved is where it was.
+    pub(super) async fn resolve(&mut self) -> (Vec<Address>, Option<Closed>) {
         let mut failure = None;
-        for given in &self.given {
-            match given.resolve(&self.names).await {
-                Ok(found) => {
-                    for address in found {
-                        if addresses.iter().all(|other| other.name != address.name) {
-                            addresses.push(address);
-                        }
-                    }
-                }
+        let found = join_all(self.given.iter().map(|given| given.resolve(&self.names))).await;
+        for (found, last) in found.into_iter().zip(&mut self.last) {
+            match found {
+                Ok(found) => *last = found,
                 Err(closed) => failure = Some(closed),
+            }
+        }
+        let mut addresses: Vec<Address> = Vec::new();
+        for address in self.last.iter().flatten() {
+            if addresses.iter().all(|other| other.name != address.name) {
+                addresses.push(address.clone());
             }
         }
         (addresses, failure)
@@ -146,7 +151,11 @@ impl Given {
             // Whoever answers there is still asked as the name.
             Ok(Address::new(name, Endpoint::from(at).origin(uri.clone())))
         };
-        own.map(address).collect()
+        let mut own: Vec<Address> = own.map(address).collect::<Result<_, _>>()?;
+        if let [only] = &mut own[..] {
+            only.known_as.clone_from(&self.text);
+        }
+        Ok(own)
     }
 }
 
@@ -167,7 +176,7 @@ mod tests {
             ("http://teacher:7070", true),
             ("http://teacher.example", true),
         ] {
-            let endpoints = parse(text).unwrap();
+            let mut endpoints = parse(text).unwrap();
             assert_eq!(endpoints.may_change(), changes, "{text}");
             if !changes {
                 let (found, failure) = endpoints.resolve().await;
@@ -181,10 +190,37 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_stands_for_nothing_is_a_failure_that_may_pass() {
-        let endpoints = parse("http://no-such-teacher.invalid:7070").unwrap();
+        let mut endpoints = parse("http://no-such-teacher.invalid:7070").unwrap();
         let (found, failure) = endpoints.resolve().await;
         assert!(found.is_empty());
         let Some(Closed::ForNow { reason, .. }) = failure else { panic!("{failure:?}") };
         assert!(reason.contains("no-such-teacher.invalid"), "{reason}");
+    }
+
+    /// Of two names, one cannot be resolved any more and the other stands for something else.
+    #[tokio::test]
+    async fn a_name_that_fails_keeps_its_addresses_and_the_others_follow_theirs() {
+        let round = std::sync::atomic::AtomicU8::new(0);
+        let lookup = move |host: String, port| {
+            let round = round.fetch_add(1, std::sync::atomic::Ordering::Relaxed) / 2;
+            std::future::ready(match (host.as_str(), round) {
+                ("b", 1) => Err(io::Error::other("gone")),
+                (host, round) => {
+                    let last = host.as_bytes()[0] - b'a' + 1;
+                    Ok(vec![SocketAddr::from(([10, 0, round, last], port))])
+                }
+            })
+        };
+        let names = Names::new(lookup, RESOLVE_EVERY);
+        let endpoints = ["http://a:7070".to_owned(), "http://b:7070".to_owned()];
+        let mut endpoints = Endpoints::parse(&endpoints, names).unwrap();
+        let names = |found: Vec<Address>| found.into_iter().map(|at| at.name).collect::<Vec<_>>();
+        let (found, failure) = endpoints.resolve().await;
+        assert!(failure.is_none());
+        assert_eq!(found[0].known_as, "http://a:7070");
+        assert_eq!(names(found), ["http://10.0.0.1:7070", "http://10.0.0.2:7070"]);
+        let (found, failure) = endpoints.resolve().await;
+        assert!(matches!(failure, Some(Closed::ForNow { reason, .. }) if reason.contains("gone")));
+        assert_eq!(names(found), ["http://10.0.1.1:7070", "http://10.0.0.2:7070"]);
     }
 }

@@ -5,6 +5,9 @@ use std::{error::Error, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+/// The longest that the contract lets a teacher keep a client away.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// What to do about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -28,7 +31,7 @@ pub(super) fn judge(status: &Status) -> Verdict {
 pub(super) fn judge_code(code: Code, retry_after: Duration) -> Verdict {
     match code {
         Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded => {
-            Verdict::Retry(retry_after)
+            Verdict::Retry(retry_after.min(LONGEST_PAUSE))
         }
         _ => Verdict::Final,
     }

@@ -142,12 +142,12 @@ impl Several {
     }
 }
 
-/// What is said of a validation, in words.
 /// What is said of a step that had to do without its teacher.
 fn without_teacher(step: &StepRecord) -> &'static str {
     if step.without_teacher { ", NO TEACHER: hard labels alone" } else { "" }
 }
 
+/// What is said of a validation, in words.
 fn validation_words(validation: &ValidationRecord) -> String {
     let ValidationRecord { step, teacher_kl, teacher_agreement_percent, .. } = validation;
     let mut words = format!("step {step}: {}", validation.words());

@@ -217,6 +217,9 @@ pub(crate) fn teacher(
     let alone = teacher.on_teacher_loss == OnTeacherLoss::HardLabels;
     let expected = "wait or fail: a captured teacher is not lost";
     check(!(alone && captured), "teacher.on_teacher_loss", "\"hard-labels\"", expected)?;
+    let expected = "wait or fail with loss.hard_weight = 0: nothing would be left to learn";
+    let nothing = loss.hard_weight == Some(0.0);
+    check(!(alone && nothing), "teacher.on_teacher_loss", "\"hard-labels\"", expected)?;
     let retry = &teacher.retry;
     let elapsed = retry.max_elapsed_seconds;
     check(

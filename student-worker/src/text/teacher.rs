@@ -198,11 +198,7 @@ impl TextTeacher {
 fn pieces(parts: &[Packed], rows: usize) -> impl Iterator<Item = (usize, Packed)> {
     parts.iter().enumerate().flat_map(move |(at, part)| {
         let chunks = part.labelled.chunks(rows).zip(part.lengths.chunks(rows));
-        let positions = part.labelled.chunks(rows).map(move |labelled| Packed {
-            labelled: labelled.to_vec(),
-            hard: vec![],
-            ..part.clone()
-        });
+        let positions = part.labelled.chunks(rows).map(move |labelled| with_labels(part, labelled));
         let sequences = chunks.map(move |(firsts, lengths)| {
             let first = firsts.first().copied().unwrap_or(0);
             let tokens: u32 = lengths.iter().sum();
@@ -220,6 +216,24 @@ fn pieces(parts: &[Packed], rows: usize) -> impl Iterator<Item = (usize, Packed)
         };
         pieces.map(move |piece| (at, piece))
     })
+}
+
+/// The sequences of a part that some labelled positions are in: no others need be computed.
+fn with_labels(part: &Packed, labelled: &[usize]) -> Packed {
+    let mut own = Packed { classified: part.classified, ..Packed::default() };
+    let (mut start, mut rest) = (0, labelled);
+    for &length in &part.lengths {
+        let end = start + length as usize;
+        let (here, later) = rest.split_at(rest.partition_point(|&at| at < end));
+        if !here.is_empty() {
+            let first = own.ids.len();
+            own.labelled.extend(here.iter().map(|at| first + at - start));
+            own.ids.extend_from_slice(&part.ids[start..end]);
+            own.lengths.push(length);
+        }
+        (start, rest) = (end, later);
+    }
+    own
 }
 
 /// A request for the labels of one micro-batch.
@@ -320,6 +334,24 @@ mod tests {
             (0, part(vec![1, 2, 3, 4], vec![3])),
             (1, part(vec![5, 6], vec![1])),
         ];
+        assert_eq!(found, expected);
+
+        // Sequences without a position to compare are left out.
+        let three = Packed {
+            ids: vec![1, 2, 3, 4, 5, 6],
+            lengths: vec![2, 3, 1],
+            labelled: vec![0, 3, 4, 5],
+            ..Packed::default()
+        };
+        let found: Vec<Packed> = pieces(&[three], 2).map(|(_, piece)| piece).collect();
+        let one = |ids: &[u32], lengths: &[u32], labelled: &[usize]| Packed {
+            ids: ids.to_vec(),
+            lengths: lengths.to_vec(),
+            labelled: labelled.to_vec(),
+            ..Packed::default()
+        };
+        let expected =
+            [one(&[1, 2, 3, 4, 5], &[2, 3], &[0, 3]), one(&[3, 4, 5, 6], &[3, 1], &[2, 3])];
         assert_eq!(found, expected);
     }
 

@@ -97,7 +97,9 @@ impl From<Interrupted> for Error {
     fn from(interrupted: Interrupted) -> Self {
         let ended = Box::new(interrupted);
         match ended.source {
-            Self::Labels(ClientError::Unreachable { .. }) => Self::Suspended(ended),
+            Self::Labels(ClientError::Unreachable { .. } | ClientError::Lost { .. }) => {
+                Self::Suspended(ended)
+            }
             _ => Self::Broken(ended),
         }
     }
@@ -107,7 +109,7 @@ impl Error {
     /// What the process ends with.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Labels(ClientError::Unreachable { .. })
+            Self::Labels(ClientError::Unreachable { .. } | ClientError::Lost { .. })
             | Self::Suspended(_)
             | Self::Run(RunError::Busy { .. })
             | Self::Capture(CaptureError::Busy { .. }) => exit::TEMPORARY,

@@ -69,7 +69,9 @@ impl AskedLabels {
     ) -> Result<Option<(Option<SoftTarget>, Duration)>, Error> {
         let began = Instant::now();
         let mut parts = Vec::new();
-        for _ in 0..rows.div_ceil(self.request_rows) {
+        let requests = rows.div_ceil(self.request_rows);
+        self.labels.will_take(requests);
+        for _ in 0..requests {
             match self.runtime.block_on(unless(stop, self.labels.next())) {
                 None => return Ok(None),
                 Some(Some(part)) => parts.push(part?.batch),

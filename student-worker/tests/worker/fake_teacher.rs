@@ -11,7 +11,9 @@ use std::{
 };
 
 use stillhouse_proto::{
-    LabelBatch, SoftLabels, encode,
+    LabelBatch, SoftLabels,
+    checksum::RequestSum,
+    encode,
     v1::{
         self, DType, DenseKind, DescribeRequest, DescribeResponse, EncodingKind, FeatureSignature,
         FetchHeadRequest, FetchHeadResponse, InputSignature, LabelError, LabelRequest,
@@ -46,6 +48,8 @@ pub(crate) enum Fault {
     Fingerprint,
     /// Its answer is for another temperature.
     Temperature,
+    /// One of its labels is another than was sent.
+    Changed,
     /// Its answer cannot be decoded.
     Garbage,
     /// The stream ends.
@@ -58,6 +62,8 @@ pub(crate) struct Fake {
     pub(crate) faults: Mutex<VecDeque<Fault>>,
     /// Added to the first logit: another model under the same fingerprint.
     pub(crate) bias: f32,
+    /// Whether its answers have checksums.
+    pub(crate) sums: bool,
     /// The one that it offers.
     pub(crate) encoding: EncodingKind,
     /// Told when its output projection is asked for.
@@ -79,6 +85,7 @@ impl Fake {
         Self {
             faults: Mutex::new(faults.into()),
             bias: 0.0,
+            sums: false,
             encoding: EncodingKind::Dense,
             head_asked: Notify::new(),
             requests: AtomicU32::new(0),
@@ -103,12 +110,16 @@ impl Fake {
             SoftLabels::Dense { kind: DenseKind::LogProbabilities, values: values.collect() };
         let temperature = request.temperatures[0];
         let batch = LabelBatch { temperature, rows, classes: CLASSES as usize, labels };
-        LabelResponse {
+        let mut response = LabelResponse {
             id: request.id,
             fingerprint: FINGERPRINT.to_vec().into(),
             labels: vec![encode(&batch, DType::F32).unwrap()],
             ..LabelResponse::default()
+        };
+        if self.sums {
+            response.checksum = RequestSum::new(request).of_response(&response);
         }
+        response
     }
 }
 
@@ -204,6 +215,17 @@ impl teacher_service_server::TeacherService for Shared {
                     }
                     Some(Fault::Fingerprint) => {
                         response.fingerprint = vec![1; 32].into();
+                        Answer::Response(response)
+                    }
+                    Some(Fault::Changed) => {
+                        if let Some(v1::labels::Payload::Dense(dense)) =
+                            &mut response.labels[0].payload
+                        {
+                            let values = dense.values.as_mut().unwrap();
+                            let mut data = values.data.to_vec();
+                            data[2] ^= 1;
+                            values.data = data.into();
+                        }
                         Answer::Response(response)
                     }
                     Some(Fault::Temperature) => {

@@ -194,3 +194,52 @@ async fn a_name_that_comes_to_stand_for_another_replica_moves_the_work() {
         take(&mut labels).await;
     }
 }
+
+/// One request of the second replica is lost, and nothing else: it is connected to anew, and asked again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_lost_one_request_is_asked_again_after_a_while() {
+    let bench = Bench::new();
+    let first = serve_fake(Arc::new(Fake::new())).await;
+    let forgetful = Arc::new(Fake::with(vec![Fault::Silence]));
+    let second = serve_fake(Arc::clone(&forgetful)).await;
+    let mut recipe = bench.recipe("forgotten", &endpoints(&[first, second], "timeout_ms = 2000"));
+    recipe.train.epochs = 60;
+    let (_running, stop) = watch::channel(false);
+    let asked = Arc::clone(&forgetful);
+    let outcome = run_watched(recipe, Existing::Refuse, stop, move |_| {
+        slow_step();
+        let _ = asked.streams.load(Ordering::Relaxed);
+    });
+    assert!(outcome.await.unwrap().finished);
+    assert_eq!(forgetful.streams.load(Ordering::Relaxed), 2, "it was connected to anew");
+    let asked = forgetful.requests.load(Ordering::Relaxed);
+    assert!(asked > 50, "{asked} requests went to it");
+}
+
+/// Rolling out a server that knows checksums: the old ones' answers count as before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_with_and_without_checksums_work_together() {
+    let bench = Bench::new();
+    let fakes = [false, true].map(|sums| Arc::new(Fake { sums, ..Fake::new() }));
+    let first = serve_fake(Arc::clone(&fakes[0])).await;
+    run(bench.recipe("whole", &endpoints(&[first], "")), Existing::Refuse).await.unwrap();
+    let second = serve_fake(Arc::clone(&fakes[1])).await;
+    let both = endpoints(&[first, second], "");
+    run(bench.recipe("mixed", &both), Existing::Refuse).await.unwrap();
+    assert_eq!(bench.weights("mixed"), bench.weights("whole"));
+    assert!(fakes.iter().all(|fake| fake.requests.load(Ordering::Relaxed) > 0));
+}
+
+/// An answer that is another request's, or whose checksum was changed, is asked for again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_was_changed_on_the_way_is_asked_for_again() {
+    let bench = Bench::new();
+    let fake = Arc::new(Fake { sums: true, ..Fake::new() });
+    let first = serve_fake(Arc::clone(&fake)).await;
+    run(bench.recipe("whole", &endpoints(&[first], "")), Existing::Refuse).await.unwrap();
+    let changed = Arc::new(Fake { sums: true, ..Fake::with(vec![Fault::Changed; 3]) });
+    let second = serve_fake(Arc::clone(&changed)).await;
+    run(bench.recipe("changed", &endpoints(&[second], "")), Existing::Refuse).await.unwrap();
+    assert_eq!(bench.weights("changed"), bench.weights("whole"));
+    assert_eq!(changed.requests.load(Ordering::Relaxed), 32 + 3);
+}

@@ -120,6 +120,30 @@ async fn hidden_states_train_as_dense_labels_do() {
     teacher.shutdown().await.unwrap();
 }
 
+/// Sequences go to both replicas, and what is drawn is drawn alike.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_train_to_the_bytes_of_one() {
+    let desk = Desk::new();
+    let first = serve(stories(), 0).await;
+    let second = serve(stories(), 0).await;
+    for (name, encoding) in [
+        ("hidden", "kind = \"hidden\""),
+        ("top-k", "kind = \"top_k\", k = 50"),
+        ("sampled", "kind = \"sampled\", draws = 12"),
+    ] {
+        for (kind, addresses) in
+            [("one", &[first.address()][..]), ("two", &[first.address(), second.address()])]
+        {
+            let recipe = desk.recipe(&format!("{name}-{kind}"), &section(addresses, encoding), "");
+            run_text(recipe, Existing::Refuse).await.unwrap();
+        }
+        let weights = |kind: &str| desk.weights(&format!("{name}-{kind}"));
+        assert!(weights("one") == weights("two"), "{name}");
+    }
+    first.shutdown().await.unwrap();
+    second.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_step_is_the_same_in_any_number_of_parts() {
     let desk = Desk::new();

@@ -30,12 +30,16 @@ use tracing::{info, warn};
 use super::{
     Key,
     entry::{self, Unusable},
-    store::{Store, id, is_damage},
+    store::{Store, distrust, id, is_damage},
 };
 use crate::{metrics as names, output::Output};
 
 /// Outputs that may wait for the writer; what comes beyond it is not written.
 const WAITING_BYTES: usize = 64 << 20;
+/// The same that the writer is given at a time, beyond the last of them.
+const MESSAGE_BYTES: usize = 4 << 20;
+/// What a row takes beside its output, in memory.
+const OVERHEAD: usize = 128;
 /// Connections that read; more requests than that at once open more, and close them.
 const READERS_KEPT: usize = 8;
 /// How long a reader waits for the writer.
@@ -76,8 +80,8 @@ pub enum DiskError {
 /// What the writer is told.
 enum Message {
     Rows(Vec<(Key, Output)>),
-    /// The file is damaged.
-    Damaged,
+    /// The file of that generation is damaged.
+    Damaged(u64),
     Close,
 }
 
@@ -130,6 +134,7 @@ impl Disk {
             shared: Arc::clone(&shared),
             complaint: Complaint::default(),
         };
+        writer.gauge();
         let writer = thread::Builder::new()
             .name("cache-writer".to_owned())
             .spawn(move || writer.run(&messages))
@@ -169,7 +174,7 @@ impl Disk {
                     readers.push((generation, connection));
                 }
             }
-            Err(error) if is_damage(&error) => self.tell_of_damage(&error),
+            Err(error) if is_damage(&error) => self.tell_of_damage(generation, &error),
             Err(error) => self.complaint.make("the cache's disk tier cannot be read", &error),
         }
         outputs
@@ -187,18 +192,32 @@ impl Disk {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&self.file, flags)?;
         connection.busy_timeout(BUSY)?;
+        distrust(&connection)?;
         Ok(connection)
     }
 
-    fn tell_of_damage(&self, error: &rusqlite::Error) {
+    fn tell_of_damage(&self, generation: u64, error: &rusqlite::Error) {
         if !self.shared.damaged.swap(true, Ordering::SeqCst) {
             warn!(file = %self.file.display(), %error, "the cache's disk tier is damaged");
-            drop(self.queue.send(Message::Damaged));
+            drop(self.queue.send(Message::Damaged(generation)));
         }
     }
 
     /// Has outputs written, if the writer has time.
-    pub(crate) fn write(&self, rows: Vec<(Key, Output)>) {
+    pub(crate) fn write(&self, mut rows: Vec<(Key, Output)>) {
+        while !rows.is_empty() {
+            let mut bytes = 0;
+            let fits = rows.iter().take_while(|row| {
+                let before = bytes;
+                bytes += size(std::slice::from_ref(row));
+                before < MESSAGE_BYTES
+            });
+            let rest = rows.split_off(fits.count());
+            self.write_some(std::mem::replace(&mut rows, rest));
+        }
+    }
+
+    fn write_some(&self, rows: Vec<(Key, Output)>) {
         let bytes = size(&rows);
         let waiting = self.shared.waiting.fetch_add(bytes, Ordering::SeqCst);
         if waiting + bytes > WAITING_BYTES {
@@ -223,7 +242,7 @@ impl Disk {
 }
 
 fn size(rows: &[(Key, Output)]) -> usize {
-    rows.iter().map(|(_, output)| size_of_val::<[f32]>(output)).sum()
+    rows.iter().map(|(_, output)| size_of_val::<[f32]>(output) + OVERHEAD).sum()
 }
 
 fn skipped(reason: &'static str, rows: usize) {
@@ -241,13 +260,22 @@ fn decode(key: &Key, entry: Option<&[u8]>) -> Option<Output> {
     }
 }
 
+/// Whether a file is one that a tier has made: `rows-VERSION-FINGERPRINT.sqlite`, or beside it.
+fn is_tier(name: &str) -> bool {
+    let Some((stem, suffix)) = name.split_once(".sqlite") else { return false };
+    let teacher = stem.strip_prefix("rows-").and_then(|stem| stem.rsplit_once('-'));
+    let hex = |text: &str| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    teacher.is_some_and(|(_, teacher)| hex(teacher))
+        && ["", "-wal", "-shm", "-journal"].contains(&suffix)
+}
+
 /// Removes the tiers of other teachers and versions from a folder.
 fn remove_others(folder: &Path, own: &str) -> io::Result<()> {
     for file in fs::read_dir(folder)? {
         let file = file?;
         let name = file.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with("rows-") && name.contains(".sqlite") && !name.starts_with(own) {
+        if is_tier(&name) && !name.starts_with(own) && file.file_type()?.is_file() {
             info!(file = %file.path().display(), "removing another teacher's cache");
             fs::remove_file(file.path())?;
         }
@@ -287,7 +315,12 @@ impl Writer {
                     self.write(&rows);
                     self.shared.waiting.fetch_sub(size(&rows), Ordering::SeqCst);
                 }
-                Message::Damaged => self.start_anew(),
+                Message::Damaged(generation) => {
+                    self.shared.damaged.store(false, Ordering::SeqCst);
+                    if generation == self.shared.generation.load(Ordering::SeqCst) {
+                        self.start_anew();
+                    }
+                }
                 Message::Close => return,
             }
         }
@@ -307,9 +340,7 @@ impl Writer {
                 }
             }
         }
-        if let Some(store) = &self.store {
-            metrics::gauge!(names::CACHE_BYTES, "tier" => "disk").set(store.used_bytes() as f64);
-        }
+        self.gauge();
     }
 
     fn start_anew(&mut self) {
@@ -318,11 +349,16 @@ impl Writer {
         self.store = None;
         let store = Store::anew(&self.file, self.bytes);
         self.shared.generation.fetch_add(1, Ordering::SeqCst);
-        self.shared.damaged.store(false, Ordering::SeqCst);
         match store {
             Ok(store) => self.store = Some(store),
             Err(error) => warn!(%error, "the cache's disk tier is off: it cannot be started anew"),
         }
+        self.gauge();
+    }
+
+    fn gauge(&self) {
+        let bytes = self.store.as_ref().map_or(0, Store::used_bytes);
+        metrics::gauge!(names::CACHE_BYTES, "tier" => "disk").set(bytes as f64);
     }
 }
 
@@ -367,6 +403,19 @@ mod tests {
         let again = open(folder.path());
         assert_eq!(again.read(&[key(1)]), [None]);
         again.close();
+    }
+
+    #[test]
+    fn only_what_a_tier_has_made_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = ["rows-2024.sqlite", "rows-export.sqlite.bak", "rows-x-0123456789abcdeg.sqlite"];
+        let other =
+            ["rows-0.0.1-0123456789abcdef.sqlite", "rows-0.0.1-0123456789abcdef.sqlite-wal"];
+        own.iter().chain(&other).for_each(|name| fs::write(folder.path().join(name), "").unwrap());
+        fs::create_dir(folder.path().join("rows-1-0123456789abcdef.sqlite")).unwrap();
+        open(folder.path()).close();
+        assert!(own.iter().all(|name| folder.path().join(name).exists()));
+        assert!(other.iter().all(|name| !folder.path().join(name).exists()));
     }
 
     /// The file is overwritten under an open tier: rows are misses, and after that it works again.

@@ -29,7 +29,8 @@ pub(crate) struct Memory(Option<Cache<Key, Output, Bytes>>);
 impl Memory {
     /// One that holds this many bytes; 0: none.
     pub(crate) fn new(bytes: u64) -> Self {
-        let shards = (bytes / SHARD_BYTES).clamp(1, MOST_SHARDS) as usize;
+        // A power of two, as the cache would otherwise round it up to.
+        let shards = 1 << (bytes / SHARD_BYTES).clamp(1, MOST_SHARDS).ilog2();
         let items = usize::try_from(bytes / (2 * OVERHEAD)).unwrap_or(usize::MAX);
         let options = OptionsBuilder::new()
             .estimated_items_capacity(items.clamp(16, 1 << 20))

@@ -20,16 +20,17 @@ mod memory;
 mod store;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use disk::Disk;
 use memory::Memory;
-use tokio::task;
+use tokio::{sync::Semaphore, task};
 
 pub use disk::DiskError;
 pub(crate) use key::{Key, Keyer};
@@ -41,6 +42,11 @@ use crate::{
     settings::Cache as Settings,
 };
 
+/// Requests that look rows up on the disk at one time.
+const LOOKUPS: usize = 8;
+/// How long a request waits for the disk before it queues without.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(2);
+
 /// Requests and, of each, the unit that waits, by the key of that unit.
 type Waiting = HashMap<Key, Vec<(Arc<Gathering>, usize)>>;
 
@@ -51,6 +57,8 @@ pub(crate) struct RowCache {
     keyer: Option<Keyer>,
     memory: Memory,
     disk: Option<Arc<Disk>>,
+    /// Places for requests that look something up on the disk.
+    lookups: Arc<Semaphore>,
     waiting: Mutex<Waiting>,
     /// Set once a request has asked for the hidden states of a classifier: from then on they are
     /// kept with the logits.
@@ -79,6 +87,7 @@ impl RowCache {
             keyer: settings.enabled.then(|| Keyer::new(fingerprint)),
             memory: Memory::new(memory_bytes),
             disk,
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
             waiting: Mutex::default(),
             keeps_hidden: AtomicBool::new(false),
         })
@@ -173,8 +182,21 @@ impl RowCache {
             .filter_map(|unit| Some((unit, gathering.units[unit].key?)))
             .collect();
         let keys: Vec<Key> = wanted.iter().map(|&(_, key)| key).collect();
-        let disk = Arc::clone(disk);
-        let read = task::spawn_blocking(move || disk.read(&keys)).await;
+        let (disk, lookups) = (Arc::clone(disk), Arc::clone(&self.lookups));
+        let read = async {
+            // Never closed.
+            let place = lookups.acquire_owned().await.ok();
+            if gathering.is_over() {
+                return None;
+            }
+            let read = task::spawn_blocking(move || {
+                let _place = place;
+                disk.read(&keys)
+            });
+            read.await.ok()
+        };
+        // A disk that hangs keeps a few threads busy, and no request for longer than this.
+        let read = tokio::time::timeout(LOOKUP_LIMIT, read).await.ok().flatten();
         let found: Vec<_> = wanted
             .into_iter()
             .zip(read.unwrap_or_default())
@@ -193,6 +215,7 @@ impl RowCache {
             self.memory.insert(*key, Output::clone(output));
         }
         gathering.fill(found.into_iter().map(|(unit, _, output)| (unit, output)), Source::Disk);
+        self.gauge();
     }
 
     /// Keeps what a forward pass has computed, and gives it to all who wait for it.
@@ -243,8 +266,11 @@ impl RowCache {
         if missing.is_empty() {
             return;
         }
+        // Each once: a request may ask for one row many times.
+        let keys: HashSet<Key> =
+            missing.into_iter().filter_map(|unit| gathering.units[unit].key).collect();
         let mut waiting = self.lock();
-        for key in missing.into_iter().filter_map(|unit| gathering.units[unit].key) {
+        for key in keys {
             if let Some(waiters) = waiting.get_mut(&key) {
                 waiters.retain(|(other, _)| !Arc::ptr_eq(other, gathering));
                 if waiters.is_empty() {

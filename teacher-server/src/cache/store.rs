@@ -1,6 +1,9 @@
 //! The SQLite file of the disk tier, as its one writer sees it.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, params};
 
@@ -10,8 +13,6 @@ use crate::{metrics as names, output::Output};
 const PAGE: i64 = 4096;
 /// Most of the bound that SQLite's log of changes may take, which are not in the file yet.
 const LOG_BYTES: i64 = 64 << 20;
-/// Most of one transaction, beyond its last row: all of it is in the log at first.
-const TRANSACTION_BYTES: usize = 4 << 20;
 /// Pages that a row may take beside its own bytes, where tables grow.
 const SLACK_PAGES: i64 = 16;
 /// A full file takes one in so many of the rows that come.
@@ -24,6 +25,9 @@ pub(super) struct Store {
     connection: Connection,
     /// Pages that rows may take.
     most_pages: i64,
+    /// Pages that the log may take, and one transaction half of them: all of it is in the log at first.
+    log_pages: i64,
+    file: PathBuf,
     /// Rows that came while it was full.
     came_when_full: u64,
 }
@@ -34,17 +38,30 @@ pub(super) fn id(key: &Key) -> i64 {
     i64::from_le_bytes(*first)
 }
 
-/// Whether the file is not what SQLite has written.
+/// Whether the file is not what SQLite has written. The statements here are right: one that is called
+/// wrong (SQLITE_ERROR), or a write that the file does not allow, is of a file whose header or tables
+/// are not what they were.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+    use ErrorCode::{DatabaseCorrupt, NotADatabase, ReadOnly, Unknown};
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase | ReadOnly | Unknown))
+}
+
+/// Trusts nothing in the file, not even that SQLite has written it.
+pub(super) fn distrust(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.pragma_update(None, "cell_size_check", true)
 }
 
 impl Store {
     /// Opens the file, or makes it. One that is damaged, or larger than the bound, is started anew.
     pub(super) fn open(file: &Path, bytes: u64) -> rusqlite::Result<Self> {
-        match Self::try_open(file, bytes) {
-            Ok(store) if store.used_pages()? <= store.most_pages => Ok(store),
-            Ok(store) => {
+        let opened = Self::try_open(file, bytes).and_then(|store| {
+            let fits = store.used_pages()? <= store.most_pages;
+            Ok((store, fits))
+        });
+        match opened {
+            Ok((store, true)) => Ok(store),
+            Ok((store, false)) => {
                 tracing::info!(file = %file.display(), "a cache larger than cache.disk_bytes is dropped");
                 drop(store);
                 Self::anew(file, bytes)
@@ -65,9 +82,8 @@ impl Store {
             path.push(suffix);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    let text = Some(format!("{} cannot be removed: {error}", file.display()));
-                    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_DELETE);
-                    return Err(rusqlite::Error::SqliteFailure(code, text));
+                    let text = format!("{} cannot be removed: {error}", file.display());
+                    return Err(failure(rusqlite::ffi::SQLITE_IOERR_DELETE, text));
                 }
                 _ => {}
             }
@@ -81,23 +97,45 @@ impl Store {
         let pages = (bytes - log) / PAGE;
         let connection = Connection::open(file)?;
         connection.pragma_update(None, "page_size", PAGE)?;
+        distrust(&connection)?;
         // The log outlives a kill; the file itself is never half-written.
-        connection.pragma_update(None, "journal_mode", "wal")?;
+        let mode = connection
+            .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0))?;
+        if mode != "wal" {
+            let text = "the file system cannot hold SQLite's write-ahead log".to_owned();
+            return Err(failure(rusqlite::ffi::SQLITE_CANTOPEN, text));
+        }
         connection.pragma_update(None, "synchronous", "normal")?;
         connection.pragma_update(None, "journal_size_limit", log / 2)?;
+        connection.pragma_update(None, "wal_autocheckpoint", log / PAGE / 4)?;
         connection.pragma_update(None, "max_page_count", pages)?;
-        // Nothing in the file is trusted, not even that SQLite has written it.
-        connection.pragma_update(None, "trusted_schema", false)?;
-        connection.pragma_update(None, "cell_size_check", true)?;
         connection.execute_batch(
             "CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, entry BLOB NOT NULL)",
         )?;
-        Ok(Self { connection, most_pages: pages.saturating_sub(SLACK_PAGES), came_when_full: 0 })
+        Ok(Self {
+            connection,
+            most_pages: pages.saturating_sub(SLACK_PAGES),
+            log_pages: log / PAGE,
+            file: file.to_owned(),
+            came_when_full: 0,
+        })
     }
 
     /// Bytes that rows take, in whole pages.
     pub(super) fn used_bytes(&self) -> i64 {
         self.used_pages().unwrap_or(0) * PAGE
+    }
+
+    /// Brings the log into the file where readers have kept it from starting over.
+    fn shorten_log(&self) -> rusqlite::Result<()> {
+        let mut log = self.file.as_os_str().to_owned();
+        log.push("-wal");
+        let bytes = fs::metadata(&log).map_or(0, |file| file.len());
+        if bytes > (self.log_pages * PAGE / 2).unsigned_abs() {
+            // It answers whether readers are in the way, which is no failure.
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        }
+        Ok(())
     }
 
     fn used_pages(&self) -> rusqlite::Result<i64> {
@@ -109,17 +147,28 @@ impl Store {
         let mut left_out = 0;
         let mut rest = rows;
         while !rest.is_empty() {
-            let mut bytes = 0;
+            let mut pages = 0;
             let within = rest.iter().take_while(|(_, output)| {
-                let before = bytes;
-                bytes += size_of_val::<[f32]>(output);
-                before < TRANSACTION_BYTES
+                // Rows lie in random order: each changes a page, and now and then one above it.
+                pages += size_of_val::<[f32]>(output) as i64 / PAGE + 2;
+                pages <= self.log_pages / 2
             });
-            let (now, later) = rest.split_at(within.count());
+            let Some((now, later)) = rest.split_at_checked(within.count()) else { break };
+            if now.is_empty() {
+                // One row that the log has no room for.
+                left_out += 1;
+                rest = &rest[1..];
+                continue;
+            }
             let transaction = self.connection.transaction()?;
             for (key, output) in now {
                 let entry = entry::encode(key, output);
                 let pages = entry.len() as i64 / PAGE + SLACK_PAGES;
+                if pages > self.most_pages / 2 {
+                    // It would take the place of nearly all others.
+                    left_out += 1;
+                    continue;
+                }
                 if used_pages(&transaction)? + pages > self.most_pages {
                     self.came_when_full += 1;
                     let taken = self.came_when_full.is_multiple_of(TAKEN_WHEN_FULL);
@@ -133,10 +182,15 @@ impl Store {
                     .execute(params![id(key), entry])?;
             }
             transaction.commit()?;
+            self.shorten_log()?;
             rest = later;
         }
         Ok(left_out)
     }
+}
+
+fn failure(code: i32, text: String) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), Some(text))
 }
 
 fn used_pages(connection: &Connection) -> rusqlite::Result<i64> {
@@ -144,30 +198,35 @@ fn used_pages(connection: &Connection) -> rusqlite::Result<i64> {
     Ok(count("PRAGMA page_count")? - count("PRAGMA freelist_count")?)
 }
 
-/// Removes rows that lie next to a place, until as many bytes are free; whether they are.
+/// Removes rows that lie next to a place, so that as many bytes are free; whether there are so many.
 fn make_room(transaction: &Transaction<'_>, at: i64, bytes: usize) -> rusqlite::Result<bool> {
     let mut next = transaction
         .prepare_cached("SELECT id, length(entry) FROM rows WHERE id >= ?1 ORDER BY id LIMIT 1")?;
     let mut remove = transaction.prepare_cached("DELETE FROM rows WHERE id = ?1")?;
+    let mut found: Vec<i64> = Vec::new();
     let mut free = 0;
-    let mut from = at;
-    for _ in 0..MOST_REMOVED {
-        if free >= bytes {
-            return Ok(true);
-        }
-        let row = next.query_row([from], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)));
+    let mut from = Some(at);
+    while free < bytes && found.len() < MOST_REMOVED {
+        let Some(first) = from else { break };
+        let row = next.query_row([first], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)));
         match row.optional()? {
+            // All the way round.
+            Some((id, _)) if found.first() == Some(&id) => break,
             Some((id, length)) => {
-                remove.execute([id])?;
+                found.push(id);
                 free += usize::try_from(length).unwrap_or(0);
-                from = id;
+                from = Some(id.checked_add(1).unwrap_or(i64::MIN));
             }
-            // Past the last: on from the first, once.
-            None if from > i64::MIN => from = i64::MIN,
+            // Past the last: on from the first.
+            None if first > i64::MIN => from = Some(i64::MIN),
             None => break,
         }
     }
-    Ok(free >= bytes)
+    let enough = free >= bytes;
+    if enough {
+        found.into_iter().try_for_each(|id| remove.execute([id]).map(drop))?;
+    }
+    Ok(enough)
 }
 
 #[cfg(test)]
@@ -193,6 +252,50 @@ mod tests {
             .optional()
             .unwrap();
         entry.is_some_and(|entry| entry::decode(&key(number), &entry).is_ok())
+    }
+
+    /// Small rows of a large batch, each on a page of its own, all in one call.
+    #[test]
+    fn a_large_batch_of_small_rows_keeps_to_the_bound_at_every_moment() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&folder.path().join("rows.sqlite"), BOUND).unwrap();
+        store.write(&rows(0..60_000, 10)).unwrap();
+        let most = store.log_pages * PAGE;
+        // Autocheckpoints let it grow to a part of its share, and one transaction beyond.
+        let log = fs::metadata(folder.path().join("rows.sqlite-wal")).unwrap().len();
+        assert!(log <= most as u64, "{log} of {most}");
+        assert!(on_disk(folder.path()) <= BOUND);
+    }
+
+    #[test]
+    fn a_row_that_can_never_fit_removes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&folder.path().join("rows.sqlite"), BOUND).unwrap();
+        store.write(&rows(0..100, 10)).unwrap();
+        for _ in 0..2 * TAKEN_WHEN_FULL {
+            assert_eq!(store.write(&rows(1000..1001, 5 << 20)).unwrap(), 1);
+        }
+        assert!((0..100).all(|number| holds(&store, number)));
+    }
+
+    /// Whatever of the header is damaged: the file is started anew, or works as it is.
+    #[test]
+    fn a_damaged_header_never_keeps_a_server_from_starting() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("rows.sqlite");
+        let mut store = Store::open(&file, BOUND).unwrap();
+        store.write(&rows(0..50, 10)).unwrap();
+        drop(store);
+        let whole = fs::read(&file).unwrap();
+        for at in (0..100).chain(whole.len().min(3900)..whole.len().min(4096)) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x15;
+            fs::write(&file, bytes).unwrap();
+            let mut store = Store::open(&file, BOUND).unwrap();
+            if let Err(error) = store.write(&rows(50..60, 10)) {
+                assert!(is_damage(&error), "byte {at}: {error}");
+            }
+        }
     }
 
     /// Bytes of the file and what lies beside it.

@@ -76,7 +76,7 @@ pub(super) async fn pieces(
     let piece = PIECE.min(core.contract.limits.max_message_bytes as usize - BESIDE);
     // The head is shared; what a client that does not read leaves behind is a piece of its own.
     let held = core.ledger.take(client, piece as u64)?;
-    let keep = Keep::new(held, &core.open);
+    let keep = Keep::new(Arc::new(held), &core.open);
     let first = FetchHeadResponse {
         fingerprint: core.fingerprint(core.contract.default_rule),
         weight_shape: encoded.weight_shape.to_vec(),

@@ -76,7 +76,7 @@ struct Submitted {
     rows: usize,
     encoding: Encoding,
     temperatures: Vec<f32>,
-    held: Held,
+    held: Arc<Held>,
     deadline: Option<Instant>,
     pending: Pending,
     /// Taken when its end is counted.
@@ -116,7 +116,7 @@ impl Core {
             if accepted.client.is_empty() { Arc::clone(peer) } else { Arc::from(accepted.client) };
         let deadline = deadline.into_iter().chain(own).min();
         let under_way = self.quotas.take(&client, accepted.cost, Instant::now())?;
-        let held = self.ledger.take(&client, accepted.bytes)?.with(under_way);
+        let held = Arc::new(self.ledger.take(&client, accepted.bytes)?.with(under_way));
         let units = self.contract.units(&accepted.input, self.cache.keyer())?;
         let contract = Arc::clone(&self.contract);
         let input = accepted.input;
@@ -124,6 +124,7 @@ impl Core {
             client,
             deadline,
             input: Box::new(move |units| contract.input(&input, units)),
+            held: Arc::clone(&held),
         };
         let units = (units, accepted.encoding.needs_hidden());
         let pending = Pending::start(units, &self.cache, &self.scheduler, admission)?;

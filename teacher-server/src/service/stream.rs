@@ -41,8 +41,15 @@ pub(super) fn open(
     let counted = OpenStream::new();
     tokio::spawn(async move {
         let _counted = counted;
-        if let Some(end) = serve(&core, &peer, deadline, inbound, &out).await {
-            drop(out.send((Err(end), None)).await);
+        let grace = core.contract.limits.connection_grace_seconds;
+        let grace = Duration::try_from_secs_f64(grace).unwrap_or(Duration::ZERO);
+        let end = tokio::select! {
+            end = serve(&core, &peer, deadline, inbound, &out) => end,
+            () = elapsed(core.age.map(|age| age + grace)) => Some(of_age()),
+        };
+        if let Some(end) = end {
+            // A client that does not read need not know.
+            drop(tokio::time::timeout(grace, out.send((Err(end), None))).await);
         }
     });
     ReceiverStream::new(answers)
@@ -78,11 +85,8 @@ async fn serve(
     let mut answers = FuturesUnordered::new();
     let mut end = None;
     let mut reading = true;
-    let grace = core.contract.limits.connection_grace_seconds;
-    let grace = Duration::try_from_secs_f64(grace).unwrap_or(Duration::ZERO);
     let aged = elapsed(core.age.map(jittered));
-    let too_old = elapsed(core.age.map(|age| age + grace));
-    tokio::pin!(aged, too_old);
+    tokio::pin!(aged);
     while reading || !answers.is_empty() {
         tokio::select! {
             Some((id, result)) = answers.next(), if !answers.is_empty() => {
@@ -130,9 +134,8 @@ async fn serve(
             },
             () = &mut aged, if reading => {
                 reading = false;
-                end = Some(Status::unavailable("the connection has reached its age; connect anew"));
+                end = Some(of_age());
             }
-            () = &mut too_old => return end,
             () = turned(&mut draining), if reading => {
                 reading = false;
                 end = Some(Status::from(ServeError::Draining));
@@ -141,6 +144,10 @@ async fn serve(
         }
     }
     end
+}
+
+fn of_age() -> Status {
+    Status::unavailable("the connection has reached its age; connect anew")
 }
 
 /// Waits for a time; none: for ever.

@@ -24,8 +24,8 @@ pub(crate) struct Keep {
 }
 
 impl Keep {
-    pub(super) fn new(held: Held, open: &Arc<()>) -> Self {
-        Self { _held: Arc::new(held), _open: Arc::clone(open) }
+    pub(super) fn new(held: Arc<Held>, open: &Arc<()>) -> Self {
+        Self { _held: held, _open: Arc::clone(open) }
     }
 }
 

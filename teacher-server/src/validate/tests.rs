@@ -12,6 +12,7 @@ fn contract() -> Contract {
         accepts: Accepts::Features { width: 3, rescale_factor: 1.0 / 255.0 },
         classes: 5,
         hidden_size: 4,
+        state_width: 4,
         members: 1,
         default_rule: Rule::Arithmetic,
         limits: Limits { max_rows: 8, max_message_bytes: 4096, ..Limits::default() },
@@ -243,13 +244,13 @@ fn what_a_request_holds_covers_its_rows_their_outputs_and_the_answer() {
     let (input, logits, hidden) = (3 * 4, 5 * 4, 4 * 4);
     let dense = contract().accept(good()).unwrap().bytes;
     // Two temperatures.
-    assert!(dense >= rows * (input + logits + 2 * logits), "{dense}");
+    assert!(dense >= rows * (input + 2 * (logits + hidden) + 2 * logits), "{dense}");
     let asked = LabelRequest { encoding: wrap(Kind::Hidden(HiddenEncoding::default())), ..good() };
     let asked = contract().accept(asked).unwrap().bytes;
     assert!(asked >= rows * (input + logits + hidden + hidden), "{asked}");
     // Every member's logits count, the answer once.
     let three = Contract { members: 3, ..contract() };
-    assert_eq!(three.accept(good()).unwrap().bytes, dense + rows * 2 * logits);
+    assert_eq!(three.accept(good()).unwrap().bytes, dense + rows * 2 * 2 * logits);
     // Rows without a finite output are answered with words.
     let one = LabelRequest { temperatures: vec![1.0], ..good() };
     let one = contract().accept(one).unwrap().bytes;

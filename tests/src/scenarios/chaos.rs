@@ -15,7 +15,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Figures, progress};
+use super::{Figures, UNCACHED, progress};
 use crate::{
     models,
     process::{Teacher, pause, signal, wait_within},
@@ -44,7 +44,7 @@ pub(super) fn run(seconds: Option<f64>) -> Figures {
         models::write_mlp(model, 784, &TEACHER, 10, seed);
     }
     let mut teachers: Vec<Option<Teacher>> =
-        (0..TEACHERS).map(|_| Some(Teacher::start(&model, &[]))).collect();
+        (0..TEACHERS).map(|_| Some(Teacher::start(&model, &["--set", UNCACHED]))).collect();
     let addresses: Vec<SocketAddr> = teachers.iter().flatten().map(Teacher::address).collect();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
@@ -83,7 +83,8 @@ pub(super) fn run(seconds: Option<f64>) -> Figures {
             _ => {
                 teachers[at] = None;
                 pause(Duration::from_millis(dice.below(3000)));
-                teachers[at] = Some(Teacher::start_on(addresses[at], &model, &[]));
+                let again = Teacher::start_on(addresses[at], &model, &["--set", UNCACHED]);
+                teachers[at] = Some(again);
                 counts.killed += 1;
             }
         }
@@ -121,6 +122,8 @@ pub(super) fn run(seconds: Option<f64>) -> Figures {
             count(log, "was changed on the way"),
         );
         figures.add(format!("student_{number}_asked_elsewhere"), count(log, "asking others"));
+        let (again, elsewhere) = (count(log, "trying again"), count(log, "asking others"));
+        figures.require(again > 20 && elsewhere > 0, format!("student {number} met no harm"));
         let in_order = steps.is_sorted();
         figures.require(lost == 0 && doubled == 0 && in_order, "a step was lost, doubled or moved");
         figures.require(run.weights() == *expected, format!("student {number} has other weights"));
