@@ -38,6 +38,8 @@ use super::{
 const SETTLE: Duration = Duration::from_secs(1);
 /// An answer that takes no longer than this is not late.
 const LATE_AT_LEAST: Duration = Duration::from_secs(2);
+/// The same before any answer has come.
+const LATE_AT_FIRST: Duration = Duration::from_secs(10);
 
 /// Where jobs come from.
 pub(super) enum Jobs<I> {
@@ -590,7 +592,8 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
     /// How long an answer may take before it is late: far longer than any has of late.
     fn late_after(&self) -> Duration {
         let timeout = self.pipeline.timeout();
-        self.slowest.map_or(timeout, |slowest| (slowest * 4).max(LATE_AT_LEAST).min(timeout))
+        let late = self.slowest.map_or(LATE_AT_FIRST, |slowest| (slowest * 4).max(LATE_AT_LEAST));
+        late.min(timeout)
     }
 
     /// Notes who is late, and asks others for what they owe.

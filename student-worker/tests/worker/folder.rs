@@ -54,6 +54,7 @@ async fn labels_that_cannot_be_had_or_used_leave_a_checkpoint() {
         let fake = Arc::new(Fake::new());
         let address = serve_fake(Arc::clone(&fake)).await;
         let section = endpoints(&[address], "");
+        let teacher = Arc::clone(&fake);
         let at = move |step| {
             if step == 7 {
                 // Said again, it is believed.
@@ -70,6 +71,7 @@ async fn labels_that_cannot_be_had_or_used_leave_a_checkpoint() {
         assert!(interrupted.step >= 7, "{error}");
         let checkpoint = interrupted.checkpoint.display().to_string();
         assert!(error.to_string().ends_with(&checkpoint), "{error}");
+        teacher.faults.lock().unwrap().clear();
         let outcome = run(bench.recipe(name, &section), Existing::Resume).await.unwrap();
         assert!(outcome.finished);
         assert_eq!(bench.weights(name), bench.weights("whole"));
