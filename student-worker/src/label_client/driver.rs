@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -100,8 +100,10 @@ struct Held {
     job: Job,
     /// Labels of every unit.
     labels: Vec<usize>,
-    /// Of every unit's content; none where all of them go to one replica.
-    hashes: Vec<u64>,
+    /// Whether all of it goes to one replica.
+    whole: bool,
+    /// Of every unit's content, once they are shared out.
+    hashes: OnceLock<Vec<u64>>,
     /// What it was refused with last: a refusal that is repeated is believed, one that is not may be
     /// of what became of the request on the way.
     refusal: Mutex<Option<(u32, String)>>,
@@ -327,9 +329,12 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         // Draws depend on the place of a row in its request; a request must ask for some label.
         let drawn = matches!(self.gate.wanted.encoding, Kind::Sampled(_));
         let whole = job.whole || drawn || labels.contains(&0);
-        let hashes = if whole { Vec::new() } else { units::hashes(&job.inputs) };
         let count = labels.len() as u32;
-        self.pipeline.push(Held { job, labels, hashes, refusal: Mutex::default() }, count, now);
+        self.pipeline.push(
+            Held { job, labels, whole, hashes: OnceLock::new(), refusal: Mutex::default() },
+            count,
+            now,
+        );
     }
 
     /// The next job's labels; without them if teachers are lost.
@@ -573,11 +578,12 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             let late_after = self.late_after();
             let sending = self.pipeline.send(now, late_after, |held, units| {
                 let first = held.job.index;
-                if held.hashes.is_empty() || replicas.len() < 2 {
+                if held.whole || replicas.len() < 2 {
                     let whole = router::whole(&replicas, first);
                     return whole.map(|endpoint| (endpoint, units.to_vec())).into_iter().collect();
                 }
-                let hash = |&unit: &u32| (unit, held.hashes[unit as usize]);
+                let hashes = held.hashes.get_or_init(|| units::hashes(&held.job.inputs));
+                let hash = |&unit: &u32| (unit, hashes[unit as usize]);
                 router::share(&replicas, &units.iter().map(hash).collect::<Vec<_>>())
             });
             if sending.is_empty() {
@@ -615,7 +621,8 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             let sending = self.pipeline.send_late(now, |held, units, late| {
                 let others: Vec<router::Replica> =
                     replicas.iter().filter(|replica| replica.endpoint != late).cloned().collect();
-                let hash = units.first().and_then(|&unit| held.hashes.get(unit as usize));
+                let hashes = held.hashes.get().map_or(&[][..], Vec::as_slice);
+                let hash = units.first().and_then(|&unit| hashes.get(unit as usize));
                 router::whole(&others, *hash.unwrap_or(&held.job.index))
             });
             let Some(sending) = sending else { return };
