@@ -44,6 +44,9 @@ fn build(folder: &Path) {
     assert!(status.success(), "the binaries do not build");
 }
 
+/// Arguments of a teacher that computes every row anew: for what is about the forward pass itself.
+pub const UNCACHED: [&str; 2] = ["--set", "cache.enabled=false"];
+
 /// The same command on one core of this machine. Output that is piped must be said again.
 pub fn on_core(core: usize, command: &Command) -> Command {
     let mut pinned = Command::new("taskset");

@@ -82,7 +82,10 @@ fn a_rows_labels_do_not_depend_on_its_batch() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let folder = tempfile::tempdir().unwrap();
     models::write_mlp(folder.path(), WIDTH, &[129, 65], 11, 9);
-    let teacher = Teacher::start(folder.path(), &["--set", "batching.max_wait_us=500"]);
+    let teacher = Teacher::start(
+        folder.path(),
+        &["--set", "batching.max_wait_us=500", "--set", "cache.enabled=false"],
+    );
     let mut client = runtime.block_on(client::connect(teacher.address()));
     let pool = pool();
 

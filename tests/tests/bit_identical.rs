@@ -11,7 +11,7 @@ use std::{
 use stillhouse_nn::Philox;
 use stillhouse_tests::{
     models,
-    process::{Teacher, pause, signal},
+    process::{Teacher, UNCACHED, pause, signal},
     student::{Student, finish},
 };
 
@@ -51,7 +51,7 @@ fn kills_and_restarts_do_not_change_a_byte() {
     std::fs::create_dir(&model).unwrap();
     // Slower than the student, so that a run lasts and there is always a request to lose.
     models::write_mlp(&model, 784, &[1200, 1200], 10, 1);
-    let mut teacher = Teacher::start(&model, &[]);
+    let mut teacher = Teacher::start(&model, &UNCACHED);
 
     let undisturbed = student(folder.path(), "undisturbed", &teacher);
     let outcome = undisturbed.train(&[]);
@@ -93,7 +93,7 @@ fn kills_and_restarts_do_not_change_a_byte() {
         assert!(reached < STEPS, "it was over before its teacher died");
         let address = teacher.address();
         teacher.kill();
-        teacher = Teacher::start_on(address, &model, &[]);
+        teacher = Teacher::start_on(address, &model, &UNCACHED);
     }
     finish(child);
     assert!(bereft.weights() == expected, "a run that lost its teacher ended with other weights");

@@ -20,7 +20,10 @@ const WIDTH: usize = 64;
 async fn a_terminated_server_answers_what_it_admitted_and_exits_in_time() {
     let folder = tempfile::tempdir().unwrap();
     models::write_mlp(folder.path(), WIDTH, &[512, 512], 10, 1);
-    let mut teacher = Teacher::start(folder.path(), &["--set", "drain.limit_seconds=10"]);
+    let mut teacher = Teacher::start(
+        folder.path(),
+        &["--set", "drain.limit_seconds=10", "--set", "cache.enabled=false"],
+    );
     let mut client = client::connect(teacher.address()).await;
 
     // One stream with work in flight, one that stays idle.
@@ -71,7 +74,10 @@ async fn a_terminated_server_answers_what_it_admitted_and_exits_in_time() {
 async fn health_turns_and_an_idle_health_watch_does_not_hold_the_exit_up() {
     let folder = tempfile::tempdir().unwrap();
     models::write_mlp(folder.path(), 4, &[8], 5, 1);
-    let mut teacher = Teacher::start(folder.path(), &["--set", "drain.limit_seconds=10"]);
+    let mut teacher = Teacher::start(
+        folder.path(),
+        &["--set", "drain.limit_seconds=10", "--set", "cache.enabled=false"],
+    );
     let channel = tonic::transport::Endpoint::from_shared(teacher.url()).unwrap();
     let mut health =
         tonic_health::pb::health_client::HealthClient::new(channel.connect().await.unwrap());
@@ -95,7 +101,7 @@ async fn health_turns_and_an_idle_health_watch_does_not_hold_the_exit_up() {
 /// each. The stream must be held for as long as the work shall stay.
 async fn with_work(folder: &Path, limit: &str) -> (Teacher, impl Sized) {
     models::write_mlp(folder, WIDTH, &[2048, 2048], 10, 1);
-    let teacher = Teacher::start(folder, &["--set", limit]);
+    let teacher = Teacher::start(folder, &["--set", limit, "--set", "cache.enabled=false"]);
     let mut client = client::connect(teacher.address()).await;
     let (work, requests) = mpsc::channel(64);
     let mut answers =

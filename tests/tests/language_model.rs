@@ -19,7 +19,7 @@ use stillhouse_proto::{
 };
 use stillhouse_tests::{
     client::{self, Client},
-    process::Teacher,
+    process::{Teacher, UNCACHED},
 };
 use tokio::runtime::Runtime;
 
@@ -58,7 +58,9 @@ struct Session {
 impl Session {
     fn start(arguments: &[&str]) -> Self {
         let runtime = Runtime::new().unwrap();
-        let teacher = Teacher::start(&folder(), arguments);
+        // What is asked for twice is computed twice: labels do not depend on their batch.
+        let arguments = [arguments, &UNCACHED].concat();
+        let teacher = Teacher::start(&folder(), &arguments);
         let client = runtime.block_on(client::connect(teacher.address()));
         Self { runtime, client, _teacher: teacher }
     }

@@ -4,7 +4,10 @@
 
 use std::time::Duration;
 
-use stillhouse_tests::{client, models, process::Teacher};
+use stillhouse_tests::{
+    client, models,
+    process::{Teacher, UNCACHED},
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -53,7 +56,7 @@ async fn every_request_is_counted_once_although_its_client_goes_away() {
     const REQUESTS: u64 = 20;
     let folder = tempfile::tempdir().unwrap();
     models::write_mlp(folder.path(), WIDTH, &[1024, 1024], 5, 1);
-    let teacher = Teacher::start(folder.path(), &[]);
+    let teacher = Teacher::start(folder.path(), &UNCACHED);
     let mut client = client::connect(teacher.address()).await;
     let (send, requests) = mpsc::channel(64);
     let rows = vec![0.5; 512 * WIDTH];

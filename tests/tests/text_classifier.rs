@@ -18,7 +18,7 @@ use stillhouse_proto::{
 };
 use stillhouse_tests::{
     client::{self, Client},
-    process::Teacher,
+    process::{Teacher, UNCACHED},
 };
 use tokio::runtime::Runtime;
 
@@ -65,7 +65,7 @@ fn every_family_gives_a_label_for_each_sequence() {
     for (family, keys, longest) in families {
         let folder = tempfile::tempdir().unwrap();
         let folder = model(folder.path(), &format!(r#"{{"model_type": "{family}", {keys}}}"#), 7);
-        let teacher = Teacher::start(&folder, &[]);
+        let teacher = Teacher::start(&folder, &UNCACHED);
         let mut client = runtime.block_on(client::connect(teacher.address()));
         let described = runtime.block_on(client.describe(DescribeRequest {})).unwrap().into_inner();
         assert_eq!((described.task(), described.classes), (Task::Classification, 3), "{family}");

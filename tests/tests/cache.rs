@@ -1,0 +1,49 @@
+//! What a teacher computed outlives it, however it ends, and is never computed twice.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{net::SocketAddr, time::Duration};
+
+use stillhouse_proto::v1::LabelResponse;
+use stillhouse_tests::{
+    client, models,
+    process::{Teacher, pause},
+};
+
+const WIDTH: usize = 4;
+const ROWS: usize = 500;
+
+async fn ask(address: SocketAddr) -> LabelResponse {
+    let rows: Vec<f32> = (0..ROWS * WIDTH).map(|at| at as f32 / 100.0).collect();
+    let mut client = client::connect(address).await;
+    client.label(client::request(1, &rows, WIDTH)).await.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn a_killed_teacher_comes_back_with_what_it_had_computed() {
+    let folder = tempfile::tempdir().unwrap();
+    models::write_mlp(folder.path(), WIDTH, &[8], 5, 1);
+    let cache = folder.path().join("cache");
+    let arguments = ["--cache-dir", cache.to_str().unwrap()];
+    let mut teacher = Teacher::start(folder.path(), &arguments);
+    let first = ask(teacher.address()).await;
+    assert_eq!(teacher.metric("stillhouse_teacher_forward_rows_total"), ROWS as f64);
+    // The writer is a moment behind.
+    let written = || teacher.metric("stillhouse_teacher_cache_bytes{tier=\"disk\"}");
+    while written() < (ROWS * 5 * 4) as f64 {
+        pause(Duration::from_millis(10));
+    }
+    let second = Teacher::command("127.0.0.1:0".parse().unwrap(), folder.path(), &arguments);
+    let refused = { second }.output().unwrap();
+    assert_eq!(refused.status.code(), Some(75), "the folder is another server's");
+    teacher.kill();
+
+    let teacher = Teacher::start(folder.path(), &arguments);
+    let again = ask(teacher.address()).await;
+    assert_eq!(again.labels, first.labels, "the same bytes");
+    assert_eq!(again.cached_rows as usize, ROWS);
+    assert_eq!(teacher.metric("stillhouse_teacher_forward_rows_total"), 0.0);
+    let from_disk = teacher.metric("stillhouse_teacher_cache_rows_total{source=\"disk\"}");
+    assert_eq!(from_disk, ROWS as f64);
+    assert_eq!(teacher.metric("stillhouse_teacher_cache_corrupt_total"), 0.0);
+}
