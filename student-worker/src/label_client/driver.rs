@@ -16,23 +16,23 @@ use stillhouse_proto::{
         LabelResponse, LabelStreamResponse, encoding::Kind, label_stream_response::Result as Answer,
     },
 };
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::{AbortHandle, JoinSet},
-};
+use tokio::{sync::mpsc, task::JoinSet};
 use tonic::Code;
 
 use super::{
     ClientError, Job, Labelled,
-    connection::{Connection, Event, Happened, Link},
+    connection::{Connection, Event, Happened},
     gate::{Address, Gate},
+    jobs::{Jobs, Next},
     join::join,
     pipeline::{Limits, Pipeline, Sending},
+    replica::{InFlight, Live, Replica},
     router,
     status::{self, Verdict, judge_code},
     units,
     wanted::on_stream,
 };
+use crate::recipe::teacher::OnTeacherLoss;
 
 /// How long the first replica waits for the others.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -40,59 +40,6 @@ const SETTLE: Duration = Duration::from_secs(1);
 const LATE_AT_LEAST: Duration = Duration::from_secs(2);
 /// The same before any answer has come.
 const LATE_AT_FIRST: Duration = Duration::from_secs(10);
-
-/// Where jobs come from.
-pub(super) enum Jobs<I> {
-    /// They are known, and taken as long as there is room.
-    Planned(I),
-    /// They are known, and each is taken when its labels are waited for.
-    Awaited(I, Arc<Semaphore>),
-    /// They come when somebody has them.
-    Demanded(mpsc::Receiver<Job>),
-}
-
-/// The next job, if there is one already.
-enum Next {
-    Job(Box<Job>),
-    NotYet,
-    End,
-}
-
-impl<I: Iterator<Item = Job>> Jobs<I> {
-    fn next(&mut self) -> Next {
-        match self {
-            Self::Planned(jobs) => jobs.next().map_or(Next::End, |job| Next::Job(Box::new(job))),
-            Self::Awaited(jobs, waited_for) => match waited_for.try_acquire() {
-                Ok(one) => {
-                    one.forget();
-                    jobs.next().map_or(Next::End, |job| Next::Job(Box::new(job)))
-                }
-                Err(_) => Next::NotYet,
-            },
-            Self::Demanded(jobs) => match jobs.try_recv() {
-                Ok(job) => Next::Job(Box::new(job)),
-                Err(mpsc::error::TryRecvError::Empty) => Next::NotYet,
-                Err(mpsc::error::TryRecvError::Disconnected) => Next::End,
-            },
-        }
-    }
-
-    /// Waits for a job that is demanded; none when there will be no more. For ever where they are
-    /// planned.
-    async fn wait(&mut self) -> Option<Job> {
-        match self {
-            Self::Planned(_) => std::future::pending().await,
-            Self::Awaited(jobs, waited_for) => match waited_for.acquire().await {
-                Ok(one) => {
-                    one.forget();
-                    jobs.next()
-                }
-                Err(_) => None,
-            },
-            Self::Demanded(jobs) => jobs.recv().await,
-        }
-    }
-}
 
 /// A job, and what is known of its units.
 #[derive(Debug)]
@@ -120,18 +67,6 @@ impl Held {
     }
 }
 
-/// What happens when no teacher has answered for as long as the run waits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnLoss {
-    /// The run ends.
-    #[default]
-    End,
-    /// The run ends as soon as no teacher is connected.
-    EndAtOnce,
-    /// Jobs are handed on without labels until a teacher answers again.
-    GoOn,
-}
-
 /// A run's requests, from the jobs that ask for labels to the labels in order.
 pub(super) struct Driver<I> {
     jobs: Jobs<I>,
@@ -145,7 +80,7 @@ pub(super) struct Driver<I> {
     out: mpsc::Sender<Result<Labelled, ClientError>>,
     /// The tasks of the connections, which end with the driver.
     connections: JoinSet<()>,
-    on_loss: OnLoss,
+    on_loss: OnTeacherLoss,
     /// Whether jobs are handed on without labels, for want of a teacher.
     lost: bool,
     /// Whether a teacher has been connected.
@@ -158,64 +93,13 @@ pub(super) struct Driver<I> {
     last_failure: String,
 }
 
-/// An endpoint.
-#[derive(Debug)]
-struct Replica {
-    name: String,
-    hash: u64,
-    /// None of one that was refused.
-    task: Option<AbortHandle>,
-    /// Whether it has been connected to, or has failed to be.
-    tried: bool,
-    /// Failures since it was connected, its end the first of them.
-    failures: u32,
-    /// Its name stands for it no more: it gets no work, and goes when it has answered what it has.
-    retired: bool,
-    /// Its open stream.
-    live: Option<Live>,
-}
-
-impl Replica {
-    /// Whether it should be given work.
-    fn is_well(&self) -> bool {
-        let live = self.live.as_ref();
-        !self.retired && live.is_some_and(|live| live.serving && !live.suspect)
-    }
-}
-
-/// An open stream and its load.
-#[derive(Debug)]
-struct Live {
-    link: Link,
-    /// Its requests, by their numbers.
-    in_flight: HashMap<u64, InFlight>,
-    /// What it last said of its health.
-    serving: bool,
-    /// It owes an answer that is late. It gets no work until it has answered something.
-    suspect: bool,
-}
-
-/// A request that an endpoint has been sent.
-#[derive(Debug)]
-struct InFlight {
-    sent: Instant,
-    units: usize,
-    sum: RequestSum,
-}
-
-impl Live {
-    fn load(&self) -> usize {
-        self.in_flight.values().map(|request| request.units).sum()
-    }
-}
-
 impl<I: Iterator<Item = Job> + Send> Driver<I> {
     pub(super) fn new(
         jobs: Jobs<I>,
         gate: Arc<Gate>,
         addresses: Vec<Address>,
         connect: Box<dyn FnMut(usize, Address) -> Connection + Send>,
-        (pipeline, on_loss): (Limits, OnLoss),
+        (pipeline, on_loss): (Limits, OnTeacherLoss),
         (events, jitter): (mpsc::Receiver<Event>, Philox),
         out: mpsc::Sender<Result<Labelled, ClientError>>,
     ) -> Self {
@@ -360,7 +244,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         // A stream may end and be opened again; one that cannot be is gone.
         let gone = |of: &Replica| of.live.is_none() && (of.task.is_none() || of.failures > 1);
         let wanted = !self.pipeline.is_empty() && !self.pipeline.can_deliver();
-        if self.on_loss == OnLoss::EndAtOnce
+        if self.on_loss == OnTeacherLoss::Fail
             && self.connected
             && wanted
             && self.endpoints.iter().filter(|of| !of.retired).all(gone)
@@ -368,10 +252,12 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             return Err(ClientError::Lost { last: self.last_failure.clone() });
         }
         match self.pipeline.given_up(now) {
-            Some(waited) if self.on_loss != OnLoss::GoOn => Err(ClientError::Unreachable {
-                seconds: waited.as_secs_f64(),
-                last: self.last_failure.clone(),
-            }),
+            Some(waited) if self.on_loss != OnTeacherLoss::HardLabels => {
+                Err(ClientError::Unreachable {
+                    seconds: waited.as_secs_f64(),
+                    last: self.last_failure.clone(),
+                })
+            }
             Some(waited) => {
                 if !self.lost {
                     let (seconds, last) = (waited.as_secs_f64(), &self.last_failure);

@@ -12,7 +12,7 @@
 //! * `router`: which replica labels which row; `units` and `join`: a request in parts, and its parts
 //!   as one.
 //! * `pipeline`: which request to send, to send again, to hand on; without I/O or a clock.
-//! * `connection`, `driver`: the shell around it.
+//! * `connection`, `replica`, `jobs`, `driver`: the shell around it.
 //! * `status`: which failures pass by themselves; the others are a [`ClientError`].
 //! * [`soft_target`]: labels as the loss takes them.
 
@@ -22,8 +22,10 @@ mod driver;
 mod error;
 mod gate;
 mod head;
+mod jobs;
 mod join;
 mod pipeline;
+mod replica;
 mod resolve;
 mod retry_budget;
 mod router;
@@ -38,9 +40,10 @@ use std::{sync::Arc, time::Duration};
 
 use connection::Connection;
 use connection::Event;
-use driver::{Driver, Jobs};
+use driver::Driver;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use gate::{Address, Closed, Gate, Opened};
+use jobs::Jobs;
 use pipeline::Limits;
 use resolve::Endpoints;
 use stillhouse_nn::{Head, Philox};
@@ -51,7 +54,6 @@ use tokio::{
 };
 use tries::Tries;
 
-pub use driver::OnLoss;
 pub use error::ClientError;
 pub use gate::{PROBE_ROWS, Probe};
 pub use resolve::Names;
@@ -61,7 +63,7 @@ pub use tries::Patience;
 pub use wanted::{Job, Wanted, WantedInput};
 pub(crate) use wanted::{encoding_of, rule_of};
 
-use crate::random;
+use crate::{random, recipe::teacher::OnTeacherLoss};
 
 /// Once a teacher is there, the others get this long to show whether they are the same.
 const OTHERS_GRACE: Duration = Duration::from_secs(5);
@@ -74,7 +76,7 @@ pub struct Labelled {
     /// The job's position in the run.
     pub index: u64,
     /// Labels of all its rows; none if no teacher answered and the run goes on without
-    /// ([`OnLoss::GoOn`]).
+    /// ([`OnTeacherLoss::HardLabels`]).
     pub batch: Option<LabelBatch>,
 }
 
@@ -147,8 +149,8 @@ impl LabelClient {
 
     /// Ends rather than goes on without labels.
     pub(crate) fn must_have_labels(&mut self) {
-        if self.patience.on_loss == OnLoss::GoOn {
-            self.patience.on_loss = OnLoss::End;
+        if self.patience.on_loss == OnTeacherLoss::HardLabels {
+            self.patience.on_loss = OnTeacherLoss::Wait;
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use stillhouse_nn::Philox;
 
-use super::{ClientError, backoff::Backoff, driver::OnLoss, gate::Closed};
+use super::{ClientError, backoff::Backoff, gate::Closed};
 use crate::{
     random,
     recipe::teacher::{OnTeacherLoss, TeacherSection},
@@ -24,7 +24,7 @@ pub struct Patience {
     /// Seed of the pauses' jitter, another in every process.
     pub seed: u64,
     /// What happens when `budget` is spent.
-    pub on_loss: OnLoss,
+    pub on_loss: OnTeacherLoss,
 }
 
 impl Patience {
@@ -36,11 +36,7 @@ impl Patience {
             initial: Duration::from_millis(teacher.retry.initial_ms),
             max: Duration::from_millis(teacher.retry.max_ms),
             seed: random::entropy(),
-            on_loss: match teacher.on_teacher_loss {
-                OnTeacherLoss::Wait => OnLoss::End,
-                OnTeacherLoss::Fail => OnLoss::EndAtOnce,
-                OnTeacherLoss::HardLabels => OnLoss::GoOn,
-            },
+            on_loss: teacher.on_teacher_loss,
         }
     }
 

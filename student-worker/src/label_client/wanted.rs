@@ -35,8 +35,8 @@ pub struct Job {
     /// Seed of the teacher's draws; plays a part in `sampled` only. The same whenever this request
     /// is sent, now or after a resumption.
     pub seed: u64,
-    /// Whether one replica labels all of it: draws depend on the place of a row in its request, and
-    /// rows that do not come again are in no cache. Otherwise each row goes to its own replica.
+    /// Whether one replica labels all of it, as rows that do not come again are in no cache. Otherwise
+    /// each row goes to its own replica, but for draws, which depend on its place in the request.
     pub whole: bool,
 }
 

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use stillhouse_nn::LossConfig;
 
-use super::{Recipe, teacher::EncodingName};
+use super::Recipe;
 
 /// When distillation begins, and how alpha and temperature change. Epochs are counted from 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -137,12 +137,6 @@ pub(crate) fn hard_only(loss: &LossConfig) -> LossConfig {
 }
 
 impl Recipe {
-    /// Whether labels are drawn from the teacher's distribution.
-    pub(crate) fn draws_labels(&self) -> bool {
-        let kind = self.teacher.as_ref().map(|teacher| teacher.encoding().kind);
-        kind == Some(EncodingName::Sampled)
-    }
-
     /// Whether an epoch, counted from 1, learns from soft labels.
     pub fn distils(&self, epoch: u64) -> bool {
         self.teacher.is_some() && epoch >= u64::from(self.loss_schedule.start_epoch)

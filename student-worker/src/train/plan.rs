@@ -107,7 +107,7 @@ impl Plan {
             rescale_factor,
             seed: recipe.seed,
             recipe: recipe.clone(),
-            whole: self.augment != Augment::default() || recipe.draws_labels(),
+            whole: self.augment != Augment::default(),
             pending: VecDeque::new(),
         }
     }

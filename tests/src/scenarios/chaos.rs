@@ -15,10 +15,10 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Figures, UNCACHED, progress};
+use super::{Figures, progress};
 use crate::{
     models,
-    process::{Teacher, pause, signal, wait_within},
+    process::{Teacher, UNCACHED, pause, signal, wait_within},
     proxy::{Dice, Proxy},
     student::{Student, finish_within},
 };
@@ -44,7 +44,7 @@ pub(super) fn run(seconds: Option<f64>) -> Figures {
         models::write_mlp(model, 784, &TEACHER, 10, seed);
     }
     let mut teachers: Vec<Option<Teacher>> =
-        (0..TEACHERS).map(|_| Some(Teacher::start(&model, &["--set", UNCACHED]))).collect();
+        (0..TEACHERS).map(|_| Some(Teacher::start(&model, &UNCACHED))).collect();
     let addresses: Vec<SocketAddr> = teachers.iter().flatten().map(Teacher::address).collect();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
@@ -83,7 +83,7 @@ pub(super) fn run(seconds: Option<f64>) -> Figures {
             _ => {
                 teachers[at] = None;
                 pause(Duration::from_millis(dice.below(3000)));
-                let again = Teacher::start_on(addresses[at], &model, &["--set", UNCACHED]);
+                let again = Teacher::start_on(addresses[at], &model, &UNCACHED);
                 teachers[at] = Some(again);
                 counts.killed += 1;
             }

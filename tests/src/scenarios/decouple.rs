@@ -3,10 +3,10 @@
 
 use std::process::Stdio;
 
-use super::{Figures, UNCACHED, median, progress};
+use super::{Figures, median, progress};
 use crate::{
     models,
-    process::{Teacher, on_core},
+    process::{Teacher, UNCACHED, on_core},
     student::{Student, finish},
 };
 
@@ -25,7 +25,7 @@ pub(super) fn run(seconds: Option<f64>) -> Figures {
     let model = folder.path().join("teacher");
     std::fs::create_dir(&model).unwrap();
     models::write_mlp(&model, 784, &TEACHER, 10, 1);
-    let plain = Teacher::command("127.0.0.1:0".parse().unwrap(), &model, &["--set", UNCACHED]);
+    let plain = Teacher::command("127.0.0.1:0".parse().unwrap(), &model, &UNCACHED);
     let teacher = Teacher::spawn(on_core(0, &plain));
 
     // None: hard labels only.

@@ -70,9 +70,6 @@ pub const ALL: &[Scenario] = &[
     },
 ];
 
-/// A setting for scenarios that measure the whole way: what is asked for twice is computed twice.
-const UNCACHED: &str = "cache.enabled=false";
-
 /// Named figures, in the order they were measured, and whether every requirement held.
 #[derive(Default)]
 pub struct Figures {

@@ -19,8 +19,11 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::{Figures, UNCACHED, progress};
-use crate::{client, models, process::Teacher};
+use super::{Figures, progress};
+use crate::{
+    client, models,
+    process::{Teacher, UNCACHED},
+};
 
 const CLIENTS: usize = 500;
 /// What a client has in flight at any time.
@@ -90,7 +93,16 @@ async fn measure(time: Duration) -> Figures {
     let batch = "batching.max_batch_rows=256";
     let teacher = Teacher::start(
         folder.path(),
-        &["--set", &queue, "--set", batch, "--set", "limits.max_rows=256", "--set", UNCACHED],
+        &[
+            "--set",
+            &queue,
+            "--set",
+            batch,
+            "--set",
+            "limits.max_rows=256",
+            UNCACHED[0],
+            UNCACHED[1],
+        ],
     );
     let counts = Arc::new(Counts::default());
     let stop = Arc::new(AtomicBool::new(false));

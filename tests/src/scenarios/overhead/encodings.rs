@@ -12,11 +12,11 @@ use stillhouse_proto::{
     },
 };
 
-use super::{
-    super::{UNCACHED, progress},
-    Figures,
+use super::{super::progress, Figures};
+use crate::{
+    client, models,
+    process::{Teacher, UNCACHED},
 };
-use crate::{client, models, process::Teacher};
 
 /// Rows of a request: of many classes, as many as fit into an answer.
 fn rows_of(classes: usize) -> usize {
@@ -50,7 +50,7 @@ pub(super) async fn measure(seconds: f64, figures: &mut Figures) {
         let folder = tempfile::tempdir().unwrap();
         // A small hidden layer, so that the forward pass does not hide what the encoding costs.
         models::write_mlp(folder.path(), WIDTH, &[hidden], classes, 1);
-        let teacher = Teacher::start(folder.path(), &["--set", UNCACHED]);
+        let teacher = Teacher::start(folder.path(), &UNCACHED);
         for (name, kind) in kinds(classes) {
             let prefix = format!("{classes}_classes_{name}");
             progress(&format!("encodings: {prefix}"));

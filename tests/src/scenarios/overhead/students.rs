@@ -10,12 +10,12 @@ use stillhouse_nn::{
 use student_worker::data::{Fit, Sampler, Split, mnist};
 
 use super::{
-    super::{UNCACHED, median, progress},
+    super::{median, progress},
     Figures,
 };
 use crate::{
     models,
-    process::{Teacher, on_core},
+    process::{Teacher, UNCACHED, on_core},
     student::{self, Student},
 };
 
@@ -53,7 +53,7 @@ pub(super) fn measure(seconds: f64, figures: &mut Figures) {
                 }
                 _ => {
                     let listen = "127.0.0.1:0".parse().unwrap();
-                    let plain = Teacher::command(listen, &model, &["--set", UNCACHED]);
+                    let plain = Teacher::command(listen, &model, &UNCACHED);
                     let teacher = Teacher::spawn(on_core(0, &plain));
                     let section = teacher.section();
                     let outcome = worker(folder.path(), &name, seconds, &section);
