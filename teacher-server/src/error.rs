@@ -18,6 +18,10 @@ pub(crate) enum ServeError {
     Deadline,
     #[error("cancelled before it was run")]
     Cancelled,
+    #[error("{}", unauthenticated(*shown))]
+    Unauthenticated { shown: bool },
+    #[error("{what}")]
+    Denied { reason: &'static str, what: String },
     #[error("the server is draining")]
     Draining,
     #[error("the device is lost: {0}")]
@@ -28,6 +32,17 @@ pub(crate) enum ServeError {
         "this teacher is an ensemble of {members} models, which have no output projection in common"
     )]
     NoHead { members: usize },
+}
+
+/// Why a caller is nobody's: `shown` whether it has shown anything. Not what was wrong with it.
+fn unauthenticated(shown: bool) -> &'static str {
+    match shown {
+        true => "the token or certificate is none of a client of this teacher",
+        false => {
+            "this teacher asks for a token (the header `authorization: Bearer TOKEN`) or a client \
+             certificate; neither came"
+        }
+    }
 }
 
 /// How long a refused client should wait where nothing has been measured yet.
@@ -57,6 +72,8 @@ impl ServeError {
             Self::Draining | Self::DeviceLost(_) => Code::Unavailable,
             Self::Forward(_) => Code::Internal,
             Self::NoHead { .. } => Code::FailedPrecondition,
+            Self::Unauthenticated { .. } => Code::Unauthenticated,
+            Self::Denied { .. } => Code::PermissionDenied,
         }
     }
 
@@ -65,6 +82,7 @@ impl ServeError {
         match self {
             Self::Invalid { .. } | Self::NoHead { .. } => "invalid",
             Self::Exhausted { .. } => "refused",
+            Self::Unauthenticated { .. } | Self::Denied { .. } => "denied",
             Self::Deadline => "deadline",
             Self::Cancelled => "cancelled",
             Self::Draining => "draining",

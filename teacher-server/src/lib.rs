@@ -1,7 +1,7 @@
 //! Serves a trained model's soft labels over gRPC (`distill.v1.TeacherService`).
 //!
 //! ```text
-//! tonic -> service (validate) -> cache -> scheduler (batcher) -> device thread -> encode -> reply
+//! listener (TLS) -> access -> tonic -> service (validate) -> cache -> scheduler (batcher) -> device thread -> encode -> reply
 //! ```
 //!
 //! * [`settings`]: what a server is told, with defaults and ranges.
@@ -18,12 +18,14 @@ pub mod model;
 pub mod server;
 pub mod settings;
 
+mod access;
 mod cache;
 mod device;
 mod encode;
 mod error;
 mod gathering;
 mod held;
+mod listener;
 mod output;
 mod quota;
 mod scheduler;
@@ -31,6 +33,7 @@ mod service;
 mod units;
 mod validate;
 
+pub use access::new_token;
 pub use cache::DiskError;
 pub use server::{Running, Server, StartError};
 pub use settings::Settings;

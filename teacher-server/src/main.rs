@@ -1,8 +1,8 @@
 //! The `teacher-server` binary.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use stillhouse_runtime::{
     config::{self, ConfigError},
     exit,
@@ -47,6 +47,21 @@ struct Arguments {
     /// [default: none].
     #[arg(long, value_name = "DIR", env = "STILLHOUSE_CACHE_DIR")]
     cache_dir: Option<PathBuf>,
+    /// Certificate of the gRPC service and those up to its authority, in PEM [default: plaintext].
+    #[arg(long, value_name = "FILE", env = "STILLHOUSE_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of that certificate, in PEM.
+    #[arg(long, value_name = "FILE", env = "STILLHOUSE_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// Authorities whose clients are let in, in PEM: every client must show a certificate.
+    #[arg(long, value_name = "FILE", env = "STILLHOUSE_TLS_CLIENT_CA")]
+    tls_client_ca: Option<PathBuf>,
+    /// List of the clients that may ask, and for what [default: everybody].
+    #[arg(long, value_name = "FILE", env = "STILLHOUSE_ACCESS_FILE")]
+    access_file: Option<PathBuf>,
+    /// Address of a plaintext listener for health probes alone [default: none].
+    #[arg(long, value_name = "ADDR", env = "STILLHOUSE_HEALTH_LISTEN")]
+    health_listen: Option<SocketAddr>,
     /// What computes the labels: cpu.
     #[arg(long, value_name = "DEVICE", env = "STILLHOUSE_DEVICE")]
     device: Option<String>,
@@ -59,6 +74,14 @@ struct Arguments {
     /// Any setting, by its path: --set limits.max_rows=256. Can be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print a new token for a client, and its hash for the list of clients.
+    NewToken,
 }
 
 impl Arguments {
@@ -86,6 +109,8 @@ impl Arguments {
             ("ensemble", self.ensemble.clone()),
             ("listen", self.listen.map(|address| address.to_string())),
             ("metrics_listen", self.metrics_listen.map(|address| address.to_string())),
+            ("health_listen", self.health_listen.map(|address| address.to_string())),
+            ("access_file", self.access_file.as_ref().map(|file| file.display().to_string())),
             ("device", self.device.clone()),
         ];
         for (key, value) in flags {
@@ -96,10 +121,16 @@ impl Arguments {
         if let Some(model) = self.models() {
             table.insert("model".to_owned(), model);
         }
-        if let Some(folder) = &self.cache_dir {
-            let cache = table.entry("cache").or_insert_with(|| Value::Table(Table::new()));
-            if let Value::Table(cache) = cache {
-                cache.insert("disk_dir".to_owned(), folder.display().to_string().into());
+        for (section, key, path) in [
+            ("cache", "disk_dir", &self.cache_dir),
+            ("tls", "cert", &self.tls_cert),
+            ("tls", "key", &self.tls_key),
+            ("tls", "client_ca", &self.tls_client_ca),
+        ] {
+            let Some(path) = path else { continue };
+            let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(section) = section {
+                section.insert(key.to_owned(), path.display().to_string().into());
             }
         }
         if let Some(format) = &self.log_format {
@@ -136,6 +167,10 @@ enum Failure {
     Telemetry(#[from] telemetry::TelemetryError),
     #[error("metrics_listen: {0} cannot be bound: {1}")]
     MetricsPort(SocketAddr, std::io::Error),
+    #[error("the system has no random numbers")]
+    Random,
+    #[error("the output cannot be written: {0}")]
+    Output(std::io::Error),
     #[error("signals cannot be handled: {0}")]
     Signals(std::io::Error),
 }
@@ -178,7 +213,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints a new token to give away, and its hash to keep.
+fn print_token() -> Result<(), Failure> {
+    let (token, hash) = teacher_server::new_token().ok_or(Failure::Random)?;
+    writeln!(std::io::stdout(), "token:  {token}\nhash:   {hash}").map_err(Failure::Output)
+}
+
 async fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if let Some(Command::NewToken) = arguments.command {
+        return print_token();
+    }
     let settings = arguments.settings()?;
     telemetry::start_logs(&settings.log.level, settings.log.format)?;
     let mut signals = Signals::install().map_err(Failure::Signals)?;

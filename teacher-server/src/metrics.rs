@@ -53,6 +53,11 @@ names! {
     CACHE_ENTRIES = "cache_entries",
     CACHE_CORRUPT = "cache_corrupt_total",
     CACHE_UNWRITTEN = "cache_unwritten_total",
+    CONNECTIONS = "connections",
+    CONNECTIONS_REFUSED = "connections_refused_total",
+    DENIED = "denied_total",
+    ACCESS_CLIENTS = "access_clients",
+    RELOADS = "reloads_total",
 }
 
 /// The outcomes of a request, as the label `outcome` of `requests_total`.
@@ -60,6 +65,7 @@ const OUTCOMES: &[&[(&str, &str)]] = &[
     &[("outcome", "labelled")],
     &[("outcome", "invalid")],
     &[("outcome", "refused")],
+    &[("outcome", "denied")],
     &[("outcome", "deadline")],
     &[("outcome", "cancelled")],
     &[("outcome", "draining")],
@@ -109,6 +115,26 @@ const TIERS: &[&[(&str, &str)]] = &[&[("tier", "memory")], &[("tier", "disk")]];
 /// Why a row was not written to the disk tier, as the label `reason`.
 const UNWRITTEN: &[&[(&str, &str)]] =
     &[&[("reason", "full")], &[("reason", "behind")], &[("reason", "failed")]];
+
+/// Why a connection was closed before its first call, as the label `reason`.
+const UNCONNECTED: &[&[(&str, &str)]] = &[
+    &[("reason", "handshake")],
+    &[("reason", "timeout")],
+    &[("reason", "crowd")],
+    &[("reason", "limit")],
+];
+
+/// Why a caller was denied what it asked for, as the label `reason`.
+const DENIALS: &[&[(&str, &str)]] =
+    &[&[("reason", "unauthenticated")], &[("reason", "teacher")], &[("reason", "encoding")]];
+
+/// What was read again, and whether it could be used.
+const RELOADED: &[&[(&str, &str)]] = &[
+    &[("file", "tls"), ("result", "done")],
+    &[("file", "tls"), ("result", "failed")],
+    &[("file", "access"), ("result", "done")],
+    &[("file", "access"), ("result", "failed")],
+];
 
 const fn metric(name: &'static str, kind: Kind, unit: Unit, help: &'static str) -> Metric {
     Metric { name, kind, unit, help, series: &[] }
@@ -240,5 +266,31 @@ pub const CATALOGUE: &[Metric] = &[
         help: "Rows that the cache's disk tier did not take: it was full, its writer was behind, or \
                the disk failed.",
         series: UNWRITTEN,
+    },
+    metric(CONNECTIONS, Kind::Gauge, Unit::Count, "Open connections to the gRPC port."),
+    Metric {
+        name: CONNECTIONS_REFUSED,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Connections that were closed before their first call: the TLS handshake failed, \
+               took too long or gave way to newer ones, or limits.max_connections was reached.",
+        series: UNCONNECTED,
+    },
+    Metric {
+        name: DENIED,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Calls and requests of callers that are not in the list of clients, or that may not \
+               ask this teacher or for this encoding.",
+        series: DENIALS,
+    },
+    metric(ACCESS_CLIENTS, Kind::Gauge, Unit::Count, "Clients in the list of those that may ask."),
+    Metric {
+        name: RELOADS,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Changes of certificates and of the list of clients, by whether they could be used; \
+               what could not leaves the one before in place.",
+        series: RELOADED,
     },
 ];

@@ -11,19 +11,26 @@ use std::{
 
 use stillhouse_nn::{AnyConfig, ModelError, TokenizerInfo};
 use stillhouse_proto::v1::{FILE_DESCRIPTOR_SET, teacher_service_server::TeacherServiceServer};
-use stillhouse_runtime::config::ConfigError;
-use tokio::{net::TcpListener, sync::watch, task, time::Instant};
-use tonic::{server::NamedService as _, transport::server::TcpIncoming};
+use stillhouse_runtime::{config::ConfigError, tls::ServerTls, watched::Watched};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{self, JoinSet},
+    time::Instant,
+};
+use tokio_rustls::rustls::ServerConfig;
+use tonic::{server::NamedService as _, service::InterceptorLayer, transport::server::TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::util::MapResponseLayer;
 use tracing::{info, warn};
 
 use crate::{
+    access::{self, Access, Guard, List},
     cache::{DiskError, RowCache},
     device,
     ensemble::{self, Accepts, Ensemble, Rule, Signature},
     held::Ledger,
-    metrics as names, model,
+    listener, metrics as names, model,
     output::Layout,
     quota::Quotas,
     scheduler::Scheduler,
@@ -57,8 +64,10 @@ pub enum StartError {
         source: Box<ModelError>,
     },
     /// The address cannot be listened on.
-    #[error("listen: {address} cannot be bound: {source}")]
+    #[error("{key}: {address} cannot be bound: {source}")]
     Bind {
+        /// The setting.
+        key: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why: another process has the port, the address is not this machine's, ...
@@ -80,11 +89,67 @@ pub struct Server {
     settings: Settings,
     listener: TcpListener,
     address: SocketAddr,
+    guarded: Guarded,
     core: Arc<Core>,
     scheduler: Arc<Scheduler>,
     drain: watch::Sender<bool>,
     device: JoinHandle<()>,
     device_lost: watch::Receiver<bool>,
+}
+
+/// What stands between the network and the service.
+struct Guarded {
+    tls: Option<Arc<Watched<ServerConfig>>>,
+    list: Option<Arc<Watched<List>>>,
+    /// Answers for the server's health without either.
+    health: Option<TcpListener>,
+}
+
+impl Guarded {
+    async fn open(settings: &Settings) -> Result<Self, StartError> {
+        let tls = settings.tls.as_ref().map(ServerTls::open).transpose()?;
+        let list = settings.access_file.clone().map(access::open_list).transpose()?;
+        if list.is_some() && tls.is_none() && !settings.listen.ip().is_loopback() {
+            warn!("clients are known by tokens, which travel unencrypted without [tls]");
+        }
+        let health = match settings.health_listen {
+            Some(address) => {
+                let listener = listen("health_listen", address).await?;
+                if let Ok(address) = listener.local_addr() {
+                    info!(%address, "health");
+                }
+                Some(listener)
+            }
+            None => None,
+        };
+        Ok(Self { tls: tls.map(Arc::new), list: list.map(Arc::new), health })
+    }
+
+    /// Looks for changes of the files until dropped.
+    fn watch(&self, every: Duration) -> JoinSet<()> {
+        let mut watching = JoinSet::new();
+        if let Some(tls) = &self.tls {
+            watching.spawn(Arc::clone(tls).watch(every, |read| reloaded("tls", read)));
+        }
+        if let Some(list) = &self.list {
+            watching.spawn(Arc::clone(list).watch(every, |read| reloaded("access", read)));
+        }
+        watching
+    }
+}
+
+fn reloaded(file: &'static str, read: Result<(), ConfigError>) {
+    let result = match read {
+        Ok(()) => {
+            info!(file, "read again");
+            "done"
+        }
+        Err(error) => {
+            warn!(file, %error, "what was read again cannot be used; the one before stays");
+            "failed"
+        }
+    };
+    metrics::counter!(names::RELOADS, "file" => file, "result" => result).increment(1);
 }
 
 impl Server {
@@ -98,9 +163,10 @@ impl Server {
         if settings.model.len() > 1 {
             blocking(&settings.model, |folders| check_agreement(&folders)).await?;
         }
-        let listener = listen(settings.listen).await?;
+        let guarded = Guarded::open(&settings).await?;
+        let listener = listen("listen", settings.listen).await?;
         let ensemble = blocking(&settings.model, load).await?;
-        Self::with_ensemble(settings, listener, ensemble).await
+        Self::with_ensemble(settings, (listener, guarded), ensemble).await
     }
 
     /// Serves models that are loaded already, in place of those in `settings.model`.
@@ -109,20 +175,24 @@ impl Server {
     /// As [`Server::bind`].
     pub async fn bind_ensemble(settings: Settings, ensemble: Ensemble) -> Result<Self, StartError> {
         settings.validate()?;
-        let listener = listen(settings.listen).await?;
-        Self::with_ensemble(settings, listener, ensemble).await
+        let guarded = Guarded::open(&settings).await?;
+        let listener = listen("listen", settings.listen).await?;
+        Self::with_ensemble(settings, (listener, guarded), ensemble).await
     }
 
     async fn with_ensemble(
         settings: Settings,
-        listener: TcpListener,
+        (listener, guarded): (TcpListener, Guarded),
         ensemble: Ensemble,
     ) -> Result<Self, StartError> {
         let ensemble = Arc::new(ensemble);
         metrics::gauge!(names::MEMBERS).set(ensemble.len() as f64);
-        let address = listener
-            .local_addr()
-            .map_err(|source| StartError::Bind { address: settings.listen, source })?;
+        let (key, asked) = ("listen", settings.listen);
+        let address = listener.local_addr().map_err(|source| StartError::Bind {
+            key,
+            address: asked,
+            source,
+        })?;
         let accepts = ensemble.accepts();
         let tokens = matches!(accepts, Accepts::Sequences { .. });
         let bounds = settings.batching.bounds(tokens);
@@ -139,11 +209,13 @@ impl Server {
         let shared = (Arc::clone(&cache), Arc::clone(&scheduler));
         let device =
             device::spawn(Arc::clone(&ensemble), shared, lost).map_err(StartError::Thread)?;
+        let name = match settings.name.as_str() {
+            "" => ensemble.name(),
+            name => name.to_owned(),
+        };
         let core = Arc::new(Core {
-            name: match settings.name.as_str() {
-                "" => ensemble.name(),
-                name => name.to_owned(),
-            },
+            access: Arc::new(Access::new(guarded.list.clone(), name.clone())),
+            name,
             contract: Arc::new(Contract {
                 accepts,
                 classes: ensemble.classes(),
@@ -163,7 +235,17 @@ impl Server {
             draining,
             open: Arc::new(()),
         });
-        Ok(Self { settings, listener, address, core, scheduler, drain, device, device_lost })
+        Ok(Self {
+            settings,
+            listener,
+            address,
+            guarded,
+            core,
+            scheduler,
+            drain,
+            device,
+            device_lost,
+        })
     }
 
     /// The address, with the port that was chosen where 0 was asked for.
@@ -201,7 +283,19 @@ impl Server {
             // the next of them comes over another one.
             builder = builder.max_connection_age(age.mul_f64(0.9));
         }
+        let reloading = self.guarded.watch(self.settings.reload_every());
+        let probes = self.guarded.health.map(|listener| {
+            let router = tonic::transport::Server::builder().add_service(health_service.clone());
+            let mut closing = closing.clone();
+            task::spawn(router.serve_with_incoming_shutdown(
+                TcpIncoming::from(listener),
+                async move {
+                    drop(closing.wait_for(|closing| *closing).await);
+                },
+            ))
+        });
         let router = builder
+            .layer(InterceptorLayer::new(Guard(Arc::clone(&self.core.access))))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(self.settings.limits.max_connection_streams)
@@ -211,7 +305,8 @@ impl Server {
             .add_service(service::server(Arc::clone(&self.core)))
             .add_service(health_service)
             .add_optional_service(reflection);
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let most = self.settings.limits.max_connections as usize;
+        let incoming = listener::incoming(self.listener, self.guarded.tls, most);
         let mut serving = task::spawn(router.serve_with_incoming_shutdown(incoming, async move {
             // An error means that the sender is gone, and so is the server.
             drop(closing.wait_for(|closing| *closing).await);
@@ -250,6 +345,7 @@ impl Server {
             warn!("the drain limit passed with work left; it is dropped");
         }
         close.send_replace(true);
+        drop(reloading);
         let cache = Arc::clone(&self.core.cache);
         let written = task::spawn_blocking(move || cache.close());
         let grace = (Instant::now() + CLOSE_GRACE).min(deadline);
@@ -257,6 +353,9 @@ impl Server {
             Ok(ended) => flatten(ended)?,
             // A client holds a stream open that has nothing to say, such as a health watch.
             Err(_) => serving.abort(),
+        }
+        if let Some(probes) = probes {
+            probes.abort();
         }
         if tokio::time::timeout_at(deadline, written).await.is_err() {
             warn!("the drain limit passed before the cache was written; the rest is dropped");
@@ -310,8 +409,8 @@ async fn open_cache(
     Ok(Arc::new(opened?))
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, source })
+async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Bind { key, address, source })
 }
 
 /// Waits until the device thread says that its device is lost; for ever if it ends in good health.

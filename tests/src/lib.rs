@@ -1,5 +1,6 @@
 //! Support for tests across real processes, and the acceptance scenarios.
 //!
+//! * [`pki`]: certificates, made on the spot.
 //! * [`process`]: the binaries, started, watched and killed.
 //! * [`models`]: small teachers, made on the spot.
 //! * [`client`]: a plain gRPC client of a teacher.
@@ -11,6 +12,7 @@
 
 pub mod client;
 pub mod models;
+pub mod pki;
 pub mod process;
 pub mod proxy;
 pub mod scenarios;

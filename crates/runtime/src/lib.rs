@@ -7,6 +7,8 @@
 //! * [`lock`]: one process at a time in a folder.
 //! * [`shutdown`]: the signals that end a process.
 //! * [`exit`]: how a process ends, and what the exit codes mean.
+//! * [`tls`]: a server's certificate, and who its clients are by theirs.
+//! * [`watched`]: files that are read again when they change.
 //! * [`tuning`]: what a `main` sets first, for speed.
 
 pub mod config;
@@ -15,4 +17,6 @@ pub mod lock;
 pub mod metrics_server;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;
 pub mod tuning;
+pub mod watched;

@@ -12,7 +12,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -20,7 +20,7 @@ use tonic_health::pb::{
 use super::{
     ClientError,
     backoff::Backoff,
-    gate::{Address, Client, Closed, Gate, Opened, closed},
+    gate::{Address, Client, Closed, Gate, Line, Opened, closed},
     status::words,
 };
 
@@ -112,7 +112,7 @@ impl Connection {
 
     /// Opens a stream and passes answers on until it ends. `failures` starts anew at an answer.
     async fn serve(&self, failures: &mut u32) -> Ended {
-        let Opened { client, teacher, channel, has_checksums } =
+        let Opened { client, teacher, line, has_checksums } =
             match self.gate.open(&self.address).await {
                 Ok(opened) => opened,
                 Err(closed) => return Ended::Closed(closed),
@@ -131,7 +131,7 @@ impl Connection {
         }
         // Ends with this stream.
         let mut watching = JoinSet::new();
-        watching.spawn(watch_health(channel, endpoint, self.events.clone()));
+        watching.spawn(watch_health(line, endpoint, self.events.clone()));
         loop {
             let message = tokio::select! {
                 // First: hanging up makes the teacher end the stream, too.
@@ -180,9 +180,9 @@ impl Connection {
 
 /// Passes on what a teacher says of its health, until it says nothing any more. One that offers no
 /// such service is taken to be well for as long as its stream is open.
-async fn watch_health(channel: Channel, endpoint: usize, events: mpsc::Sender<Event>) {
+async fn watch_health(line: Line, endpoint: usize, events: mpsc::Sender<Event>) {
     let request = HealthCheckRequest { service: SERVICE_NAME.to_owned() };
-    let Ok(watch) = HealthClient::new(channel).watch(request).await else { return };
+    let Ok(watch) = HealthClient::new(line).watch(request).await else { return };
     let mut watch = watch.into_inner();
     while let Ok(Some(response)) = watch.message().await {
         // A server that knows no such service may say so here, which says nothing of its health.

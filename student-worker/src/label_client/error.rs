@@ -15,6 +15,16 @@ pub enum ClientError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A token, a certificate or an authority cannot be used.
+    #[error("{key}: {file}: {reason}")]
+    Credentials {
+        /// The recipe's key.
+        key: String,
+        /// The file.
+        file: String,
+        /// What is wrong with it, and never what is in it.
+        reason: String,
+    },
     /// The teacher is not one for this recipe.
     #[error("teacher {endpoint}: {field} is {found}, expected {expected}")]
     Unsuitable {

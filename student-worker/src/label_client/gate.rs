@@ -20,11 +20,13 @@ use stillhouse_proto::{
 };
 use tonic::{
     Request, Response, Status,
+    service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
 
 use super::{
-    ClientError, Teacher, Wanted,
+    ClientError, Credentials, Teacher, Wanted,
+    credentials::Bearer,
     status::{Verdict, judge, with_causes, words},
 };
 
@@ -39,7 +41,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const PROBE_TOLERANCE: f32 = 1e-3;
 
 /// A client of one connection.
-pub(super) type Client = TeacherServiceClient<Channel>;
+pub(super) type Client = TeacherServiceClient<Line>;
+/// A connection whose calls carry the run's token.
+pub(super) type Line = InterceptedService<Channel, Bearer>;
 
 /// A connection that has passed.
 #[derive(Clone, Debug)]
@@ -47,7 +51,7 @@ pub(super) struct Opened {
     pub(super) client: Client,
     pub(super) teacher: Teacher,
     /// For the other services of the same server.
-    pub(super) channel: Channel,
+    pub(super) line: Line,
     /// Whether its answers come with checksums, so that one without was changed on the way.
     pub(super) has_checksums: bool,
 }
@@ -59,11 +63,13 @@ pub(super) struct Address {
     /// What rows are shared out by: the address, or its name where that is its only one, so that a
     /// replica that comes back at another address is asked for the same rows.
     pub(super) known_as: String,
+    /// The host that its certificate must name.
+    host: String,
     endpoint: Endpoint,
 }
 
 impl Address {
-    pub(super) fn new(name: String, endpoint: Endpoint) -> Self {
+    pub(super) fn new(name: String, host: String, endpoint: Endpoint) -> Self {
         let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -71,7 +77,7 @@ impl Address {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
-        Self { known_as: name.clone(), name, endpoint }
+        Self { known_as: name.clone(), name, host, endpoint }
     }
 }
 
@@ -100,6 +106,7 @@ impl Closed {
 #[derive(Debug)]
 pub(super) struct Gate {
     pub(super) wanted: Wanted,
+    credentials: Credentials,
     /// Rows that every teacher labels when it is connected, as bytes and rescaled.
     probe: Probe,
     /// What the first teacher was, and how it answered.
@@ -125,8 +132,8 @@ struct Reference {
 }
 
 impl Gate {
-    pub(super) fn new(wanted: Wanted, probe: Probe) -> Self {
-        Self { wanted, probe, reference: Mutex::new(None) }
+    pub(super) fn new(wanted: Wanted, credentials: Credentials, probe: Probe) -> Self {
+        Self { wanted, credentials, probe, reference: Mutex::new(None) }
     }
 
     /// Connects, and checks who answers. A refusal is believed when it is repeated: one that is not may
@@ -147,11 +154,13 @@ impl Gate {
 
     async fn try_open(&self, address: &Address) -> Result<Opened, Closed> {
         let name = &address.name;
-        let connected = address.endpoint.connect().await;
+        let (endpoint, bearer) = self.with_credentials(address).await?;
+        let connected = endpoint.connect().await;
         let channel = connected
             .map_err(|error| Closed::for_now(with_causes(format!("{name}: {error}"), &error)))?;
+        let line = InterceptedService::new(channel, bearer);
         let mut client =
-            Client::new(channel.clone()).max_decoding_message_size(MAX_DESCRIBE_BYTES as usize);
+            Client::new(line.clone()).max_decoding_message_size(MAX_DESCRIBE_BYTES as usize);
         let description =
             self.call(name, "Describe", client.describe(self.request(DescribeRequest {}))).await?;
         let teacher = Teacher::suited(name, description, &self.wanted).map_err(Closed::ForGood)?;
@@ -166,7 +175,19 @@ impl Gate {
             (None, false)
         };
         self.admit(name, &teacher, probe).map_err(Closed::ForGood)?;
-        Ok(Opened { client, teacher, channel, has_checksums })
+        Ok(Opened { client, teacher, line, has_checksums })
+    }
+
+    /// An address and a token for its calls, with the files as they are now: one that is being
+    /// replaced may be fit later.
+    async fn with_credentials(&self, address: &Address) -> Result<(Endpoint, Bearer), Closed> {
+        let (credentials, own) = (self.credentials.clone(), address.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            Ok((credentials.apply(&own.endpoint, &own.host)?, credentials.bearer()?))
+        });
+        let unread = |error: String| Closed::for_now(format!("{}: {error}", address.name));
+        let read = read.await.map_err(|error| unread(error.to_string()))?;
+        read.map_err(|error: ClientError| unread(error.to_string()))
     }
 
     /// Refuses labels of another teacher.

@@ -8,6 +8,7 @@
 //! * [`Wanted`], [`Job`]: what is asked for.
 //! * [`Teacher`], `gate`: who may answer. Every connection, the first and each later one, is
 //!   described, compared by fingerprint, and probed.
+//! * [`Credentials`]: the run's token and certificates.
 //! * `resolve`: the addresses that endpoints stand for, looked up again while the run lasts.
 //! * `router`: which replica labels which row; `units` and `join`: a request in parts, and its parts
 //!   as one.
@@ -18,6 +19,7 @@
 
 mod backoff;
 mod connection;
+mod credentials;
 mod driver;
 mod error;
 mod gate;
@@ -54,6 +56,7 @@ use tokio::{
 };
 use tries::Tries;
 
+pub use credentials::Credentials;
 pub use error::ClientError;
 pub use gate::{PROBE_ROWS, Probe};
 pub use resolve::Names;
@@ -63,7 +66,10 @@ pub use tries::Patience;
 pub use wanted::{Job, Wanted, WantedInput};
 pub(crate) use wanted::{encoding_of, rule_of};
 
-use crate::{random, recipe::teacher::OnTeacherLoss};
+use crate::{
+    random,
+    recipe::teacher::{OnTeacherLoss, TeacherSection},
+};
 
 /// Once a teacher is there, the others get this long to show whether they are the same.
 const OTHERS_GRACE: Duration = Duration::from_secs(5);
@@ -90,6 +96,29 @@ impl Labelled {
     }
 }
 
+/// Where a run's teachers are, and how they are come by.
+#[derive(Clone, Debug)]
+pub struct Teachers {
+    /// Their addresses, or names that stand for several.
+    pub endpoints: Vec<String>,
+    /// What names stand for.
+    pub names: Names,
+    /// Shown to all of them.
+    pub credentials: Credentials,
+}
+
+impl Teachers {
+    /// Those at some endpoints, for whoever comes.
+    pub fn at(endpoints: Vec<String>) -> Self {
+        Self { endpoints, names: Names::of_system(), credentials: Credentials::default() }
+    }
+
+    /// Those of a recipe.
+    pub fn of(section: &TeacherSection) -> Self {
+        Self { credentials: Credentials::of(section), ..Self::at(section.endpoints.clone()) }
+    }
+}
+
 /// A run's access to its teachers.
 #[derive(Debug)]
 pub struct LabelClient {
@@ -108,30 +137,18 @@ impl LabelClient {
     /// is not there now may come later.
     ///
     /// # Errors
-    /// If an address is none, a teacher does not suit the run, two of them differ, or none is
+    /// If an address is none, a file of the credentials cannot be used, a teacher does not suit the run, two of them differ, or none is
     /// there for as long as `patience` allows.
     pub async fn connect(
-        endpoints: &[String],
+        teachers: &Teachers,
         wanted: Wanted,
         probe: Probe,
         patience: Patience,
     ) -> Result<Self, ClientError> {
-        Self::connect_by(endpoints, Names::of_system(), wanted, probe, patience).await
-    }
-
-    /// As [`Self::connect`], with another way to find out what the endpoints' names stand for.
-    ///
-    /// # Errors
-    /// As [`Self::connect`].
-    pub async fn connect_by(
-        endpoints: &[String],
-        names: Names,
-        wanted: Wanted,
-        probe: Probe,
-        patience: Patience,
-    ) -> Result<Self, ClientError> {
-        let mut endpoints = Endpoints::parse(endpoints, names)?;
-        let gate = Gate::new(wanted, probe);
+        let Teachers { endpoints, names, credentials } = teachers.clone();
+        let mut endpoints = Endpoints::parse(&endpoints, names)?;
+        credentials.check()?;
+        let gate = Gate::new(wanted, credentials, probe);
         let mut tries = Tries::new(patience);
         let (addresses, (first_address, first)) = loop {
             let (addresses, failure) = endpoints.resolve().await;

@@ -76,6 +76,8 @@ pub(super) struct Endpoints {
 struct Given {
     text: String,
     endpoint: Endpoint,
+    /// What it is called, and its certificate must name.
+    host: String,
     /// Host and port, where the host is a name that may stand for several addresses.
     name: Option<(String, u16)>,
 }
@@ -124,16 +126,22 @@ impl Given {
         if host.is_empty() {
             return Err(refused("it names no host".to_owned()));
         }
-        let literal = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        let bare = host.trim_matches(['[', ']']);
+        let literal = bare.parse::<IpAddr>().is_ok();
         let secure = uri.scheme_str() == Some("https");
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let name = (!literal && host != "localhost").then(|| (host.to_owned(), port));
-        Ok(Self { text: text.to_owned(), endpoint, name })
+        let host = bare.to_owned();
+        Ok(Self { text: text.to_owned(), endpoint, host, name })
     }
 
     async fn resolve(&self, names: &Names) -> Result<Vec<Address>, Closed> {
         let Some((host, port)) = &self.name else {
-            return Ok(vec![Address::new(self.text.clone(), self.endpoint.clone())]);
+            return Ok(vec![Address::new(
+                self.text.clone(),
+                self.host.clone(),
+                self.endpoint.clone(),
+            )]);
         };
         let failed = |reason: String| Closed::for_now(format!("{}: {reason}", self.text));
         let found = tokio::time::timeout(RESOLVE_TIMEOUT, (names.lookup)(host.clone(), *port))
@@ -149,7 +157,7 @@ impl Given {
             let name = format!("{scheme}://{address}");
             let at: Uri = name.parse().map_err(|error| failed(format!("{name}: {error}")))?;
             // Whoever answers there is still asked as the name.
-            Ok(Address::new(name, Endpoint::from(at).origin(uri.clone())))
+            Ok(Address::new(name, self.host.clone(), Endpoint::from(at).origin(uri.clone())))
         };
         let mut own: Vec<Address> = own.map(address).collect::<Result<_, _>>()?;
         if let [only] = &mut own[..] {

@@ -10,7 +10,11 @@ use stillhouse_nn::LossError;
 use stillhouse_runtime::config::{self, ConfigError};
 use toml::Table;
 
-use super::{Invalid, Recipe, teacher::TeacherKind, validate::validate};
+use super::{
+    Invalid, Recipe, TeacherSection,
+    teacher::{TeacherKind, TeacherTls},
+    validate::validate,
+};
 
 /// Why a recipe cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +124,9 @@ fn resolve_paths(recipe: &mut Recipe, folder: &Path) -> Result<(), RecipeError> 
             resolve(key, path, folder)?;
         }
     }
+    if let Some(teacher) = &mut recipe.teacher {
+        resolve_credentials(teacher, folder)?;
+    }
     for (key, list) in
         [("data.train_files", &mut data.train_files), ("data.test_files", &mut data.test_files)]
     {
@@ -130,18 +137,43 @@ fn resolve_paths(recipe: &mut Recipe, folder: &Path) -> Result<(), RecipeError> 
     Ok(())
 }
 
+/// Makes the paths of a teacher's credentials absolute. Links stay: what a mounted Secret's name links
+/// to goes when the Secret changes.
+pub(crate) fn resolve_credentials(
+    teacher: &mut TeacherSection,
+    folder: &Path,
+) -> Result<(), RecipeError> {
+    let mut paths = vec![("teacher.token_file", &mut teacher.token_file)];
+    if let Some(TeacherTls { ca, cert, key, .. }) = &mut teacher.tls {
+        paths.extend([
+            ("teacher.tls.ca", ca),
+            ("teacher.tls.cert", cert),
+            ("teacher.tls.key", key),
+        ]);
+    }
+    for (key, path) in paths {
+        if let Some(path) = path {
+            *path = absolute_path(key, path, folder)?;
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn resolve(
     key: &'static str,
     path: &mut PathBuf,
     folder: &Path,
 ) -> Result<(), RecipeError> {
+    *path = short(&absolute_path(key, path, folder)?);
+    Ok(())
+}
+
+fn absolute_path(key: &'static str, path: &Path, folder: &Path) -> Result<PathBuf, RecipeError> {
     if path.as_os_str().is_empty() {
         return Err(RecipeError::Section(format!("{key} is empty; expected a path")));
     }
-    let joined = folder.join(&*path);
-    let failed = |source| RecipeError::Path { key, path: joined.clone(), source };
-    *path = short(&absolute(&joined).map_err(failed)?);
-    Ok(())
+    let joined = folder.join(path);
+    absolute(&joined).map_err(|source| RecipeError::Path { key, path: joined.clone(), source })
 }
 
 /// The path without `..` and links in the part of it that exists, as a person would write it.

@@ -16,7 +16,7 @@ pub mod teacher;
 pub(crate) mod validate;
 
 pub use load::{RecipeError, check, from_table, load};
-pub(crate) use load::{read, resolve};
+pub(crate) use load::{read, resolve, resolve_credentials};
 pub(crate) use loss_schedule::hard_only;
 pub use loss_schedule::{Change, LossSchedule, Step};
 pub use sections::{DataFormat, DataSection, OutputSection, Recipe, TrainSection};

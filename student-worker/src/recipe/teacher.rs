@@ -39,6 +39,12 @@ pub struct TeacherSection {
     /// Of teachers elsewhere: their addresses, such as `http://teacher-0:50051`.
     #[serde(default)]
     pub endpoints: Vec<String>,
+    /// Of teachers that ask for a token: the file that holds it. It is read for every connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// Of teachers with `https` addresses: certificates. They are read for every connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TeacherTls>,
     /// Name that the server's fairness and quotas go by; empty: the peer's address.
     #[serde(default)]
     pub client: String,
@@ -60,6 +66,26 @@ pub struct TeacherSection {
     /// What the run does when no teacher answers.
     #[serde(default)]
     pub on_teacher_loss: OnTeacherLoss,
+}
+
+/// Certificates, in PEM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TeacherTls {
+    /// Authorities that may vouch for teachers; absent: the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// Of mutual TLS: the student's certificate, and those up to its authority.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// Of mutual TLS: its private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// Name that the teachers' certificates must have; absent: the host of the endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    /// Send the token to `http` addresses elsewhere, where whoever is on the way can read it.
+    pub allow_plaintext_token: bool,
 }
 
 /// What a run does when no teacher answers.
@@ -86,6 +112,8 @@ impl TeacherSection {
             ensemble: None,
             dir: None,
             endpoints: Vec::new(),
+            token_file: None,
+            tls: None,
             client: String::new(),
             encoding: None,
             request_rows: None,

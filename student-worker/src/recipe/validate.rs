@@ -1,9 +1,10 @@
 //! What a recipe's values must be, beyond their types. Checked before anything is opened.
 
-use std::fmt::Display;
+use std::{fmt::Display, net::IpAddr};
 
 use stillhouse_nn::{Divergence, LossConfig};
 use stillhouse_proto::limits::MAX_MEMBERS;
+use tonic::transport::Uri;
 
 use super::{
     Change, LossSchedule, Recipe, Step, data,
@@ -162,6 +163,40 @@ fn train(recipe: &Recipe) -> Result<(), Invalid> {
 }
 
 /// Checks a section about the teacher of a student with so many classes, where that is known.
+/// What is shown to teachers elsewhere.
+fn credentials(teacher: &TeacherSection) -> Result<(), Invalid> {
+    let embedded = teacher.kind == TeacherKind::Embedded;
+    let expected = "none with kind = \"embedded\"";
+    check(!(embedded && teacher.token_file.is_some()), "teacher.token_file", "a path", expected)?;
+    check(!(embedded && teacher.tls.is_some()), "teacher.tls", "a table", expected)?;
+    let tls = teacher.tls.clone().unwrap_or_default();
+    let pair = tls.cert.is_some() == tls.key.is_some();
+    check(pair, "teacher.tls.cert", "one of cert and key", "both of them, or neither")?;
+    let name = tls.server_name.as_deref();
+    check(name != Some(""), "teacher.tls.server_name", "an empty name", "a DNS name, or none")?;
+    let mut plain = teacher.endpoints.iter().filter(|endpoint| endpoint.starts_with("http://"));
+    let certified = tls.ca.is_some() || tls.cert.is_some() || name.is_some();
+    if let Some(endpoint) = plain.clone().next().filter(|_| certified) {
+        let expected = "https://HOST:PORT for all of them where there is a [teacher.tls]";
+        check(false, "teacher.endpoints", format!("{endpoint:?}"), expected)?;
+    }
+    let open = teacher.token_file.is_some() && !tls.allow_plaintext_token;
+    if let Some(endpoint) = plain.find(|endpoint| open && !is_here(endpoint)) {
+        let expected = "https://HOST:PORT with a teacher.token_file, which anybody on the way could \
+                        read otherwise (teacher.tls.allow_plaintext_token = true lets them)";
+        check(false, "teacher.endpoints", format!("{endpoint:?}"), expected)?;
+    }
+    Ok(())
+}
+
+/// Whether an address is this machine's own.
+fn is_here(endpoint: &str) -> bool {
+    let uri = endpoint.parse::<Uri>().ok();
+    let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
 pub(crate) fn teacher(
     teacher: &TeacherSection,
     loss: &LossConfig,
@@ -201,9 +236,12 @@ pub(crate) fn teacher(
     let expected = "none unless kind = \"captured\"";
     check(captured || teacher.dir.is_none(), "teacher.dir", "a path", expected)?;
     for endpoint in &teacher.endpoints {
-        let known = endpoint.strip_prefix("http://").is_some_and(|rest| !rest.is_empty());
-        check(known, "teacher.endpoints", format!("{endpoint:?}"), "http://HOST:PORT")?;
+        let known = ["http://", "https://"].iter().find_map(|scheme| endpoint.strip_prefix(scheme));
+        let expected = "http://HOST:PORT or https://HOST:PORT";
+        let known = known.is_some_and(|rest| !rest.is_empty());
+        check(known, "teacher.endpoints", format!("{endpoint:?}"), expected)?;
     }
+    credentials(teacher)?;
     let client = &teacher.client;
     check(client.len() <= 128, "teacher.client", format!("{client:?}"), "at most 128 bytes")?;
     if let Some(rows) = teacher.request_rows {

@@ -14,7 +14,9 @@ use stillhouse_nn::{LossConfig, OptimizerConfig, Precision, Sampling, ScheduleCo
 use stillhouse_runtime::config;
 use toml::Table;
 
-use crate::recipe::{OutputSection, RecipeError, TeacherSection, loss_weights, resolve, strict};
+use crate::recipe::{
+    OutputSection, RecipeError, TeacherSection, loss_weights, resolve, resolve_credentials, strict,
+};
 
 /// A whole recipe. Paths are relative to the recipe's file as written, and absolute once loaded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -359,6 +361,9 @@ fn resolve_paths(recipe: &mut TextRecipe, folder: &Path) -> Result<(), RecipeErr
         for path in list {
             resolve(key, path, folder)?;
         }
+    }
+    if let Some(teacher) = &mut recipe.teacher {
+        resolve_credentials(teacher, folder)?;
     }
     Ok(())
 }

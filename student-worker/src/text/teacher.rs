@@ -18,8 +18,8 @@ use super::packing::Packed;
 use crate::{
     capture::{HEAD, read_head, write_head},
     label_client::{
-        self, ClientError, Job, LabelClient, OrderedLabels, Patience, Probe, TargetError, Wanted,
-        WantedInput, encoding_of, rule_of, soft_target,
+        self, ClientError, Job, LabelClient, OrderedLabels, Patience, Probe, TargetError, Teachers,
+        Wanted, WantedInput, encoding_of, rule_of, soft_target,
     },
     recipe::{TeacherSection, identity::hex, teacher::TeacherKind},
     text::recipe::TextRecipe,
@@ -52,7 +52,7 @@ pub(super) struct TextTeacher {
     client: LabelClient,
     wanted: Wanted,
     patience: Patience,
-    endpoints: Vec<String>,
+    teachers: Teachers,
     probe: Probe,
     server: Option<teacher_server::Running>,
 }
@@ -84,20 +84,20 @@ impl TextTeacher {
             },
             timeout: Duration::from_millis(section.timeout_ms.into()),
         };
-        let (endpoints, server) = match section.kind {
+        let (teachers, server) = match section.kind {
             TeacherKind::Embedded => {
                 let room = Room { rows: sizes.request_sequences, tokens: sizes.request_tokens };
                 let server = embedded::start(section, room).await?;
-                (vec![format!("http://{}", server.address())], Some(server))
+                (Teachers::at(vec![format!("http://{}", server.address())]), Some(server))
             }
-            TeacherKind::Endpoints | TeacherKind::Captured => (section.endpoints.clone(), None),
+            TeacherKind::Endpoints | TeacherKind::Captured => (Teachers::of(section), None),
         };
         let requests = recipe.train.batch_tokens.div_ceil(sizes.request_tokens);
         let patience = Patience::new(section, requests);
         let probe = probe(first);
         let client =
-            LabelClient::connect(&endpoints, wanted.clone(), probe.clone(), patience).await?;
-        Ok(Self { client, wanted, patience, endpoints, probe, server })
+            LabelClient::connect(&teachers, wanted.clone(), probe.clone(), patience).await?;
+        Ok(Self { client, wanted, patience, teachers, probe, server })
     }
 
     /// What it said of itself.
@@ -173,11 +173,11 @@ impl TextTeacher {
     /// Another connection, to the same model.
     async fn another(&self, wanted: Wanted) -> Result<LabelClient, Error> {
         let (probe, patience) = (self.probe.clone(), self.patience);
-        let client = LabelClient::connect(&self.endpoints, wanted, probe, patience).await?;
+        let client = LabelClient::connect(&self.teachers, wanted, probe, patience).await?;
         let (found, expected) = (&client.teacher().fingerprint, &self.described().fingerprint);
         if found != expected {
             return Err(Error::Labels(ClientError::Fingerprint {
-                endpoint: self.endpoints.join(", "),
+                endpoint: self.teachers.endpoints.join(", "),
                 found: found.clone(),
                 expected: expected.clone(),
             }));

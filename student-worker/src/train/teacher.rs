@@ -5,7 +5,7 @@ use stillhouse_proto::v1::EncodingKind;
 
 use super::{Error, Room, embedded, plan::Plan};
 use crate::{
-    label_client::{self, Job, LabelClient, OrderedLabels, Patience, Wanted},
+    label_client::{self, Job, LabelClient, OrderedLabels, Patience, Teachers, Wanted},
     recipe::{Recipe, TeacherSection, teacher::TeacherKind},
 };
 
@@ -26,19 +26,19 @@ impl Teacher {
         plan: &Plan,
     ) -> Result<Self, Error> {
         let wanted = Wanted::new(recipe, section);
-        let (endpoints, server) = match section.kind {
+        let (teachers, server) = match section.kind {
             TeacherKind::Embedded => {
                 let server =
                     embedded::start(section, Room { rows: wanted.request_rows, tokens: 0 }).await?;
-                (vec![format!("http://{}", server.address())], Some(server))
+                (Teachers::at(vec![format!("http://{}", server.address())]), Some(server))
             }
             // Where it was captured, of a captured one: nobody asks it here.
-            TeacherKind::Endpoints | TeacherKind::Captured => (section.endpoints.clone(), None),
+            TeacherKind::Endpoints | TeacherKind::Captured => (Teachers::of(section), None),
         };
         let requests = recipe.train.batch_size.div_ceil(wanted.request_rows);
         let patience = Patience::new(section, requests);
         let probe = plan.probe(recipe.student.rescale_factor(), wanted.request_rows);
-        let client = LabelClient::connect(&endpoints, wanted.clone(), probe, patience).await?;
+        let client = LabelClient::connect(&teachers, wanted.clone(), probe, patience).await?;
         let head = match wanted.encoding_kind() {
             EncodingKind::Hidden => Some(client.fetch_head().await?),
             _ => None,

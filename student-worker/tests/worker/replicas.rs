@@ -7,7 +7,9 @@ use std::{
 
 use stillhouse_proto::v1::{DType, Tensor, label_request::Inputs};
 use student_worker::{
-    label_client::{ClientError, Job, LabelClient, Names, OrderedLabels, Patience, Probe, Wanted},
+    label_client::{
+        ClientError, Job, LabelClient, Names, OrderedLabels, Patience, Probe, Teachers, Wanted,
+    },
     run_folder::Existing,
     train::Error,
 };
@@ -155,9 +157,10 @@ async fn a_name_that_comes_to_stand_for_another_replica_moves_the_work() {
         Inputs::Features(Tensor { dtype: DType::U8.into(), shape, data })
     };
     let probe = Probe { inputs: features(1), floats: None, rows: 1 };
-    let endpoints = ["http://teachers:7070".to_owned()];
+    let endpoints = vec!["http://teachers:7070".to_owned()];
+    let teachers = Teachers { names, ..Teachers::at(endpoints) };
     let patience = Patience::new(&section, 1);
-    let client = LabelClient::connect_by(&endpoints, names, wanted, probe, patience).await.unwrap();
+    let client = LabelClient::connect(&teachers, wanted, probe, patience).await.unwrap();
     let jobs = (0..u64::MAX).map(move |index| Job {
         index,
         inputs: features(index as u8),

@@ -8,11 +8,13 @@ use stillhouse_proto::v1::{
 
 use super::Core;
 use crate::{
+    access::{Client, EncodingName},
     ensemble::{Accepts, Rule},
     validate::{FEATURE_DTYPES, MAX_DRAWS},
 };
 
-pub(super) fn describe(core: &Core) -> DescribeResponse {
+/// What a teacher says of itself to a client, none where there is no list of them.
+pub(super) fn describe(core: &Core, client: Option<&Client>) -> DescribeResponse {
     let contract = &core.contract;
     let (input, task, max_tokens) = match &contract.accepts {
         &Accepts::Features { width, .. } => {
@@ -30,11 +32,10 @@ pub(super) fn describe(core: &Core) -> DescribeResponse {
             (Kind::Sequences(sequences), task, max_tokens)
         }
     };
-    let mut encodings =
-        vec![EncodingKind::Dense, EncodingKind::TopK, EncodingKind::Ids, EncodingKind::Sampled];
-    if core.ensemble.only().is_some() {
-        encodings.push(EncodingKind::Hidden);
-    }
+    let encodings = EncodingName::ALL.into_iter().filter(|&encoding| {
+        let there = encoding != EncodingName::Hidden || core.ensemble.only().is_some();
+        there && client.is_none_or(|client| client.may_have(encoding))
+    });
     let rules = Rule::ALL.into_iter().map(|rule| RuleFingerprint {
         rule: EnsembleRule::from(rule).into(),
         fingerprint: core.fingerprint(rule),
@@ -54,11 +55,23 @@ pub(super) fn describe(core: &Core) -> DescribeResponse {
             max_stream_in_flight: contract.limits.max_stream_in_flight,
             max_draws: MAX_DRAWS as u64,
         }),
-        encodings: encodings.into_iter().map(Into::into).collect(),
+        encodings: encodings.map(|encoding| EncodingKind::from(encoding).into()).collect(),
         compute_dtype: DType::F32.into(),
         server_version: env!("CARGO_PKG_VERSION").to_owned(),
         members: core.ensemble.describe(),
         default_rule: EnsembleRule::from(contract.default_rule).into(),
         rule_fingerprints: rules.collect(),
+    }
+}
+
+impl From<EncodingName> for EncodingKind {
+    fn from(name: EncodingName) -> Self {
+        match name {
+            EncodingName::Dense => Self::Dense,
+            EncodingName::TopK => Self::TopK,
+            EncodingName::Ids => Self::Ids,
+            EncodingName::Sampled => Self::Sampled,
+            EncodingName::Hidden => Self::Hidden,
+        }
     }
 }

@@ -13,7 +13,12 @@ use tokio::sync::OnceCell;
 use tonic::Status;
 
 use super::{Core, taken::Keep};
-use crate::{error::ServeError, model::AnyModel, validate::label_dtype};
+use crate::{
+    access::{Caller, EncodingName},
+    error::ServeError,
+    model::AnyModel,
+    validate::label_dtype,
+};
 
 /// Bytes in one piece, where messages may be as large.
 const PIECE: usize = 1 << 20;
@@ -61,9 +66,16 @@ impl Heads {
 
 pub(super) async fn pieces(
     core: Arc<Core>,
-    client: &Arc<str>,
+    caller: &Caller,
     request: &FetchHeadRequest,
 ) -> Result<Pieces, ServeError> {
+    let client = core.access.identify(caller)?;
+    // Without hidden states nobody needs it, and it is a part of the model.
+    if let Some(client) = client.as_deref().filter(|own| !own.may_have(EncodingName::Hidden)) {
+        let what = format!("client {:?} may not have hidden states, nor the head", client.name);
+        return Err(ServeError::Denied { reason: "encoding", what });
+    }
+    let client = &caller.name(client.as_deref(), String::new());
     let Some(model) = core.ensemble.only().cloned() else {
         return Err(ServeError::NoHead { members: core.ensemble.len() });
     };

@@ -26,6 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    access::{self, Access, Caller},
     cache::RowCache,
     encode::{self, Computed, Encoding},
     ensemble::{Ensemble, Rule},
@@ -52,6 +53,8 @@ pub(crate) struct Core {
     pub(crate) ensemble: Arc<Ensemble>,
     pub(crate) cache: Arc<RowCache>,
     pub(crate) scheduler: Arc<Scheduler>,
+    /// Who may ask, and for what.
+    pub(crate) access: Arc<Access>,
     /// What all requests hold in memory.
     pub(crate) ledger: Arc<Ledger>,
     /// What each client may ask for.
@@ -92,28 +95,30 @@ impl Core {
         self.ensemble.fingerprint(rule).clone()
     }
 
-    /// Validates, admits and counts a request. `peer` names a client that gives no name; `deadline`
-    /// is the call's.
+    /// Validates, admits and counts a request. `deadline` is the call's.
     fn submit(
         &self,
         request: LabelRequest,
-        peer: &Arc<str>,
+        caller: &Caller,
         deadline: Option<Instant>,
     ) -> Result<Submitted, ServeError> {
-        self.admit(request, peer, deadline).inspect_err(count_failure)
+        self.admit(request, caller, deadline).inspect_err(count_failure)
     }
 
     fn admit(
         &self,
         request: LabelRequest,
-        peer: &Arc<str>,
+        caller: &Caller,
         deadline: Option<Instant>,
     ) -> Result<Submitted, ServeError> {
+        let listed = self.access.identify(caller)?;
         let sum = RequestSum::new(&request);
         let accepted = self.contract.accept(request)?;
         let own = accepted.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let client =
-            if accepted.client.is_empty() { Arc::clone(peer) } else { Arc::from(accepted.client) };
+        if let Some(client) = &listed {
+            client.may_label(&accepted.encoding)?;
+        }
+        let client = caller.name(listed.as_deref(), accepted.client);
         let deadline = deadline.into_iter().chain(own).min();
         let under_way = self.quotas.take(&client, accepted.cost, Instant::now())?;
         let held = Arc::new(self.ledger.take(&client, accepted.bytes)?.with(under_way));
@@ -188,10 +193,10 @@ impl Core {
     async fn label(
         &self,
         request: LabelRequest,
-        peer: &Arc<str>,
+        caller: &Caller,
         deadline: Option<Instant>,
     ) -> Answered {
-        self.finish(self.submit(request, peer, deadline)?).await
+        self.finish(self.submit(request, caller, deadline)?).await
     }
 }
 
@@ -281,17 +286,9 @@ fn count_outcome(outcome: &'static str) {
 /// Counts a request that gets no labels.
 fn count_failure(error: &ServeError) {
     count_outcome(error.outcome());
+    access::count_denial(error);
     if let ServeError::Exhausted { reason, .. } = error {
         metrics::counter!(names::REFUSED, "reason" => *reason).increment(1);
-    }
-}
-
-/// Name for a client that gives none: its address, without the port, so that one host is one
-/// client however many connections it opens.
-fn peer<T>(request: &Request<T>) -> Arc<str> {
-    match request.remote_addr() {
-        Some(address) => Arc::from(address.ip().to_string()),
-        None => Arc::from("unknown"),
     }
 }
 
@@ -306,9 +303,10 @@ impl TeacherService for Teacher {
 
     async fn describe(
         &self,
-        _: Request<DescribeRequest>,
+        request: Request<DescribeRequest>,
     ) -> Result<Response<DescribeResponse>, Status> {
-        Ok(Response::new(describe::describe(&self.0)))
+        let client = self.0.access.identify(&Caller::of(&request))?;
+        Ok(Response::new(describe::describe(&self.0, client.as_deref())))
     }
 
     async fn label(
@@ -317,8 +315,8 @@ impl TeacherService for Teacher {
     ) -> Result<Response<LabelResponse>, Status> {
         let _open = Arc::clone(&self.0.open);
         let deadline = deadline::of(request.metadata()).inspect_err(count_failure)?;
-        let peer = peer(&request);
-        let (answer, keep) = self.0.label(request.into_inner(), &peer, deadline).await?;
+        let caller = Caller::of(&request);
+        let (answer, keep) = self.0.label(request.into_inner(), &caller, deadline).await?;
         let mut response = Response::new(answer);
         response.extensions_mut().insert(keep);
         Ok(response)
@@ -329,9 +327,9 @@ impl TeacherService for Teacher {
         request: Request<Streaming<LabelStreamRequest>>,
     ) -> Result<Response<Self::LabelStreamStream>, Status> {
         let deadline = deadline::of(request.metadata())?;
-        let peer = peer(&request);
+        let caller = Caller::of(&request);
         let open = Arc::clone(&self.0.open);
-        let answers = stream::open(Arc::clone(&self.0), peer, deadline, request.into_inner());
+        let answers = stream::open(Arc::clone(&self.0), caller, deadline, request.into_inner());
         Ok(Response::new(Taken::new(answers, open)))
     }
 
@@ -340,8 +338,9 @@ impl TeacherService for Teacher {
         request: Request<FetchHeadRequest>,
     ) -> Result<Response<Self::FetchHeadStream>, Status> {
         let open = Arc::clone(&self.0.open);
-        let peer = peer(&request);
-        let pieces = head::pieces(Arc::clone(&self.0), &peer, request.get_ref()).await?;
+        let caller = Caller::of(&request);
+        let pieces = head::pieces(Arc::clone(&self.0), &caller, request.get_ref()).await;
+        let pieces = pieces.inspect_err(access::count_denial)?;
         Ok(Response::new(Taken::new(pieces, open)))
     }
 }

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{Answered, Core, count_failure, taken::Keep};
-use crate::{error::ServeError, gathering::Canceller, metrics as names};
+use crate::{access::Caller, error::ServeError, gathering::Canceller, metrics as names};
 
 /// Answers that wait for the connection. Beyond it the stream stops taking requests, so a client
 /// that does not read holds no more here than its requests in flight; the ledger bounds what those
@@ -33,7 +33,7 @@ pub(crate) type Answer = (Result<LabelStreamResponse, Status>, Option<Keep>);
 /// What the stream's client sees: a bounded channel, written by the stream's own task.
 pub(super) fn open(
     core: Arc<Core>,
-    peer: Arc<str>,
+    caller: Caller,
     deadline: Option<Instant>,
     inbound: Streaming<LabelStreamRequest>,
 ) -> ReceiverStream<Answer> {
@@ -44,7 +44,7 @@ pub(super) fn open(
         let grace = core.contract.limits.connection_grace_seconds;
         let grace = Duration::try_from_secs_f64(grace).unwrap_or(Duration::ZERO);
         let end = tokio::select! {
-            end = serve(&core, &peer, deadline, inbound, &out) => end,
+            end = serve(&core, &caller, deadline, inbound, &out) => end,
             () = elapsed(core.age.map(|age| age + grace)) => Some(of_age()),
         };
         if let Some(end) = end {
@@ -74,7 +74,7 @@ impl Drop for OpenStream {
 /// Serves one stream and returns the status that it ends with; none: OK, or the client is gone.
 async fn serve(
     core: &Core,
-    peer: &Arc<str>,
+    caller: &Caller,
     deadline: Option<Instant>,
     mut inbound: impl Stream<Item = Result<LabelStreamRequest, Status>> + Unpin,
     out: &mpsc::Sender<Answer>,
@@ -117,12 +117,17 @@ async fn serve(
                         count_failure(&error);
                         Err(error)
                     } else {
-                        core.submit(request, peer, deadline)
+                        core.submit(request, caller, deadline)
                     };
                     match submitted {
                         Ok(submitted) => {
                             in_flight.insert(id, submitted.canceller());
                             answers.push(async move { (id, core.finish(submitted).await) });
+                        }
+                        // It is not the client that it was when the stream began.
+                        Err(error @ ServeError::Unauthenticated { .. }) => {
+                            reading = false;
+                            end = Some(Status::from(error));
                         }
                         Err(error) => {
                             if send(out, id, Err(error)).await.is_err() {

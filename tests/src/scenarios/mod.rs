@@ -5,6 +5,7 @@ mod decouple;
 mod label_gradients;
 mod overhead;
 mod overload;
+pub mod security;
 mod share;
 
 use std::{io::IsTerminal as _, path::PathBuf};
@@ -62,6 +63,11 @@ pub const ALL: &[Scenario] = &[
         name: "share",
         about: "8 students of one teacher: one forward pass for each row, and none in the second epoch",
         run: |options| share::run(options.seconds, options.part.as_deref()),
+    },
+    Scenario {
+        name: "security",
+        about: "who is let in, what each may ask for, and certificates that change under load",
+        run: |options| security::run(options.seconds),
     },
     Scenario {
         name: "label-gradients",

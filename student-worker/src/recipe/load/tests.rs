@@ -233,6 +233,34 @@ fn a_wrong_type_names_the_whole_key_in_every_section() {
 }
 
 #[test]
+fn credentials_keep_their_links_and_tokens_do_not_leave_in_plain() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    fs::create_dir(root.join("v1")).unwrap();
+    fs::write(root.join("v1/token"), "t").unwrap();
+    std::os::unix::fs::symlink("v1", root.join("data")).unwrap();
+    fs::write(root.join("recipe.toml"), RECIPE).unwrap();
+    let with = |changes: &[&str]| {
+        let changes: Vec<String> = changes.iter().map(|&change| change.to_owned()).collect();
+        load(&root.join("recipe.toml"), &changes).map(|recipe| recipe.teacher.unwrap())
+    };
+    let token = "teacher.token_file=data/token";
+    let teacher = with(&[token]).unwrap();
+    assert_eq!(teacher.token_file, Some(root.join("data/token")));
+    for plain in ["http://teacher:7070", "http://10.0.0.1:7070"] {
+        let endpoints = format!("teacher.endpoints=[{plain:?}]");
+        let error = with(&[token, &endpoints]).unwrap_err().to_string();
+        assert!(error.contains(plain) && error.contains("anybody on the way"), "{error}");
+        with(&[token, &endpoints, "teacher.tls.allow_plaintext_token=true"]).unwrap();
+    }
+    for kept in ["https://teacher:7070", "http://[::1]:7070", "http://localhost:7070"] {
+        with(&[token, &format!("teacher.endpoints=[{kept:?}]")]).unwrap();
+    }
+    let error = with(&["teacher={kind=\"embedded\", model=\"m\", token_file=\"t\"}"]).unwrap_err();
+    assert!(error.to_string().contains("teacher.token_file: a path"), "{error}");
+}
+
+#[test]
 fn a_value_outside_its_range_names_key_value_and_range() {
     for (change, expected) in [
         ("seed=-1", "seed: "),
@@ -275,6 +303,10 @@ fn a_value_outside_its_range_names_key_value_and_range() {
         ("teacher.model=m", "teacher.model: a path is not accepted"),
         ("teacher.endpoints=[]", "teacher.endpoints: an empty list"),
         ("teacher.endpoints=[\"ftp://x\"]", "teacher.endpoints: \"ftp://x\""),
+        ("teacher.tls={ca=\"c\"}", "expected https://HOST:PORT for all of them where there is"),
+        ("teacher.tls={cert=\"c\"}", "teacher.tls.cert: one of cert and key is not accepted"),
+        ("teacher.tls={server_name=\"\"}", "teacher.tls.server_name: an empty name"),
+        ("teacher.tls={ca_file=\"c\"}", "teacher.tls.ca_file"),
         ("teacher.prefetch=1025", "teacher.prefetch: 1025"),
         ("teacher.timeout_ms=0", "teacher.timeout_ms: 0"),
         ("teacher.request_rows=0", "teacher.request_rows: 0"),
