@@ -119,9 +119,9 @@ impl Teacher {
         format!("http://{}", self.address)
     }
 
-    /// The section of a recipe that asks it for labels.
+    /// The section of a recipe that asks it for labels, in every epoch anew.
     pub fn section(&self) -> String {
-        format!("[teacher]\nkind = \"endpoints\"\nendpoints = [{:?}]\n", self.url())
+        format!("[teacher]\nkind = \"endpoints\"\nendpoints = [{:?}]\nkept_bytes = 0\n", self.url())
     }
 
     /// Its process.

@@ -24,7 +24,7 @@ fn recipe(url: &str) -> String {
     format!(
         "student = {{ model_type = \"mlp\", input_size = 784, hidden_sizes = [32], num_labels = 10, dropout = 0.2 }}\n\
          loss = {{ alpha = 0.9, temperature = 4.0 }}\n\
-         [teacher]\nkind = \"endpoints\"\nendpoints = [{url:?}]\ntimeout_ms = 5000\n\
+         [teacher]\nkind = \"endpoints\"\nendpoints = [{url:?}]\ntimeout_ms = 5000\nkept_bytes = 0\n\
          encoding = {{ kind = \"sampled\", draws = 8 }}\n\
          retry = {{ initial_ms = 10, max_ms = 100 }}\n\
          [train]\nepochs = 6\nbatch_size = 20\ncheckpoint_every_steps = {CHECKPOINT_STEPS}\n"

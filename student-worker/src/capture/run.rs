@@ -108,6 +108,7 @@ pub async fn run(
             Some(connected) => {
                 let mut teacher = connected?;
                 teacher.must_have_labels();
+                teacher.keep_none();
                 teacher
             }
             None => return Ok(Outcome { seconds: begun.elapsed().as_secs_f64(), ..outcome }),

@@ -25,6 +25,7 @@ use super::{
     gate::{Address, Gate},
     jobs::{Jobs, Next},
     join::join,
+    kept::{Kept, Key},
     pipeline::{Limits, Pipeline, Sending},
     replica::{InFlight, Live, Replica},
     router,
@@ -49,6 +50,8 @@ struct Held {
     labels: Vec<usize>,
     /// Whether all of it goes to one replica.
     whole: bool,
+    /// What its units' labels are kept under; empty: they are not.
+    keys: Vec<Key>,
     /// Of every unit's content, once they are shared out.
     hashes: OnceLock<Vec<u64>>,
     /// What it was refused with last: a refusal that is repeated is believed, one that is not may be
@@ -78,6 +81,8 @@ pub(super) struct Driver<I> {
     /// Every endpoint that there has been, by number.
     endpoints: Vec<Replica>,
     out: mpsc::Sender<Result<Labelled, ClientError>>,
+    /// Labels for rows that come again.
+    kept: Kept,
     /// The tasks of the connections, which end with the driver.
     connections: JoinSet<()>,
     on_loss: OnTeacherLoss,
@@ -99,7 +104,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         gate: Arc<Gate>,
         addresses: Vec<Address>,
         connect: Box<dyn FnMut(usize, Address) -> Connection + Send>,
-        (pipeline, on_loss): (Limits, OnTeacherLoss),
+        (pipeline, on_loss, kept_bytes): (Limits, OnTeacherLoss, usize),
         (events, jitter): (mpsc::Receiver<Event>, Philox),
         out: mpsc::Sender<Result<Labelled, ClientError>>,
     ) -> Self {
@@ -111,6 +116,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             connect,
             endpoints: Vec::new(),
             out,
+            kept: Kept::new(kept_bytes),
             connections: JoinSet::new(),
             on_loss,
             lost: false,
@@ -214,11 +220,17 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         let drawn = matches!(self.gate.wanted.encoding, Kind::Sampled(_));
         let whole = job.whole || drawn || labels.contains(&0);
         let count = labels.len() as u32;
-        self.pipeline.push(
-            Held { job, labels, whole, hashes: OnceLock::new(), refusal: Mutex::default() },
-            count,
-            now,
-        );
+        let wanted = &self.gate.wanted;
+        let temperature = if wanted.depends_on_temperature() { job.temperature } else { 0.0 };
+        let (mut keys, mut known) = (Vec::new(), None);
+        if self.kept.is_on() && !whole {
+            let bits = temperature.to_bits();
+            keys = units::contents(&job.inputs).into_iter().map(|unit| (unit, bits)).collect();
+            known = self.kept.take(&keys, temperature);
+        }
+        let (hashes, refusal) = (OnceLock::new(), Mutex::default());
+        let held = Held { job, labels, whole, keys, hashes, refusal };
+        self.pipeline.push(held, count, known, now);
     }
 
     /// The next job's labels; without them if teachers are lost.
@@ -230,6 +242,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 request: describe(&held.job),
                 reason: "its parts do not go together".to_owned(),
             })?;
+            self.kept.keep(&held.keys, &held.labels, &batch);
             return Ok(Some(Labelled { index, batch: Some(batch) }));
         }
         if !self.lost {

@@ -168,12 +168,7 @@ impl Gate {
             .max_decoding_message_size(teacher.max_answer_bytes)
             .max_encoding_message_size(teacher.max_message_bytes);
         self.same_fingerprint(name, &teacher.fingerprint).map_err(Closed::ForGood)?;
-        let (probe, has_checksums) = if teacher.offers_dense {
-            let (probe, has_checksums) = self.ask_probe(name, &mut client, &teacher).await?;
-            (Some(probe), has_checksums)
-        } else {
-            (None, false)
-        };
+        let (probe, has_checksums) = self.ask_probe(name, &mut client, &teacher).await?;
         self.admit(name, &teacher, probe).map_err(Closed::ForGood)?;
         Ok(Opened { client, teacher, line, has_checksums })
     }
@@ -242,11 +237,15 @@ impl Gate {
         name: &str,
         client: &mut Client,
         teacher: &Teacher,
-    ) -> Result<(Vec<f32>, bool), Closed> {
+    ) -> Result<(Option<Vec<f32>>, bool), Closed> {
         let probe = &self.probe;
         let floats = probe.floats.as_ref().filter(|_| !teacher.takes_bytes);
         let inputs = floats.unwrap_or(&probe.inputs).clone();
-        let request = self.wanted.dense_request(inputs);
+        // Without dense labels to compare, what the run asks for says at least whether it is answered.
+        let request = match teacher.offers_dense {
+            true => self.wanted.dense_request(inputs),
+            false => self.wanted.probe_request(inputs),
+        };
         let sum = RequestSum::new(&request);
         let response = self.call(name, "the probe", client.label(self.request(request))).await?;
         let checked = sum.agrees(&response);
@@ -255,9 +254,12 @@ impl Gate {
             let words = format!("{name}: the probe: the answer was changed on the way");
             return Err(Closed::for_now(words));
         }
+        if !teacher.offers_dense {
+            return Ok((None, checked.is_some()));
+        }
         let expected = self.wanted.classes * probe.rows;
         let found = probabilities(&response).filter(|values| values.len() == expected);
-        found.map(|found| (found, checked.is_some())).ok_or_else(|| {
+        found.map(|found| (Some(found), checked.is_some())).ok_or_else(|| {
             Closed::ForGood(ClientError::Answer {
                 endpoint: name.to_owned(),
                 request: "the probe".to_owned(),

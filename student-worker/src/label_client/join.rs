@@ -38,7 +38,7 @@ pub(super) fn join(parts: Vec<Part>, labels: &[usize]) -> Option<LabelBatch> {
 }
 
 /// The same encoding without rows.
-fn emptied(labels: &SoftLabels) -> SoftLabels {
+pub(super) fn emptied(labels: &SoftLabels) -> SoftLabels {
     match labels {
         SoftLabels::Dense { kind, .. } => SoftLabels::Dense { kind: *kind, values: Vec::new() },
         SoftLabels::TopK { k, .. } => SoftLabels::TopK {
@@ -65,14 +65,14 @@ fn emptied(labels: &SoftLabels) -> SoftLabels {
 }
 
 /// Reads rows of a batch.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     batch: &'a LabelBatch,
     /// Of draws: where each row starts.
     starts: Vec<usize>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(batch: &'a LabelBatch) -> Self {
+    pub(super) fn new(batch: &'a LabelBatch) -> Self {
         let starts = match &batch.labels {
             SoftLabels::Sampled { distinct, .. } => distinct
                 .iter()
@@ -88,7 +88,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Adds a row to labels of the same kind; none of another.
-    fn append(&self, row: usize, all: &mut SoftLabels) -> Option<()> {
+    pub(super) fn append(&self, row: usize, all: &mut SoftLabels) -> Option<()> {
         fn take<T: Copy>(all: &mut Vec<T>, from: &[T], row: usize, width: usize) -> Option<()> {
             all.extend_from_slice(from.get(row * width..(row + 1) * width)?);
             Some(())

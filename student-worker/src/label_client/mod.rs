@@ -12,6 +12,7 @@
 //! * `resolve`: the addresses that endpoints stand for, looked up again while the run lasts.
 //! * `router`: which replica labels which row; `units` and `join`: a request in parts, and its parts
 //!   as one.
+//! * `kept`: labels of rows that come again.
 //! * `pipeline`: which request to send, to send again, to hand on; without I/O or a clock.
 //! * `connection`, `replica`, `jobs`, `driver`: the shell around it.
 //! * `status`: which failures pass by themselves; the others are a [`ClientError`].
@@ -26,6 +27,7 @@ mod gate;
 mod head;
 mod jobs;
 mod join;
+mod kept;
 mod pipeline;
 mod replica;
 mod resolve;
@@ -164,6 +166,11 @@ impl LabelClient {
         Ok(Self { gate: Arc::new(gate), endpoints, addresses, first, first_address, patience })
     }
 
+    /// Keeps no labels: no row comes again.
+    pub(crate) fn keep_none(&mut self) {
+        self.patience.kept_bytes = 0;
+    }
+
     /// Ends rather than goes on without labels.
     pub(crate) fn must_have_labels(&mut self) {
         if self.patience.on_loss == OnTeacherLoss::HardLabels {
@@ -230,7 +237,8 @@ impl LabelClient {
 
     /// As [`Self::labels`], for jobs that are not known before they are sent: on-policy samples, say.
     /// Dropping the sender ends the labels.
-    pub fn on_demand(self) -> (mpsc::Sender<Job>, OrderedLabels) {
+    pub fn on_demand(mut self) -> (mpsc::Sender<Job>, OrderedLabels) {
+        self.keep_none();
         let (sender, jobs) = mpsc::channel(self.patience.window.max(1));
         (sender, self.drive(Jobs::<std::iter::Empty<Job>>::Demanded(jobs), None))
     }
@@ -263,7 +271,7 @@ impl LabelClient {
             self.gate,
             self.addresses,
             Box::new(connect),
-            (limits, patience.on_loss),
+            (limits, patience.on_loss, patience.kept_bytes),
             (events, jitter),
             out,
         );

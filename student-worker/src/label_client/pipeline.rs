@@ -126,10 +126,18 @@ impl<J, A> Pipeline<J, A> {
         self.slots.is_empty()
     }
 
-    /// Takes a job of so many units.
-    pub(super) fn push(&mut self, job: J, units: u32, now: Instant) {
-        let state = State::Waiting { not_before: now };
-        let parts = vec![Part { units: (0..units).collect(), state }];
+    /// Takes a job of so many units, some of which may be answered already.
+    pub(super) fn push(&mut self, job: J, units: u32, answered: Option<Answered<A>>, now: Instant) {
+        let mut parts = Vec::new();
+        let mut left: Vec<u32> = (0..units).collect();
+        if let Some((units, answer)) = answered {
+            let own: HashSet<u32> = units.iter().copied().collect();
+            left.retain(|unit| !own.contains(unit));
+            parts.push(Part { units, state: State::Answered(answer) });
+        }
+        if !left.is_empty() || parts.is_empty() {
+            parts.push(Part { units: left, state: State::Waiting { not_before: now } });
+        }
         self.slots.push_back(Slot { job, taken: now, failures: 0, parts });
     }
 

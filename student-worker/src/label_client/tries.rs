@@ -25,6 +25,8 @@ pub struct Patience {
     pub seed: u64,
     /// What happens when `budget` is spent.
     pub on_loss: OnTeacherLoss,
+    /// Bytes of labels that are kept for when their rows come again; 0: none.
+    pub kept_bytes: usize,
 }
 
 impl Patience {
@@ -37,6 +39,7 @@ impl Patience {
             max: Duration::from_millis(teacher.retry.max_ms),
             seed: random::entropy(),
             on_loss: teacher.on_teacher_loss,
+            kept_bytes: usize::try_from(teacher.kept_bytes).unwrap_or(usize::MAX),
         }
     }
 

@@ -191,6 +191,11 @@ impl Wanted {
         self.request_as(0, inputs, self.probe_temperature, Kind::Dense(dense))
     }
 
+    /// A request for what the run asks for.
+    pub(super) fn probe_request(&self, inputs: Inputs) -> LabelRequest {
+        self.request_as(0, inputs, self.probe_temperature, self.encoding.clone())
+    }
+
     fn request_as(&self, id: u64, inputs: Inputs, temperature: f32, kind: Kind) -> LabelRequest {
         LabelRequest {
             id,

@@ -57,6 +57,10 @@ pub struct TeacherSection {
     /// Batches that are asked for ahead of the one that is trained on; 0: each when it is needed.
     #[serde(default = "default_prefetch")]
     pub prefetch: usize,
+    /// Bytes of labels that the student keeps for when their rows come again, in the next epoch, 0 to
+    /// 2^50; 0: it asks anew. Draws, and rows that are augmented anew, are never kept.
+    #[serde(default = "default_kept_bytes")]
+    pub kept_bytes: u64,
     /// Time a request may take, in milliseconds, before it is sent again.
     #[serde(default = "default_timeout_ms")]
     pub timeout_ms: u32,
@@ -118,6 +122,7 @@ impl TeacherSection {
             encoding: None,
             request_rows: None,
             prefetch: default_prefetch(),
+            kept_bytes: default_kept_bytes(),
             timeout_ms: default_timeout_ms(),
             retry: RetrySection::default(),
             on_teacher_loss: OnTeacherLoss::default(),
@@ -137,6 +142,10 @@ impl TeacherSection {
 
 fn default_prefetch() -> usize {
     4
+}
+
+fn default_kept_bytes() -> u64 {
+    256 << 20
 }
 
 fn default_timeout_ms() -> u32 {

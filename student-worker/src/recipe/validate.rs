@@ -249,6 +249,8 @@ pub(crate) fn teacher(
     }
     let prefetch = teacher.prefetch;
     check((0..=1024).contains(&prefetch), "teacher.prefetch", prefetch, "0 to 1024 batches")?;
+    let kept = teacher.kept_bytes;
+    check(kept <= 1 << 50, "teacher.kept_bytes", kept, "0 to 2^50")?;
     let timeout = teacher.timeout_ms;
     check(timeout >= 1, "teacher.timeout_ms", timeout, "1 or more")?;
 

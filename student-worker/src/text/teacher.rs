@@ -149,6 +149,7 @@ impl TextTeacher {
         let mut client = self.another(wanted).await?;
         // What is compared cannot do without.
         client.must_have_labels();
+        client.keep_none();
         let pieces: Vec<(usize, Packed)> = pieces(parts, rows).collect();
         let owners: Vec<usize> = pieces.iter().map(|(at, _)| *at).collect();
         let jobs = (0..).zip(pieces).map(|(index, (_, piece))| job(index, &piece, 1.0, 0));

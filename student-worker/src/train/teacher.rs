@@ -38,7 +38,10 @@ impl Teacher {
         let requests = recipe.train.batch_size.div_ceil(wanted.request_rows);
         let patience = Patience::new(section, requests);
         let probe = plan.probe(recipe.student.rescale_factor(), wanted.request_rows);
-        let client = LabelClient::connect(&teachers, wanted.clone(), probe, patience).await?;
+        let mut client = LabelClient::connect(&teachers, wanted.clone(), probe, patience).await?;
+        if recipe.train.epochs == 1 {
+            client.keep_none();
+        }
         let head = match wanted.encoding_kind() {
             EncodingKind::Hidden => Some(client.fetch_head().await?),
             _ => None,
@@ -69,6 +72,11 @@ impl Teacher {
     /// Ends rather than goes on without labels.
     pub(crate) fn must_have_labels(&mut self) {
         self.client.must_have_labels();
+    }
+
+    /// Keeps no labels: no row comes again.
+    pub(crate) fn keep_none(&mut self) {
+        self.client.keep_none();
     }
 
     /// Starts asking for labels, in the order of the jobs.

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     fake_teacher::{Fake, Fault, serve_fake},
-    support::{Bench, SIDE, endpoints, run, run_watched, serve, slow_step},
+    support::{Bench, CLASSES, SIDE, endpoints, keeping, run, run_watched, serve, slow_step},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -112,6 +112,36 @@ async fn each_row_is_asked_of_one_replica_in_every_epoch() {
     assert!(one.len() > 30 && other.len() > 30, "{} and {}", one.len(), other.len());
     let shared = one.keys().filter(|row| other.contains_key(*row)).count();
     assert!(shared <= 6, "{shared} rows were asked of both");
+}
+
+/// As many as there is room for: the bytes of one row's labels, and what it costs to find them again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_come_again_are_not_asked_for_again() {
+    let bench = Bench::new();
+    let fake = Arc::new(Fake::new());
+    let address = serve_fake(Arc::clone(&fake)).await;
+    let asked = || fake.rows.lock().unwrap().drain().map(|(_, times)| times).sum::<usize>();
+    run(bench.recipe("asked", &endpoints(&[address], "")), Existing::Refuse).await.unwrap();
+    assert_eq!(asked(), 4 * 120);
+    let row = 4 * CLASSES as usize + 96;
+    // Nothing is asked for ahead: a row of the next epoch might be before its labels are there.
+    let ahead = "prefetch = 0";
+    for (name, room, expected) in [("half", 60 * row, 120 + 3 * 60), ("all", 1 << 20, 120)] {
+        let recipe = bench.recipe(name, &keeping(room, &[address], ahead));
+        run(recipe, Existing::Refuse).await.unwrap();
+        assert_eq!(asked(), expected, "{name}");
+        assert_eq!(bench.weights(name), bench.weights("asked"), "{name}");
+    }
+    // At another temperature they have other labels.
+    let schedule =
+        "[loss_schedule.temperature]\nkind = \"steps\"\nsteps = [{ epoch = 3, value = 2.0 }]";
+    for (name, room, expected) in [("changed-asked", 0, 4 * 120), ("changed", 1 << 20, 2 * 120)] {
+        let section = format!("{}\n{schedule}", keeping(room, &[address], ahead));
+        run(bench.recipe(name, &section), Existing::Refuse).await.unwrap();
+        assert_eq!(asked(), expected, "{name}");
+    }
+    assert_eq!(bench.weights("changed"), bench.weights("changed-asked"));
+    assert_ne!(bench.weights("changed"), bench.weights("all"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -80,11 +80,17 @@ impl Bench {
     }
 }
 
-/// The `[teacher]` section for endpoints, with short pauses.
+/// The `[teacher]` section for endpoints, with short pauses. The student keeps no labels, and asks in
+/// every epoch.
 pub(crate) fn endpoints(addresses: &[SocketAddr], more: &str) -> String {
+    keeping(0, addresses, more)
+}
+
+/// As [`endpoints`], for a student that keeps labels.
+pub(crate) fn keeping(kept_bytes: usize, addresses: &[SocketAddr], more: &str) -> String {
     let list: Vec<String> = addresses.iter().map(|at| format!("\"http://{at}\"")).collect();
     format!(
-        "[teacher]\nkind = \"endpoints\"\nendpoints = [{}]\n{more}\n\
+        "[teacher]\nkind = \"endpoints\"\nendpoints = [{}]\n{more}\nkept_bytes = {kept_bytes}\n\
          retry = {{ max_elapsed_seconds = 20, initial_ms = 5, max_ms = 50 }}",
         list.join(", ")
     )

@@ -176,7 +176,7 @@ fn student(folder: &Path, kind: &str, number: usize, proxies: &[Proxy], epochs: 
     let sections = format!(
         "student = {{ model_type = \"mlp\", input_size = 784, hidden_sizes = {STUDENT:?}, \
          num_labels = 10 }}\nloss = {{ alpha = 0.9, temperature = 4.0 }}\n\
-         [teacher]\nkind = \"endpoints\"\nendpoints = [{}]\ntimeout_ms = 10000\n\
+         [teacher]\nkind = \"endpoints\"\nendpoints = [{}]\ntimeout_ms = 10000\nkept_bytes = 0\n\
          [train]\nepochs = {epochs}\nbatch_size = {BATCH}\neval_every = {epochs}\n",
         endpoints.join(", ")
     );

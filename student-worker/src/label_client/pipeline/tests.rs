@@ -35,7 +35,7 @@ fn delivered(pipeline: &mut Jobs) -> Vec<(u64, Vec<u64>)> {
 #[test]
 fn answers_are_handed_on_in_order() {
     let (mut pipeline, now) = (pipeline(3), Instant::now());
-    (0..3).for_each(|job| pipeline.push(job, UNITS, now));
+    (0..3).for_each(|job| pipeline.push(job, UNITS, None, now));
     assert!(!pipeline.has_room());
     let requests: Vec<u64> = (0..3).map(|_| send(&mut pipeline, 0, now).unwrap()).collect();
     pipeline.answered(requests[2], 20, now);
@@ -49,7 +49,7 @@ fn answers_are_handed_on_in_order() {
 #[test]
 fn a_job_is_handed_on_when_all_of_its_parts_are_answered() {
     let (mut pipeline, now) = (pipeline(1), Instant::now());
-    pipeline.push(7, UNITS, now);
+    pipeline.push(7, UNITS, None, now);
     // One unit for each of two endpoints; the third has to wait.
     let sent = pipeline.send(now, LATE, |job, units| {
         assert_eq!((*job, units), (7, &[0, 1, 2][..]));
@@ -75,7 +75,7 @@ fn a_job_is_handed_on_when_all_of_its_parts_are_answered() {
 #[test]
 fn a_failed_request_waits_as_long_as_the_teacher_asks() {
     let (mut pipeline, now) = (pipeline(1), Instant::now());
-    pipeline.push(7, UNITS, now);
+    pipeline.push(7, UNITS, None, now);
     let request = send(&mut pipeline, 0, now).unwrap();
     pipeline.failed(request, Duration::from_secs(5), now);
     assert_eq!(send(&mut pipeline, 0, now + Duration::from_secs(4)), None);
@@ -87,7 +87,7 @@ fn a_failed_request_waits_as_long_as_the_teacher_asks() {
 #[test]
 fn a_lost_connection_frees_its_requests_at_once_and_late_answers_are_dropped() {
     let (mut pipeline, now) = (pipeline(2), Instant::now());
-    (0..2).for_each(|job| pipeline.push(job, UNITS, now));
+    (0..2).for_each(|job| pipeline.push(job, UNITS, None, now));
     let first = send(&mut pipeline, 0, now).unwrap();
     let second = send(&mut pipeline, 1, now).unwrap();
     pipeline.lost(0, now);
@@ -103,7 +103,7 @@ fn a_lost_connection_frees_its_requests_at_once_and_late_answers_are_dropped() {
 #[test]
 fn a_late_answer_is_asked_for_elsewhere_and_the_first_to_come_counts() {
     let (mut pipeline, start) = (pipeline(2), Instant::now());
-    (0..2).for_each(|job| pipeline.push(job, UNITS, start));
+    (0..2).for_each(|job| pipeline.push(job, UNITS, None, start));
     let first = send(&mut pipeline, 0, start).unwrap();
     let second = send(&mut pipeline, 0, start).unwrap();
     let elsewhere = |_: &u64, _: &[u32], late: usize| (late == 0).then_some(1);
@@ -131,7 +131,7 @@ fn a_late_answer_is_asked_for_elsewhere_and_the_first_to_come_counts() {
 #[test]
 fn what_an_endpoint_that_is_late_once_has_been_sent_is_late() {
     let (mut pipeline, start) = (pipeline(2), Instant::now());
-    (0..2).for_each(|job| pipeline.push(job, UNITS, start));
+    (0..2).for_each(|job| pipeline.push(job, UNITS, None, start));
     send(&mut pipeline, 0, start);
     let later = start + LATE / 2;
     send(&mut pipeline, 0, later);
@@ -144,7 +144,7 @@ fn what_an_endpoint_that_is_late_once_has_been_sent_is_late() {
 #[test]
 fn an_overdue_request_names_its_endpoint() {
     let (mut pipeline, now) = (pipeline(1), Instant::now());
-    pipeline.push(0, UNITS, now);
+    pipeline.push(0, UNITS, None, now);
     send(&mut pipeline, 3, now).unwrap();
     assert!(pipeline.overdue(now + TIMEOUT / 2).is_empty());
     assert_eq!(pipeline.overdue(now + TIMEOUT), BTreeSet::from([3]));
@@ -155,7 +155,7 @@ fn an_overdue_request_names_its_endpoint() {
 fn the_budget_counts_from_the_last_answer_and_only_while_one_is_wanted() {
     let (mut pipeline, start) = (pipeline(2), Instant::now());
     assert_eq!(pipeline.given_up(start + 9 * BUDGET), None);
-    (0..2).for_each(|job| pipeline.push(job, UNITS, start));
+    (0..2).for_each(|job| pipeline.push(job, UNITS, None, start));
     let later = start + BUDGET / 2;
     let request = send(&mut pipeline, 0, start).unwrap();
     pipeline.answered(request, 0, later);
@@ -169,7 +169,7 @@ fn the_budget_counts_from_the_last_answer_and_only_while_one_is_wanted() {
 #[test]
 fn a_job_that_is_not_waited_for_any_more_is_handed_on_and_its_answer_dropped() {
     let (mut pipeline, now) = (pipeline(2), Instant::now());
-    (0..2).for_each(|job| pipeline.push(job, UNITS, now));
+    (0..2).for_each(|job| pipeline.push(job, UNITS, None, now));
     let first = send(&mut pipeline, 0, now).unwrap();
     let second = send(&mut pipeline, 0, now).unwrap();
     assert_eq!(pipeline.abandon(), Some(0));
@@ -216,7 +216,7 @@ proptest! {
         for (event, index) in events {
             match event {
                 0 | 1 if pipeline.has_room() => {
-                    pipeline.push(taken, UNITS, now);
+                    pipeline.push(taken, UNITS, None, now);
                     taken += 1;
                 }
                 2..=4 => {

@@ -86,7 +86,10 @@ pub(super) async fn run(figures: &mut Figures, seconds: f64) {
     let mut authority = Authority::new("first");
     let (mut token, mut hash) = teacher_server::new_token().unwrap();
     let list = |hashes: &[&str]| {
-        format!("[clients.a]\ncertificates = [\"a.students\"]\n[clients.s]\ntokens = {hashes:?}\n")
+        format!(
+            "[clients.a]\ncertificates = [\"a.students\"]\n[clients.s]\ntokens = {hashes:?}\n\
+             encodings = [\"top_k\"]\nmax_classes = 3\n"
+        )
     };
     let place = Place::new(&authority, &list(&[&hash]));
     let server = place.serve("optional", &["--set", "limits.max_connection_age_seconds=1"]);
@@ -197,7 +200,8 @@ fn student(place: &Place, teacher: SocketAddr) -> Student {
     let sections = format!(
         "student = {{ model_type = \"mlp\", input_size = 784, hidden_sizes = [16], num_labels = 10 }}\n\
          loss = {{ alpha = 0.9, temperature = 4.0 }}\n\
-         [teacher]\nkind = \"endpoints\"\nendpoints = [\"https://{teacher}\"]\ntoken_file = {:?}\n\
+         [teacher]\nkind = \"endpoints\"\nendpoints = [\"https://{teacher}\"]\ntoken_file = {:?}\nkept_bytes = 0\n\
+         encoding = {{ kind = \"top_k\", k = 3 }}\n\
          tls = {{ ca = {:?}, server_name = {SERVER:?} }}\n\
          [train]\nepochs = 1000000\nbatch_size = 32\neval_every = 1000000\n",
         at("token"),

@@ -1,0 +1,194 @@
+//! Labels that are kept for when their rows come again: in the next epoch nobody is asked for them.
+//!
+//! Rows are known by their content and the temperature. What came first is kept, up to a bound in bytes,
+//! and nothing makes way: rows come in a new order in every epoch, and the one that was used last is
+//! the last to come again.
+
+use std::collections::HashMap;
+
+use stillhouse_proto::{LabelBatch, SoftLabels};
+
+use super::{
+    join::{Reader, emptied},
+    pipeline::Answered,
+};
+
+/// Bytes of labels in one piece, about: pieces are not moved when more come.
+const PIECE: usize = 1 << 20;
+/// What a unit costs beside its labels: its entry in the table, which is up to half empty.
+const OVERHEAD: usize = 96;
+
+/// What a unit's labels are known by: a hash of its content, and the temperature's bits.
+pub(super) type Key = (u128, u32);
+
+/// Labels of units.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// Bytes that may be kept; 0: none.
+    most: usize,
+    bytes: usize,
+    places: HashMap<Key, Place>,
+    pieces: Vec<LabelBatch>,
+    piece_bytes: usize,
+}
+
+/// Where a unit's labels lie.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    piece: u32,
+    row: u32,
+    rows: u32,
+}
+
+impl Kept {
+    pub(super) fn new(most: usize) -> Self {
+        let (places, pieces) = (HashMap::new(), Vec::new());
+        Self { most, bytes: 0, places, pieces, piece_bytes: 0 }
+    }
+
+    /// Whether any are kept at all.
+    pub(super) fn is_on(&self) -> bool {
+        self.most > 0
+    }
+
+    /// The labels of those units that are known, as of an answer at a temperature; none if none are.
+    pub(super) fn take(&self, keys: &[Key], temperature: f32) -> Option<Answered<LabelBatch>> {
+        let mut units = Vec::new();
+        let mut all: Option<LabelBatch> = None;
+        let mut rows = 0;
+        for (unit, key) in keys.iter().enumerate() {
+            let Some(place) = self.places.get(key) else { continue };
+            let piece = self.pieces.get(place.piece as usize)?;
+            let batch = all.get_or_insert_with(|| LabelBatch {
+                temperature,
+                rows: 0,
+                classes: piece.classes,
+                labels: emptied(&piece.labels),
+            });
+            // Draws are never kept: rows of one piece are where they are counted to be.
+            let reader = Reader::new(piece);
+            let own = place.row..place.row + place.rows;
+            own.clone().try_for_each(|row| reader.append(row as usize, &mut batch.labels))?;
+            rows += own.len();
+            units.push(unit as u32);
+        }
+        let mut batch = all?;
+        batch.rows = rows;
+        Some((units, batch))
+    }
+
+    /// Keeps the labels of units that are not known yet, where unit `u` has `labels[u]` of them, as
+    /// long as there is room.
+    pub(super) fn keep(&mut self, keys: &[Key], labels: &[usize], batch: &LabelBatch) {
+        let row_bytes = bytes(&batch.labels) / batch.rows.max(1);
+        let reader = Reader::new(batch);
+        let mut next = 0;
+        for (&key, &rows) in keys.iter().zip(labels) {
+            let first = next;
+            next += rows;
+            let more = rows * row_bytes + OVERHEAD;
+            if self.bytes + more > self.most || self.places.contains_key(&key) {
+                continue;
+            }
+            if self.pieces.is_empty() || self.piece_bytes >= PIECE {
+                let labels = emptied(&batch.labels);
+                self.pieces.push(LabelBatch { rows: 0, labels, ..*batch });
+                self.piece_bytes = 0;
+            }
+            let number = self.pieces.len() - 1;
+            let Some(piece) = self.pieces.last_mut() else { return };
+            let row = piece.rows as u32;
+            let copied = (first..next).try_for_each(|row| reader.append(row, &mut piece.labels));
+            if copied.is_none() {
+                // Labels of another kind than those before: a run has one kind.
+                return;
+            }
+            piece.rows += rows;
+            self.piece_bytes += rows * row_bytes;
+            self.bytes += more;
+            self.places.insert(key, Place { piece: number as u32, row, rows: rows as u32 });
+        }
+    }
+}
+
+/// Bytes of labels in memory.
+fn bytes(labels: &SoftLabels) -> usize {
+    4 * match labels {
+        SoftLabels::Dense { values, .. } => values.len(),
+        SoftLabels::TopK { ids, log_probabilities, log_tail_mass, .. } => {
+            ids.len() + log_probabilities.len() + log_tail_mass.len()
+        }
+        SoftLabels::Ids { log_probabilities, log_tail_mass, .. } => {
+            log_probabilities.len() + log_tail_mass.len()
+        }
+        SoftLabels::Sampled { distinct, ids, counts, .. } => {
+            distinct.len() + ids.len() + counts.len()
+        }
+        SoftLabels::Hidden { states, .. } => states.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stillhouse_proto::v1::DenseKind;
+
+    use super::*;
+
+    fn batch(values: &[f32]) -> LabelBatch {
+        let (kind, values) = (DenseKind::LogProbabilities, values.to_vec());
+        let rows = values.len() / 2;
+        LabelBatch {
+            temperature: 2.0,
+            rows,
+            classes: 2,
+            labels: SoftLabels::Dense { kind, values },
+        }
+    }
+
+    fn keys(contents: &[u128]) -> Vec<Key> {
+        contents.iter().map(|&content| (content, 2.0_f32.to_bits())).collect()
+    }
+
+    #[test]
+    fn what_is_known_comes_back_in_the_order_it_is_asked_for() {
+        let mut kept = Kept::new(1 << 20);
+        assert_eq!(kept.take(&keys(&[1]), 2.0), None);
+        // Unit 8 has two rows.
+        kept.keep(&keys(&[7, 8, 9]), &[1, 2, 1], &batch(&[7., 7.5, 8., 8.5, 8.2, 8.7, 9., 9.5]));
+        let (units, found) = kept.take(&keys(&[9, 1, 8]), 2.0).unwrap();
+        assert_eq!(units, [0, 2]);
+        assert_eq!(found, batch(&[9., 9.5, 8., 8.5, 8.2, 8.7]));
+        // At another temperature they are others.
+        assert_eq!(kept.take(&[(9, 1.0_f32.to_bits())], 1.0), None);
+        // What came first stays.
+        kept.keep(&keys(&[9]), &[1], &batch(&[0., 0.]));
+        assert_eq!(kept.take(&keys(&[9]), 2.0).unwrap().1, batch(&[9., 9.5]));
+    }
+
+    #[test]
+    fn no_more_is_kept_than_there_is_room_for() {
+        let room = 10 * (8 + OVERHEAD);
+        let mut kept = Kept::new(room);
+        for content in 0..100 {
+            kept.keep(&keys(&[content]), &[1], &batch(&[content as f32, 0.]));
+        }
+        let found = (0..100).filter(|&content| kept.take(&keys(&[content]), 2.0).is_some());
+        assert_eq!(found.collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+        assert!(kept.bytes <= room);
+        assert!(!Kept::new(0).is_on());
+    }
+
+    #[test]
+    fn pieces_are_as_good_as_one() {
+        let mut kept = Kept::new(usize::MAX);
+        let count = 3 * PIECE / 8;
+        for content in 0..count {
+            kept.keep(&keys(&[content as u128]), &[1], &batch(&[content as f32, 1.]));
+        }
+        assert!(kept.pieces.len() > 2);
+        for content in (0..count).step_by(997) {
+            let found = kept.take(&keys(&[content as u128]), 2.0).unwrap().1;
+            assert_eq!(found, batch(&[content as f32, 1.]));
+        }
+    }
+}
