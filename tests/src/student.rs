@@ -70,10 +70,23 @@ impl Student {
 
     /// The steps that it recorded, in their order there.
     pub fn steps(&self) -> Vec<u64> {
+        self.records().iter().filter_map(|record| record["step"].as_u64()).collect()
+    }
+
+    /// Mean of the rates that it recorded from an epoch on, in rows a second. Each is that of the last
+    /// two seconds or so before its step, or of those before.
+    pub fn rate_from(&self, epoch: u64) -> f64 {
+        let records = self.records();
+        let later = records.iter().filter(|record| record["epoch"].as_u64() >= Some(epoch));
+        let rates: Vec<f64> =
+            later.filter_map(|record| record["examples_per_second"].as_f64()).collect();
+        rates.iter().sum::<f64>() / rates.len() as f64
+    }
+
+    fn records(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.output.join("metrics.jsonl")).unwrap_or_default();
         let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let of_step = records.filter(|record| record["kind"] == "step");
-        of_step.filter_map(|record| record["step"].as_u64()).collect()
+        records.filter(|record| record["kind"] == "step").collect()
     }
 
     /// Bytes of the trained weights.
