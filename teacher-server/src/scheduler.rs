@@ -1,6 +1,7 @@
 //! The thin shell around the batcher: a lock, and a condition for the device thread.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -8,10 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stillhouse_batcher::{Batch, Batcher, Config, ConfigError, Formed, Forming, Request, Ticket};
+use stillhouse_batcher::{
+    Batch, Config, ConfigError, Formed, Forming, Prioritised, Request, Ticket,
+};
 
 use crate::{
-    error::ServeError, gathering::Gathering, metrics as names, settings::Bounds, units::JobInput,
+    error::ServeError,
+    gathering::Gathering,
+    metrics as names,
+    settings::{Bounds, ClientSettings},
+    units::JobInput,
 };
 
 /// How long a client's dated work may go before its work without a deadline: longer than a full
@@ -46,7 +53,7 @@ impl Drop for Job {
 pub(crate) struct Scheduler {
     /// Owned by whoever holds the lock for a few microseconds: requests to enter and leave, the
     /// device thread to take a batch.
-    batcher: Mutex<Batcher<Job>>,
+    batcher: Mutex<Prioritised<Job>>,
     /// Told when there may be something new for the device thread.
     changed: Condvar,
     /// The batcher's time counts from here.
@@ -58,25 +65,28 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// `weights` are those of clients that have one of their own.
-    pub(crate) fn new<'a>(
+    /// `own` are the shares of clients that have some of their own.
+    pub(crate) fn new(
         bounds: &Bounds,
-        default_weight: u32,
-        weights: impl IntoIterator<Item = (&'a str, u32)>,
+        default: &ClientSettings,
+        own: &BTreeMap<String, ClientSettings>,
     ) -> Result<Self, ConfigError> {
-        let mut batcher = Batcher::new(Config {
+        let config = Config {
             max_batch_cost: bounds.max_batch.into(),
             max_queue_cost: bounds.max_queue.into(),
             max_client_cost: bounds.max_client.into(),
             max_clients: bounds.max_clients as usize,
             max_wait: Duration::from_micros(bounds.max_wait_us.into()),
+            target_latency: bounds.target_latency,
             age_guard: AGE_GUARD,
-            default_weight,
+            default_weight: default.weight,
             ..Config::default()
-        })?;
-        for (client, weight) in weights {
+        };
+        let mut batcher = Prioritised::new(&config, default.priority.into())?;
+        for (client, own) in own {
             // Settings keep to the table's bounds.
-            let _ = batcher.set_weight(client, weight);
+            let _ = batcher.set_weight(client, own.weight);
+            batcher.set_priority(client, own.priority.into());
         }
         Ok(Self {
             batcher: Mutex::new(batcher),
@@ -196,13 +206,13 @@ impl Scheduler {
         self.lost.store(true, Ordering::Release);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Batcher<Job>> {
+    fn lock(&self) -> MutexGuard<'_, Prioritised<Job>> {
         // The batcher's own methods leave it consistent, and nothing else runs under the lock.
         self.batcher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn gauge_queue(batcher: &Batcher<Job>) {
+fn gauge_queue(batcher: &Prioritised<Job>) {
     metrics::gauge!(names::QUEUE_ROWS).set(batcher.queued_cost() as f64);
     metrics::gauge!(names::QUEUE_CLIENTS).set(batcher.clients() as f64);
 }

@@ -197,8 +197,7 @@ impl Server {
         let tokens = matches!(accepts, Accepts::Sequences { .. });
         let bounds = settings.batching.bounds(tokens);
         let default = settings.default_client();
-        let weights = settings.clients.iter().map(|(name, own)| (name.as_str(), own.weight));
-        let scheduler = Scheduler::new(&bounds, default.weight, weights);
+        let scheduler = Scheduler::new(&bounds, &default, &settings.clients);
         let scheduler = Arc::new(scheduler.map_err(|error| ConfigError::Value {
             key: "batching".to_owned(),
             reason: error.to_string(),

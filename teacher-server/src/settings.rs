@@ -127,6 +127,33 @@ pub struct Batching {
     pub max_clients: u32,
     /// How long a batch that is not full waits for more, in microseconds; 0: not at all.
     pub max_wait_us: u32,
+    /// Longest time from admission to the end of the forward pass, in milliseconds, at least twice
+    /// `max_wait_us`; 0: none. Batches and what may wait are kept small enough for it, as measured
+    /// batches suggest, and what would wait longer gets RESOURCE_EXHAUSTED.
+    pub target_latency_ms: f64,
+}
+
+/// Whose work goes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Before everyone else's.
+    High,
+    /// In between.
+    #[default]
+    Normal,
+    /// In what the others leave.
+    Low,
+}
+
+impl From<Priority> for stillhouse_batcher::Priority {
+    fn from(priority: Priority) -> Self {
+        match priority {
+            Priority::High => Self::High,
+            Priority::Normal => Self::Normal,
+            Priority::Low => Self::Low,
+        }
+    }
 }
 
 /// The client that stands for all that are not named in `clients`.
@@ -139,6 +166,9 @@ const DEFAULT_CLIENT: &str = "default";
 pub struct ClientSettings {
     /// Its share of the device, beside those of the others that wait: 1 to 65536.
     pub weight: u32,
+    /// Who goes first: `high`, `normal` or `low`. Each has a queue with the bounds of `batching`; a
+    /// batch takes from the highest first. One that waits goes first in one batch of 17.
+    pub priority: Priority,
     /// Requests a second, above 0 and at most 10^9; 0: no quota.
     pub requests_per_second: f64,
     /// Rows, or tokens of a text model, a second, above 0 and at most 10^12; 0: no quota.
@@ -156,7 +186,13 @@ impl ClientSettings {
 
 impl Default for ClientSettings {
     fn default() -> Self {
-        Self { weight: 1, requests_per_second: 0.0, rows_per_second: 0.0, max_in_flight: 0 }
+        Self {
+            weight: 1,
+            priority: Priority::default(),
+            requests_per_second: 0.0,
+            rows_per_second: 0.0,
+            max_in_flight: 0,
+        }
     }
 }
 
@@ -249,6 +285,7 @@ impl Default for Batching {
             max_client_tokens: 131_072,
             max_clients: 4096,
             max_wait_us: 0,
+            target_latency_ms: 0.0,
         }
     }
 }
@@ -279,6 +316,7 @@ pub(crate) struct Bounds {
     pub(crate) max_client: u32,
     pub(crate) max_clients: u32,
     pub(crate) max_wait_us: u32,
+    pub(crate) target_latency: Duration,
 }
 
 impl Batching {
@@ -290,7 +328,9 @@ impl Batching {
             [self.max_batch_rows, self.max_queue_rows, self.max_client_rows]
         };
         let (max_clients, max_wait_us) = (self.max_clients, self.max_wait_us);
-        Bounds { max_batch, max_queue, max_client, max_clients, max_wait_us }
+        let target_latency = Duration::try_from_secs_f64(self.target_latency_ms / 1e3);
+        let target_latency = target_latency.unwrap_or_default();
+        Bounds { max_batch, max_queue, max_client, max_clients, max_wait_us, target_latency }
     }
 }
 

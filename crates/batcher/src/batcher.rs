@@ -7,6 +7,7 @@ use crate::drr::{Account, ClientId, Ring};
 use crate::length::Lengths;
 use crate::queue::{ClientQueue, Queued};
 use crate::rate::ServiceRate;
+use crate::target::LatencyTarget;
 use crate::weights::Weights;
 use crate::{Config, ConfigError, Expired, Refusal, Request, Ticket, Time, WeightError};
 
@@ -24,7 +25,10 @@ pub struct Batcher<T> {
     pub(crate) weights: Weights,
     pub(crate) rate: ServiceRate,
     pub(crate) draining: bool,
+    /// Where there is a target latency.
+    pub(crate) target: Option<LatencyTarget>,
     next_ticket: u64,
+    ticket_step: u64,
     next_client: u64,
     queued_cost: u64,
     /// Sum of the weights of `clients`.
@@ -76,14 +80,21 @@ impl<T> Batcher<T> {
     ///
     /// A field of `config` is out of range.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
+        Self::numbered(config, 0, 1)
+    }
+
+    /// As [`Batcher::new`], with tickets that are `first` modulo `step`.
+    pub(crate) fn numbered(config: Config, first: u64, step: u64) -> Result<Self, ConfigError> {
         config.validate()?;
         Ok(Self {
+            target: LatencyTarget::new(config.target_latency),
             lengths: Lengths::new(config.max_length_ratio),
             weights: Weights::new(config.default_weight),
             config,
             rate: ServiceRate::default(),
             draining: false,
-            next_ticket: 0,
+            next_ticket: first,
+            ticket_step: step,
             next_client: 0,
             queued_cost: 0,
             queued_weight: 0,
@@ -121,7 +132,7 @@ impl<T> Batcher<T> {
         }
         let Request { client: name, cost, length, deadline, payload } = request;
         let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
+        self.next_ticket += self.ticket_step;
         let class = self.lengths.class(length);
         let overdue_at = now.saturating_add(self.config.age_guard);
         let queued = Queued { ticket, cost, class, deadline, admitted: now, overdue_at };
@@ -168,6 +179,21 @@ impl<T> Batcher<T> {
     /// [`Refusal`] is estimated from.
     pub fn completed(&mut self, cost: u64, took: Time) {
         self.rate.observe(cost, took);
+        if let Some(target) = &mut self.target {
+            target.observe(cost, took);
+        }
+    }
+
+    /// What a batch may cost.
+    pub(crate) fn room(&self) -> u64 {
+        let most = self.config.max_batch_cost;
+        self.target.as_ref().map_or(most, |target| target.batch_cost(most))
+    }
+
+    /// What may wait.
+    fn queue_cost(&self) -> u64 {
+        let most = self.config.max_queue_cost;
+        self.target.as_ref().map_or(most, |target| target.queue_cost(self.room(), most))
     }
 
     /// Admits nothing from now on. What is queued still runs, without waiting for company.
@@ -261,7 +287,8 @@ impl<T> Batcher<T> {
     }
 
     fn refusal(&self, now: Time, request: &Request<T>) -> Option<Refusal> {
-        let Config { max_batch_cost: max, max_queue_cost, max_clients, .. } = self.config;
+        let Config { max_batch_cost: max, max_clients, .. } = self.config;
+        let most = self.queue_cost();
         let cost = request.cost;
         if !(1..=max).contains(&cost) {
             return Some(Refusal::CostOutOfRange { cost, max });
@@ -279,10 +306,12 @@ impl<T> Batcher<T> {
                 let retry_after = self.rate.time_for(queued, 1.0);
                 return Some(Refusal::TooManyClients { clients: max_clients, retry_after });
             }
-            return self.queue_refusal(cost, max_queue_cost);
+            // An empty queue takes any request.
+            let most = if queued == 0 { most.max(cost) } else { most };
+            return self.queue_refusal(cost, most);
         };
-        self.client_refusal(client, cost)
-            .or_else(|| self.queue_refusal(cost, self.config.busy_queue_cost()))
+        self.client_refusal(client, cost, most)
+            .or_else(|| self.queue_refusal(cost, self.config.busy_queue_cost(most)))
     }
 
     fn queue_refusal(&self, cost: u64, limit: u64) -> Option<Refusal> {
@@ -295,8 +324,8 @@ impl<T> Batcher<T> {
     }
 
     /// In the upper half of the queue a client with work queued may hold no more than its share.
-    fn client_refusal(&self, client: &Client, cost: u64) -> Option<Refusal> {
-        let Config { max_queue_cost, max_client_cost, .. } = self.config;
+    fn client_refusal(&self, client: &Client, cost: u64, max_queue_cost: u64) -> Option<Refusal> {
+        let Config { max_client_cost, .. } = self.config;
         let share = f64::from(client.account.weight) / self.queued_weight as f64;
         let mut limit = max_client_cost;
         if self.queued_cost + cost > max_queue_cost / 2 {

@@ -28,6 +28,10 @@ pub struct Config {
     /// How long a batch that is not full may wait for company, counted from the admission of the
     /// oldest request; zero: launch whenever the device is free.
     pub max_wait: Time,
+    /// Longest time from a request's admission to the end of its batch that batches and the queue are
+    /// sized for, as measured batches suggest; zero: none. A request that is larger than that runs
+    /// alone. At least twice `max_wait`.
+    pub target_latency: Time,
     /// Longest over shortest within a batch; 1 or more, infinite for no grouping. Lengths within
     /// `max_length_ratio^(3/4)` of each other always go together; up to the ratio they may.
     pub max_length_ratio: f64,
@@ -49,6 +53,7 @@ impl Default for Config {
             max_client_cost: 8 * 1024,
             max_clients: 1024,
             max_wait: Time::ZERO,
+            target_latency: Time::ZERO,
             max_length_ratio: f64::INFINITY,
             age_guard: Time::from_secs(1),
             default_weight: 1,
@@ -68,6 +73,14 @@ impl Config {
         within("max_client_cost", self.max_client_cost, self.max_batch_cost, MAX_COST)?;
         within("max_clients", self.max_clients, 1, MAX_CLIENTS)?;
         within("default_weight", self.default_weight, 1, MAX_WEIGHT)?;
+        let target = self.target_latency;
+        if target > Time::ZERO && target < self.max_wait.saturating_mul(2) {
+            return Err(ConfigError {
+                field: "target_latency",
+                value: format!("{target:?}"),
+                accepted: format!("0, or {:?} or more: twice max_wait", self.max_wait * 2),
+            });
+        }
         if self.max_length_ratio.is_nan() || self.max_length_ratio < 1.0 {
             return Err(ConfigError {
                 field: "max_length_ratio",
@@ -78,8 +91,11 @@ impl Config {
         Ok(())
     }
 
-    /// Cost up to which clients that have work queued may fill the queue.
-    pub(crate) fn busy_queue_cost(&self) -> u64 {
+    /// Cost up to which clients that have work queued may fill the queue, where it may hold `most`.
+    pub(crate) fn busy_queue_cost(&self, most: u64) -> u64 {
+        if most < self.max_queue_cost {
+            return most - most / 8;
+        }
         let beside_a_batch = self.max_queue_cost - self.max_batch_cost;
         let reserve = self.max_batch_cost.min(beside_a_batch).max(self.max_queue_cost / 8);
         self.max_queue_cost - reserve
@@ -137,6 +153,14 @@ mod tests {
             ("max_client_cost", Config { max_client_cost: 1 << 41, ..ok.clone() }),
             ("max_clients", Config { max_clients: 0, ..ok.clone() }),
             ("default_weight", Config { default_weight: 0, ..ok.clone() }),
+            (
+                "target_latency",
+                Config {
+                    target_latency: Time::from_millis(1),
+                    max_wait: Time::from_millis(1),
+                    ..ok.clone()
+                },
+            ),
             ("max_length_ratio", Config { max_length_ratio: 0.5, ..ok.clone() }),
             ("max_length_ratio", Config { max_length_ratio: f64::NAN, ..ok.clone() }),
         ];

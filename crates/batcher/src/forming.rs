@@ -12,6 +12,8 @@ struct Draft<T> {
     cost: u64,
     /// What may still be added to `cost`.
     room: u64,
+    /// Whether a request that is larger than the room may be the first.
+    any_first: bool,
     /// Which lengths may join; anything may join an empty batch.
     window: Option<Window>,
 }
@@ -43,11 +45,13 @@ impl<T> Batcher<T> {
     /// [`Config::max_wait`](crate::Config::max_wait).
     pub fn form(&mut self, now: Time) -> Formed<T> {
         let expired = self.expire(now);
-        let decision = match self.due() {
+        let decision = match self.due_at(now) {
             None => Forming::Idle,
-            Some(Due::At(time)) if time > now => Forming::Wait(time),
-            Some(Due::At(_)) => Forming::Launch(self.fill(now, LaunchReason::Waited)),
-            Some(Due::Now(reason)) => Forming::Launch(self.fill(now, reason)),
+            Some((time, _)) if time > now => Forming::Wait(time),
+            Some((_, reason)) => {
+                let (items, cost) = self.fill_within(now, self.room(), true);
+                Forming::Launch(Batch { items, cost, reason })
+            }
         };
         Formed { decision, expired }
     }
@@ -56,31 +60,34 @@ impl<T> Batcher<T> {
     /// something if nothing else is called before; `None` if nothing is queued. While the device is
     /// busy, [`next_deadline`](Batcher::next_deadline) is what there is to wait for.
     pub fn next_event(&self, now: Time) -> Option<Time> {
-        let launch = match self.due()? {
-            Due::Now(_) => now,
-            Due::At(time) => time,
-        };
+        let (launch, _) = self.due_at(now)?;
         let first = self.next_deadline().map_or(launch, |deadline| deadline.min(launch));
         Some(first.max(now))
     }
 
-    fn due(&self) -> Option<Due> {
+    /// When the next batch is due, and why; nothing if nothing is queued.
+    pub(crate) fn due_at(&self, now: Time) -> Option<(Time, LaunchReason)> {
         let waited = self.oldest()?.saturating_add(self.config.max_wait);
-        if self.queued_cost() >= self.config.max_batch_cost {
-            return Some(Due::Now(LaunchReason::Full));
+        if self.queued_cost() >= self.room() {
+            return Some((now, LaunchReason::Full));
         }
         if self.draining {
-            return Some(Due::Now(LaunchReason::Draining));
+            return Some((now, LaunchReason::Draining));
         }
         if self.config.max_wait > Time::ZERO && self.next_deadline().is_some_and(|d| d <= waited) {
-            return Some(Due::Now(LaunchReason::Deadline));
+            return Some((now, LaunchReason::Deadline));
         }
-        Some(Due::At(waited))
+        Some((waited, LaunchReason::Waited))
     }
 
-    fn fill(&mut self, now: Time, reason: LaunchReason) -> Batch<T> {
-        let room = self.config.max_batch_cost;
-        let mut draft = Draft { now, items: Vec::new(), cost: 0, room, window: None };
+    /// Takes what rides in a batch, up to a cost; the first even if it costs more, where that may be.
+    pub(crate) fn fill_within(
+        &mut self,
+        now: Time,
+        room: u64,
+        any_first: bool,
+    ) -> (Vec<Launched<T>>, u64) {
+        let mut draft = Draft { now, items: Vec::new(), cost: 0, room, any_first, window: None };
         self.lead(&mut draft);
         while draft.room > 0 {
             let round = self.round(&mut draft);
@@ -92,7 +99,7 @@ impl<T> Batcher<T> {
                 self.skip_rounds(rounds.saturating_sub(1));
             }
         }
-        Batch { items: draft.items, cost: draft.cost, reason }
+        (draft.items, draft.cost)
     }
 
     /// Lets the client that was passed over first spend what credit it has.
@@ -159,7 +166,7 @@ impl<T> Batcher<T> {
             if pick.cost > client.account.credit {
                 return Turn::Short;
             }
-            if pick.cost > draft.room {
+            if pick.cost > draft.room && !(draft.any_first && draft.items.is_empty()) {
                 return Turn::CutShort;
             }
             client.account.credit -= pick.cost;
@@ -193,17 +200,11 @@ impl<T> Batcher<T> {
     }
 }
 
-/// When a batch is due.
-enum Due {
-    Now(LaunchReason),
-    At(Time),
-}
-
 impl<T> Draft<T> {
     fn push(&mut self, ticket: Ticket, entry: Entry<T>) {
         let Entry { name: client, length, queued, payload, .. } = entry;
         self.window.get_or_insert(Window::around(queued.class)).join(queued.class);
-        self.room -= queued.cost;
+        self.room = self.room.saturating_sub(queued.cost);
         self.cost += queued.cost;
         self.items.push(Launched {
             ticket,

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`Config`] | the bounds, checked once |
 //! | [`Batcher`] | admission, cancellation, expiry, forming |
+//! | [`Prioritised`] | clients of three priorities, a [`Batcher`] for each |
 //! | [`Refusal`] | why a request was not admitted, and when to try again |
 //! | [`Formed`], [`Batch`] | what [`Batcher::form`] decided |
 //! | `invariants` | what every schedule must satisfy, checked while it runs |
@@ -79,6 +80,12 @@
 //! make up for a backlog: where a client queues more than the device does for it within the guard,
 //! its older work is due before a deadline that comes now, and that may expire.
 //!
+//! # A target latency
+//!
+//! With [`Config::target_latency`] batches and what may wait are kept as small as a request needs that
+//! comes at the worst moment, just after a launch: the target is then held for whatever is admitted,
+//! and the rest is refused. See `target.rs`.
+//!
 //! # Similar lengths together
 //!
 //! The first request of a batch fixes which lengths may join it ([`Config::max_length_ratio`]). A
@@ -119,17 +126,20 @@ mod forming;
 pub mod invariants;
 mod length;
 mod outcome;
+mod priorities;
 mod queue;
 mod rate;
 mod refusal;
 mod request;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
+mod target;
 mod weights;
 
 pub use batcher::{Batcher, ClientStats};
 pub use config::{Config, ConfigError};
 pub use outcome::{Batch, Expired, Formed, Forming, LaunchReason, Launched};
+pub use priorities::{PASSED_OVER, Prioritised, Priority};
 pub use refusal::Refusal;
 pub use request::{Request, Ticket};
 pub use weights::{MAX_WEIGHT, MAX_WEIGHTED_CLIENTS, WeightError};

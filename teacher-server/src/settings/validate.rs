@@ -77,6 +77,12 @@ impl Settings {
                 return Err(out_of_range(key, value, format_args!("{least} to {most}")));
             }
         }
+        let target = self.batching.target_latency_ms;
+        let least = f64::from(self.batching.max_wait_us) * 2e-3;
+        if target != 0.0 && !(least.max(0.1)..=3.6e6).contains(&target) {
+            let range = format_args!("0, or {} to 3600000", least.max(0.1));
+            return Err(out_of_range("batching.target_latency_ms", target, range));
+        }
         if !(0.05..=3600.0).contains(&self.reload_seconds) {
             return Err(out_of_range("reload_seconds", self.reload_seconds, "0.05 to 3600"));
         }
@@ -185,6 +191,11 @@ mod tests {
                 "model='m'\n[limits]\nheld_bytes = 2097152\nclient_held_bytes = 2097153",
                 "limits.client_held_bytes: is 2097153; must be 1048576 to 2097152",
             ),
+            (
+                "model='m'\n[batching]\nmax_wait_us = 2000\ntarget_latency_ms = 3",
+                "batching.target_latency_ms: is 3; must be 0, or 4 to 3600000",
+            ),
+            ("model='m'\n[clients.a]\npriority = 'top'", "clients.a.priority: unknown variant"),
             ("model='m'\nreload_seconds = 0", "reload_seconds: is 0; must be 0.05 to 3600"),
             ("model='m'\n[tls]\ncert = 'a'", "tls: missing field `key`"),
             ("model='m'\n[limits]\nmax_connections = 0", "is 0; must be 1 to 1048576"),

@@ -2,12 +2,15 @@
 //! the others.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
 use stillhouse_proto::v1::{LabelRequest, LabelResponse, label_stream_response::Result as Answer};
-use teacher_server::Settings;
+use teacher_server::{
+    Settings,
+    settings::{ClientSettings, Priority},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Status,
@@ -238,4 +241,70 @@ async fn a_quota_is_the_clients_own_and_refuses_with_a_time_to_try_again() {
         client.label(from("b", request(id, &[1.0; 40]))).await.unwrap();
     }
     running.shutdown().await.unwrap();
+}
+
+/// One batch with the device, then one request of each client in a queue, the last first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_higher_priority_goes_first() {
+    let (model, permit) = Gated::new(false);
+    let (client, running) = serve_with(Arc::clone(&model), |settings| {
+        settings.limits.max_rows = 1;
+        settings.batching.max_batch_rows = 1;
+        for (name, priority) in [("urgent", Priority::High), ("nightly", Priority::Low)] {
+            let own = ClientSettings { priority, ..ClientSettings::default() };
+            settings.clients.insert(name.to_owned(), own);
+        }
+    })
+    .await;
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let mut waiting = Vec::new();
+    for (id, name) in ["first", "nightly", "normal", "urgent"].into_iter().enumerate() {
+        let (mut client, done) = (client.clone(), Arc::clone(&done));
+        waiting.push(tokio::spawn(async move {
+            client.label(from(name, request(id as u64, &[1.0]))).await.unwrap();
+            done.lock().unwrap().push(name);
+        }));
+        model.has_taken(1).await;
+        // Until it is in the queue.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for batch in 1..=4 {
+        permit.send(()).unwrap();
+        model.has_taken((batch + 1).min(4)).await;
+        while done.lock().unwrap().len() < batch {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    for waiting in waiting {
+        waiting.await.unwrap();
+    }
+    assert_eq!(*done.lock().unwrap(), ["first", "urgent", "normal", "nightly"]);
+    running.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limit_are_closed_and_those_that_are_there_stay() {
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let (mut client, running) =
+        serve_with(model, |settings| settings.limits.max_connections = 1).await;
+    client.label(request(1, &[1.0])).await.unwrap();
+    let refused = match Client::connect(format!("http://{}", running.address())).await {
+        Ok(mut second) => second.label(request(2, &[1.0])).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused);
+    client.label(request(3, &[1.0])).await.unwrap();
+    drop(client);
+    // The place is free when the server has seen it.
+    for _ in 0..200 {
+        if let Ok(mut next) = Client::connect(format!("http://{}", running.address())).await
+            && next.label(request(4, &[1.0])).await.is_ok()
+        {
+            running.shutdown().await.unwrap();
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the place does not become free");
 }

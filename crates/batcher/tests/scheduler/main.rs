@@ -5,6 +5,7 @@
 mod admission;
 mod fairness;
 mod flooding;
+mod latency;
 mod outcomes;
 mod schedule;
 mod starvation;

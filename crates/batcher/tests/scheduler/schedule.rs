@@ -40,6 +40,7 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
     ];
     (1u64..300, 1u64..5, 1u64..8, 1usize..6, ratio, 0u64..30, 0u64..100).prop_map(
         |(batch, clients_worth, queues_worth, max_clients, max_length_ratio, wait, guard)| Config {
+            target_latency: Time::ZERO,
             max_batch_cost: batch,
             max_queue_cost: batch * queues_worth,
             max_client_cost: batch * clients_worth,

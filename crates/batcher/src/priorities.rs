@@ -1,0 +1,289 @@
+//! Clients of three priorities, each with a queue of its own.
+//!
+//! A batch takes from the highest first, and from the lower ones what room that leaves. Within a
+//! priority everything is as the [crate]'s page says. A lower one that waits is not starved: after
+//! [`PASSED_OVER`] batches' worth of others' work it goes first in one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::{
+    Batch, Batcher, ClientStats, Config, ConfigError, Expired, Formed, Forming, Refusal, Request,
+    Ticket, Time, WeightError,
+};
+
+/// Full batches' worth of others' work after which a priority that waits goes first once.
+pub const PASSED_OVER: u64 = 16;
+
+/// Who goes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Before everyone else.
+    High,
+    /// In between.
+    #[default]
+    Normal,
+    /// In what the others leave.
+    Low,
+}
+
+const LEVELS: usize = 3;
+
+/// A [`Batcher`] for each priority, as one.
+#[derive(Debug)]
+pub struct Prioritised<T> {
+    /// By priority, the highest first.
+    levels: [Batcher<T>; LEVELS],
+    /// Cost of the batches that each has been passed over by since it last rode.
+    passed: [u64; LEVELS],
+    max_batch_cost: u64,
+    default: Priority,
+    /// Priorities of clients that do not have the default.
+    own: HashMap<Arc<str>, Priority>,
+}
+
+impl<T> Prioritised<T> {
+    /// Empty queues, each with the bounds of `config`; `default` is the priority of clients that are
+    /// given none.
+    ///
+    /// # Errors
+    ///
+    /// A field of `config` is out of range.
+    pub fn new(config: &Config, default: Priority) -> Result<Self, ConfigError> {
+        let level = |level: usize| Batcher::numbered(config.clone(), level as u64, LEVELS as u64);
+        Ok(Self {
+            levels: [level(0)?, level(1)?, level(2)?],
+            passed: [0; LEVELS],
+            max_batch_cost: config.max_batch_cost,
+            default,
+            own: HashMap::new(),
+        })
+    }
+
+    /// Gives a client a priority, from its next request on. Clients in the table are no more than the
+    /// caller gives.
+    pub fn set_priority(&mut self, client: &str, priority: Priority) {
+        if priority == self.default {
+            self.own.remove(client);
+        } else {
+            self.own.insert(client.into(), priority);
+        }
+    }
+
+    /// As [`Batcher::set_weight`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Batcher::set_weight`].
+    pub fn set_weight(&mut self, client: &str, weight: u32) -> Result<(), WeightError> {
+        self.levels.iter_mut().try_for_each(|level| level.set_weight(client, weight))
+    }
+
+    /// As [`Batcher::admit`], to the queue of the client's priority.
+    ///
+    /// # Errors
+    ///
+    /// Why it was not queued, with its payload.
+    pub fn admit(&mut self, now: Time, request: Request<T>) -> Result<Ticket, (Refusal, T)> {
+        let priority = self.own.get(&request.client).copied().unwrap_or(self.default);
+        self.levels[priority as usize].admit(now, request)
+    }
+
+    /// As [`Batcher::cancel`].
+    pub fn cancel(&mut self, ticket: Ticket) -> Option<T> {
+        self.levels[(ticket.0 % LEVELS as u64) as usize].cancel(ticket)
+    }
+
+    /// As [`Batcher::expire`].
+    pub fn expire(&mut self, now: Time) -> Vec<Expired<T>> {
+        self.levels.iter_mut().flat_map(|level| level.expire(now)).collect()
+    }
+
+    /// As [`Batcher::form`]. A batch is due when one of the queues says so.
+    pub fn form(&mut self, now: Time) -> Formed<T> {
+        let expired = self.expire(now);
+        let due = self.levels.iter().filter_map(|level| level.due_at(now)).min_by_key(|due| due.0);
+        let decision = match due {
+            None => Forming::Idle,
+            Some((at, _)) if at > now => Forming::Wait(at),
+            Some((_, reason)) => Forming::Launch(self.fill(now, reason)),
+        };
+        Formed { decision, expired }
+    }
+
+    fn fill(&mut self, now: Time, reason: crate::LaunchReason) -> Batch<T> {
+        let limit = PASSED_OVER * self.max_batch_cost;
+        let starved = (0..LEVELS).find(|&level| self.passed[level] >= limit);
+        let order = starved.into_iter().chain((0..LEVELS).filter(|&level| Some(level) != starved));
+        let mut batch = Batch { items: Vec::new(), cost: 0, reason };
+        let mut rode = [false; LEVELS];
+        for level in order {
+            let room = self.levels[level].room().saturating_sub(batch.cost);
+            // Where nothing rides yet, a request larger than the room rides alone.
+            if room == 0 && !batch.items.is_empty() {
+                continue;
+            }
+            let (items, cost) = self.levels[level].fill_within(now, room, batch.items.is_empty());
+            rode[level] = !items.is_empty();
+            batch.cost += cost;
+            batch.items.extend(items);
+        }
+        for (level, rode) in rode.into_iter().enumerate() {
+            let waits = !rode && !self.levels[level].is_empty();
+            self.passed[level] = if waits { self.passed[level] + batch.cost } else { 0 };
+        }
+        batch
+    }
+
+    /// As [`Batcher::completed`].
+    pub fn completed(&mut self, cost: u64, took: Time) {
+        self.levels.iter_mut().for_each(|level| level.completed(cost, took));
+    }
+
+    /// As [`Batcher::drain`].
+    pub fn drain(&mut self) {
+        self.levels.iter_mut().for_each(Batcher::drain);
+    }
+
+    /// As [`Batcher::queued_cost`].
+    pub fn queued_cost(&self) -> u64 {
+        self.levels.iter().map(Batcher::queued_cost).sum()
+    }
+
+    /// As [`Batcher::clients`].
+    pub fn clients(&self) -> usize {
+        self.levels.iter().map(Batcher::clients).sum()
+    }
+
+    /// As [`Batcher::is_empty`].
+    pub fn is_empty(&self) -> bool {
+        self.levels.iter().all(Batcher::is_empty)
+    }
+
+    /// As [`Batcher::client_stats`].
+    pub fn client_stats(&self) -> impl Iterator<Item = ClientStats> + '_ {
+        self.levels.iter().flat_map(Batcher::client_stats)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAMES: [&str; LEVELS] = ["high", "normal", "low"];
+
+    fn prioritised(max_batch_cost: u64) -> Prioritised<usize> {
+        let config = Config {
+            max_batch_cost,
+            max_queue_cost: 1 << 20,
+            max_client_cost: 1 << 20,
+            age_guard: Time::MAX,
+            ..Config::default()
+        };
+        let mut all = Prioritised::new(&config, Priority::Normal).unwrap();
+        all.set_priority("high", Priority::High);
+        all.set_priority("low", Priority::Low);
+        all
+    }
+
+    fn launch(all: &mut Prioritised<usize>) -> Vec<usize> {
+        match all.form(Time::ZERO).decision {
+            Forming::Launch(batch) => {
+                assert_eq!(batch.cost, batch.items.iter().map(|item| item.cost).sum::<u64>());
+                batch.items.into_iter().map(|item| item.payload).collect()
+            }
+            _ => panic!("work is queued"),
+        }
+    }
+
+    fn admit(all: &mut Prioritised<usize>, level: usize, cost: u64) -> Ticket {
+        all.admit(Time::ZERO, Request::new(NAMES[level], cost, level)).unwrap()
+    }
+
+    #[test]
+    fn the_highest_goes_first_and_the_others_fill_up() {
+        let mut all = prioritised(10);
+        for level in [2, 1, 0, 2, 1] {
+            admit(&mut all, level, 3);
+        }
+        assert_eq!(launch(&mut all), [0, 1, 1]);
+        assert_eq!(launch(&mut all), [2, 2]);
+        assert!(all.is_empty());
+    }
+
+    #[test]
+    fn the_low_are_not_starved_and_get_no_more_than_that() {
+        let mut all = prioritised(10);
+        let mut rode = 0;
+        for _ in 0..170 {
+            for _ in 0..2 {
+                admit(&mut all, 0, 10);
+                admit(&mut all, 2, 10);
+            }
+            rode += launch(&mut all).iter().filter(|&&level| level == 2).count();
+        }
+        assert_eq!(rode, 10, "one batch in 17");
+    }
+
+    #[test]
+    fn a_ticket_is_of_its_own_queue() {
+        let mut all = prioritised(10);
+        let tickets: Vec<Ticket> = (0..LEVELS).map(|level| admit(&mut all, level, 1)).collect();
+        assert_eq!(all.cancel(tickets[1]), Some(1));
+        assert_eq!(all.cancel(tickets[1]), None);
+        assert_eq!(launch(&mut all), [0, 2]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// Every admitted request is launched, expires or is cancelled once; a batch is within its
+        /// budget; and of rows, which fit anywhere, none rides before all that are above it, but in
+        /// the batches that the starved go first in.
+        #[test]
+        fn everything_has_one_outcome_and_priorities_hold(
+            steps in prop::collection::vec((0usize..LEVELS, 1u64..4, 0u8..6), 1..200),
+        ) {
+            let mut all = prioritised(8);
+            let (mut open, mut launched, mut clock) = (Vec::new(), 0, Time::ZERO);
+            let (mut admitted, mut gone) = (0, 0);
+            for (level, rows, what) in steps {
+                clock += Time::from_millis(1);
+                for _ in 0..rows {
+                    let deadline = (what == 5).then(|| clock + Time::from_millis(2));
+                    let request = Request { deadline, ..Request::new(NAMES[level], 1, level) };
+                    open.push(all.admit(clock, request).unwrap());
+                    admitted += 1;
+                }
+                if what == 0 {
+                    gone += usize::from(all.cancel(open[open.len() / 2]).is_some());
+                }
+                if what > 2 {
+                    let starved = all.passed.iter().any(|&passed| passed >= PASSED_OVER * 8);
+                    let formed = all.form(clock);
+                    gone += formed.expired.len();
+                    if let Forming::Launch(batch) = formed.decision {
+                        prop_assert!(batch.cost <= 8);
+                        launched += batch.items.len();
+                        let lowest = batch.items.iter().map(|item| item.payload).max().unwrap();
+                        let above = all.levels[..lowest].iter().all(Batcher::is_empty);
+                        prop_assert!(above || starved);
+                    }
+                }
+            }
+            loop {
+                clock += Time::from_millis(1);
+                let formed = all.form(clock);
+                gone += formed.expired.len();
+                match formed.decision {
+                    Forming::Launch(batch) => launched += batch.items.len(),
+                    _ => break,
+                }
+            }
+            prop_assert!(all.is_empty());
+            prop_assert_eq!(launched + gone, admitted);
+        }
+    }
+}
