@@ -22,6 +22,8 @@ pub mod capture;
 pub mod cli;
 pub mod data;
 pub mod eval;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod label_client;
 pub mod plot;
 pub mod progress;

@@ -23,6 +23,8 @@ mod cache;
 mod device;
 mod encode;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gathering;
 mod held;
 mod listener;

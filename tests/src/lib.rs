@@ -2,6 +2,7 @@
 //!
 //! * [`pki`]: certificates, made on the spot.
 //! * [`process`]: the binaries, started, watched and killed.
+//! * [`fuzzed`]: every parser that reads bytes from a peer or a file.
 //! * [`models`]: small teachers, made on the spot.
 //! * [`client`]: a plain gRPC client of a teacher.
 //! * [`proxy`]: a TCP proxy that does harm.
@@ -11,6 +12,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 pub mod client;
+pub mod fuzzed;
 pub mod models;
 pub mod pki;
 pub mod process;

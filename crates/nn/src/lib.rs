@@ -30,6 +30,8 @@
 //! ```
 
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod io;
 mod kernel;
 pub mod layers;

@@ -173,16 +173,20 @@ impl Manifest {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(RunError::io(&file, source).into()),
         };
-        let damaged = |reason| CaptureError::damaged(&file, reason);
+        Self::parse(&file, &text).map(Some)
+    }
+
+    /// Reads the bytes of a manifest's file.
+    pub(super) fn parse(file: &Path, text: &[u8]) -> Result<Self, CaptureError> {
+        let damaged = |reason| CaptureError::damaged(file, reason);
         // The version first: another one may have other fields.
         let value: Value =
-            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+            serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
         if value.get("format") != Some(&FORMAT.into()) {
             let found = value.get("format").map_or("missing".to_owned(), Value::to_string);
             return Err(damaged(format!("format is {found}, expected {FORMAT}")));
         }
-        let read = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
-        Ok(Some(read))
+        serde_json::from_value(value).map_err(|error| damaged(error.to_string()))
     }
 
     /// Writes it: the file holds it whole, or is as it was.

@@ -36,3 +36,29 @@ pub(crate) use manifest::labels_change_with_epochs;
 pub use manifest::{CapturedTeacher, FileFacts, Manifest, Order, Slice};
 pub(crate) use replay::{Capture, Replay};
 pub use run::{Outcome, output_folder, run};
+
+/// Reads bytes as a manifest, behind its length in two bytes, and the blocks that it describes.
+pub(crate) fn fuzzed(bytes: &[u8]) {
+    let Some((length, rest)) = bytes.split_first_chunk() else { return };
+    let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
+    let (text, mut blocks) = rest.split_at(length);
+    let records = |layout: &record::Layout, mut bytes: &[u8]| {
+        let mut all = Vec::new();
+        while let Some(length) = layout.length(bytes).filter(|length| *length > 0)
+            && let Some((record, rest)) = bytes.split_at_checked(length)
+        {
+            all.push(record);
+            bytes = rest;
+        }
+        drop(layout.decode(all, 2.0));
+    };
+    let Ok(manifest) = Manifest::parse(std::path::Path::new("fuzzed"), text) else { return };
+    let Ok(layout) = manifest.layout() else { return };
+    // As if the checksums were right, which no fuzzer finds.
+    records(&layout, blocks);
+    loop {
+        let left = blocks.len() as u64;
+        let Ok(block::Found::Block(block)) = block::read(&mut blocks, left) else { return };
+        records(&layout, &block.records);
+    }
+}

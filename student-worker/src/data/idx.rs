@@ -80,6 +80,18 @@ fn parse(file: &Path, mut from: impl Read, dimensions: u8) -> Result<Idx, FileEr
     }
 }
 
+/// Reads bytes as files of one to four dimensions, plain and compressed.
+pub(crate) fn fuzzed(bytes: &[u8]) {
+    let file = Path::new("fuzzed");
+    for dimensions in 1..=4 {
+        let unpacked = flate2::bufread::MultiGzDecoder::new(bytes).take(1 << 22);
+        let read = [parse(file, bytes, dimensions), parse(file, unpacked, dimensions)];
+        for idx in read.into_iter().flatten() {
+            assert_eq!(idx.elements.len(), idx.shape.iter().product::<usize>());
+        }
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::{fs, io::Write as _};

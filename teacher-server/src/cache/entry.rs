@@ -53,6 +53,16 @@ pub(crate) fn decode(key: &Key, bytes: &[u8]) -> Result<Vec<f32>, Unusable> {
     Ok(values.iter().map(|value| f32::from_le_bytes(*value)).collect())
 }
 
+/// Reads bytes as an entry, and as one whose checksum is right.
+pub(crate) fn fuzzed(bytes: &[u8]) {
+    let key = Key(*bytes.first_chunk().unwrap_or(&[0; KEY]));
+    drop(decode(&key, bytes));
+    let right = [bytes, &checksum(bytes)].concat();
+    if let Ok(output) = decode(&key, &right) {
+        assert_eq!(encode(&key, &output), right);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

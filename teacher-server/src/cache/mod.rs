@@ -33,6 +33,7 @@ use memory::Memory;
 use tokio::{sync::Semaphore, task};
 
 pub use disk::DiskError;
+pub(crate) use entry::fuzzed as fuzzed_entry;
 pub(crate) use key::{Key, Keyer};
 
 use crate::{

@@ -222,13 +222,9 @@ async fn a_quota_is_the_clients_own_and_refuses_with_a_time_to_try_again() {
     let (model, permit) = Gated::new(false);
     drop(permit);
     let (mut client, running) = serve_with(Arc::clone(&model), |settings| {
-        let quota = teacher_server::settings::ClientSettings {
-            rows_per_second: 10.0,
-            ..Default::default()
-        };
+        let quota = ClientSettings { rows_per_second: 10.0, ..Default::default() };
         settings.clients.insert("a".to_owned(), quota);
-        let quota =
-            teacher_server::settings::ClientSettings { max_in_flight: 1, ..Default::default() };
+        let quota = ClientSettings { max_in_flight: 1, ..Default::default() };
         settings.clients.insert("default".to_owned(), quota);
     })
     .await;
