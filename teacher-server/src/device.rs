@@ -83,7 +83,7 @@ fn fail_the_rest(scheduler: &Scheduler) {
     }
 }
 
-fn run(ensemble: &Ensemble, cache: &RowCache, scheduler: &Scheduler, batch: Batch<Job>) {
+pub(crate) fn run(ensemble: &Ensemble, cache: &RowCache, scheduler: &Scheduler, batch: Batch<Job>) {
     let (reason, batch_cost) = (batch.reason.as_str(), batch.cost);
     let (waits, mut jobs): (Vec<_>, Vec<_>) =
         batch.items.into_iter().map(|item| (item.waited, item.payload)).unzip();

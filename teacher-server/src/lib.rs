@@ -17,6 +17,8 @@ pub mod metrics;
 pub mod model;
 pub mod server;
 pub mod settings;
+#[doc(hidden)]
+pub mod simulated;
 
 mod access;
 mod cache;

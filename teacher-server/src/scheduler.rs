@@ -12,6 +12,7 @@ use std::{
 use stillhouse_batcher::{
     Batch, Config, ConfigError, Formed, Forming, Prioritised, Request, Ticket,
 };
+use stillhouse_runtime::clock;
 
 use crate::{
     error::ServeError,
@@ -91,7 +92,7 @@ impl Scheduler {
         Ok(Self {
             batcher: Mutex::new(batcher),
             changed: Condvar::new(),
-            epoch: Instant::now(),
+            epoch: clock::now(),
             closed: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         })
@@ -108,7 +109,7 @@ impl Scheduler {
         {
             let mut batcher = self.lock();
             // Under the lock: the batcher's time never goes back.
-            let now = self.epoch.elapsed();
+            let now = self.now();
             // Under the lock: what is admitted before it turns true, the lost device still answers.
             if self.lost.load(Ordering::Acquire) {
                 return Err(ServeError::DeviceLost("it panicked".to_owned()));
@@ -160,7 +161,7 @@ impl Scheduler {
     pub(crate) fn next_batch(&self) -> Option<Batch<Job>> {
         let mut batcher = self.lock();
         loop {
-            let now = self.epoch.elapsed();
+            let now = self.now();
             let Formed { decision, expired } = batcher.form(now);
             for expired in expired {
                 expired.payload.fail(ServeError::Deadline);
@@ -204,6 +205,22 @@ impl Scheduler {
     pub(crate) fn lose_device(&self) {
         let _batcher = self.lock();
         self.lost.store(true, Ordering::Release);
+    }
+
+    /// The next batch, if one is due.
+    pub(crate) fn try_batch(&self) -> Option<Batch<Job>> {
+        let mut batcher = self.lock();
+        let Formed { decision, expired } = batcher.form(self.now());
+        expired.into_iter().for_each(|expired| expired.payload.fail(ServeError::Deadline));
+        match decision {
+            Forming::Launch(batch) => Some(batch),
+            _ => None,
+        }
+    }
+
+    /// The batcher's time.
+    fn now(&self) -> Duration {
+        clock::now().saturating_duration_since(self.epoch)
     }
 
     fn lock(&self) -> MutexGuard<'_, Prioritised<Job>> {

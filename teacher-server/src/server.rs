@@ -1,5 +1,8 @@
 //! Binding, serving and draining.
 
+mod guarded;
+mod parts;
+
 use std::{
     io,
     net::SocketAddr,
@@ -11,39 +14,26 @@ use std::{
 
 use stillhouse_nn::{AnyConfig, ModelError, TokenizerInfo};
 use stillhouse_proto::v1::{FILE_DESCRIPTOR_SET, teacher_service_server::TeacherServiceServer};
-use stillhouse_runtime::{config::ConfigError, tls::ServerTls, watched::Watched};
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    task::{self, JoinSet},
-    time::Instant,
-};
-use tokio_rustls::rustls::ServerConfig;
-use tonic::{server::NamedService as _, service::InterceptorLayer, transport::server::TcpIncoming};
+use stillhouse_runtime::config::ConfigError;
+use tokio::{net::TcpListener, sync::watch, task, time::Instant};
+use tonic::{server::NamedService as _, transport::server::TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::util::MapResponseLayer;
 use tracing::{info, warn};
 
+use guarded::Guarded;
+pub(crate) use parts::{Parts, router};
+
 use crate::{
-    access::{self, Access, Guard, List},
+    access::Access,
     cache::{DiskError, RowCache},
     device,
-    ensemble::{self, Accepts, Ensemble, Rule, Signature},
-    held::Ledger,
+    ensemble::{self, Ensemble, Rule, Signature},
     listener, metrics as names, model,
     output::Layout,
-    quota::Quotas,
-    scheduler::Scheduler,
-    service::{self, Core, Teacher},
+    service::Teacher,
     settings::Settings,
-    validate::Contract,
 };
 
-/// HTTP/2 flow-control windows: a few dense batches, so that one stream can fill a fast link.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
-/// A peer that does not answer a ping for this long is gone, and its requests with it.
-const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How often a draining server looks whether every answer has been handed over.
 const ANSWERED_POLL: Duration = Duration::from_millis(5);
 /// Once the connections have taken every answer, they get this long to deliver what they buffer.
@@ -90,66 +80,9 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     guarded: Guarded,
-    core: Arc<Core>,
-    scheduler: Arc<Scheduler>,
-    drain: watch::Sender<bool>,
+    parts: Parts,
     device: JoinHandle<()>,
     device_lost: watch::Receiver<bool>,
-}
-
-/// What stands between the network and the service.
-struct Guarded {
-    tls: Option<Arc<Watched<ServerConfig>>>,
-    list: Option<Arc<Watched<List>>>,
-    /// Answers for the server's health without either.
-    health: Option<TcpListener>,
-}
-
-impl Guarded {
-    async fn open(settings: &Settings) -> Result<Self, StartError> {
-        let tls = settings.tls.as_ref().map(ServerTls::open).transpose()?;
-        let list = settings.access_file.clone().map(access::open_list).transpose()?;
-        if list.is_some() && tls.is_none() && !settings.listen.ip().is_loopback() {
-            warn!("clients are known by tokens, which travel unencrypted without [tls]");
-        }
-        let health = match settings.health_listen {
-            Some(address) => {
-                let listener = listen("health_listen", address).await?;
-                if let Ok(address) = listener.local_addr() {
-                    info!(%address, "health");
-                }
-                Some(listener)
-            }
-            None => None,
-        };
-        Ok(Self { tls: tls.map(Arc::new), list: list.map(Arc::new), health })
-    }
-
-    /// Looks for changes of the files until dropped.
-    fn watch(&self, every: Duration) -> JoinSet<()> {
-        let mut watching = JoinSet::new();
-        if let Some(tls) = &self.tls {
-            watching.spawn(Arc::clone(tls).watch(every, |read| reloaded("tls", read)));
-        }
-        if let Some(list) = &self.list {
-            watching.spawn(Arc::clone(list).watch(every, |read| reloaded("access", read)));
-        }
-        watching
-    }
-}
-
-fn reloaded(file: &'static str, read: Result<(), ConfigError>) {
-    let result = match read {
-        Ok(()) => {
-            info!(file, "read again");
-            "done"
-        }
-        Err(error) => {
-            warn!(file, %error, "what was read again cannot be used; the one before stays");
-            "failed"
-        }
-    };
-    metrics::counter!(names::RELOADS, "file" => file, "result" => result).increment(1);
 }
 
 impl Server {
@@ -193,58 +126,17 @@ impl Server {
             address: asked,
             source,
         })?;
-        let accepts = ensemble.accepts();
-        let tokens = matches!(accepts, Accepts::Sequences { .. });
-        let bounds = settings.batching.bounds(tokens);
-        let default = settings.default_client();
-        let scheduler = Scheduler::new(&bounds, &default, &settings.clients);
-        let scheduler = Arc::new(scheduler.map_err(|error| ConfigError::Value {
-            key: "batching".to_owned(),
-            reason: error.to_string(),
-        })?);
         let cache = open_cache(&settings, &ensemble).await?;
-        let (drain, draining) = watch::channel(false);
-        let (lost, device_lost) = watch::channel(false);
-        let shared = (Arc::clone(&cache), Arc::clone(&scheduler));
-        let device =
-            device::spawn(Arc::clone(&ensemble), shared, lost).map_err(StartError::Thread)?;
         let name = match settings.name.as_str() {
             "" => ensemble.name(),
             name => name.to_owned(),
         };
-        let core = Arc::new(Core {
-            access: Arc::new(Access::new(guarded.list.clone(), name.clone())),
-            name,
-            contract: Arc::new(Contract {
-                accepts,
-                classes: ensemble.classes(),
-                hidden_size: ensemble.hidden_size(),
-                state_width: ensemble.hidden_sizes().iter().sum(),
-                members: ensemble.len(),
-                default_rule: settings.ensemble,
-                limits: settings.limits.clone(),
-            }),
-            ensemble,
-            cache,
-            scheduler: Arc::clone(&scheduler),
-            age: settings.connection_age(),
-            ledger: Ledger::new(settings.limits.held_bytes, settings.limits.client_held_bytes),
-            quotas: Quotas::new(default, settings.clients.clone()),
-            heads: service::Heads::default(),
-            draining,
-            open: Arc::new(()),
-        });
-        Ok(Self {
-            settings,
-            listener,
-            address,
-            guarded,
-            core,
-            scheduler,
-            drain,
-            device,
-            device_lost,
-        })
+        let access = Arc::new(Access::new(guarded.list.clone(), name.clone()));
+        let parts = Parts::new(&settings, (name, Arc::clone(&ensemble)), cache, access)?;
+        let (lost, device_lost) = watch::channel(false);
+        let shared = (Arc::clone(&parts.core.cache), Arc::clone(&parts.scheduler));
+        let device = device::spawn(ensemble, shared, lost).map_err(StartError::Thread)?;
+        Ok(Self { settings, listener, address, guarded, parts, device, device_lost })
     }
 
     /// The address, with the port that was chosen where 0 was asked for.
@@ -254,7 +146,7 @@ impl Server {
 
     /// The teacher's fingerprint for requests that set no rule, as hexadecimal digits.
     pub fn fingerprint(&self) -> String {
-        let fingerprint = self.core.fingerprint(self.settings.ensemble);
+        let fingerprint = self.parts.core.fingerprint(self.settings.ensemble);
         fingerprint.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -276,12 +168,6 @@ impl Server {
             .ok();
 
         let (close, mut closing) = watch::channel(false);
-        let mut builder = tonic::transport::Server::builder();
-        if let Some(age) = self.settings.connection_age() {
-            // Told to go, a connection ends with its last call. Before its label streams end, so that
-            // the next of them comes over another one.
-            builder = builder.max_connection_age(age.mul_f64(0.9));
-        }
         let reloading = self.guarded.watch(self.settings.reload_every());
         let probes = self.guarded.health.map(|listener| {
             let router = tonic::transport::Server::builder().add_service(health_service.clone());
@@ -293,15 +179,7 @@ impl Server {
                 },
             ))
         });
-        let router = builder
-            .layer(InterceptorLayer::new(Guard(Arc::clone(&self.core.access))))
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_concurrent_streams(self.settings.limits.max_connection_streams)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE))
-            .layer(MapResponseLayer::new(service::slice_body))
-            .add_service(service::server(Arc::clone(&self.core)))
+        let router = router(&self.parts.core, &self.settings)
             .add_service(health_service)
             .add_optional_service(reflection);
         let most = self.settings.limits.max_connections as usize;
@@ -326,13 +204,13 @@ impl Server {
         let deadline = Instant::now() + limit;
         info!(limit_seconds = limit.as_secs_f64(), "draining");
         report(&health, ServingStatus::NotServing).await;
-        self.scheduler.drain();
-        self.drain.send_replace(true);
-        self.scheduler.close();
+        self.parts.scheduler.drain();
+        self.parts.drain.send_replace(true);
+        self.parts.scheduler.close();
         // The device thread ends when everything that was admitted has been answered.
         let device = self.device;
         let finished = task::spawn_blocking(move || device.join().is_ok());
-        let open = &self.core.open;
+        let open = &self.parts.core.open;
         let answered = async {
             drop(finished.await);
             // Streams end by themselves when they have been told and everything is sent.
@@ -345,7 +223,7 @@ impl Server {
         }
         close.send_replace(true);
         drop(reloading);
-        let cache = Arc::clone(&self.core.cache);
+        let cache = Arc::clone(&self.parts.core.cache);
         let written = task::spawn_blocking(move || cache.close());
         let grace = (Instant::now() + CLOSE_GRACE).min(deadline);
         match tokio::time::timeout_at(grace, &mut serving).await {

@@ -1,5 +1,6 @@
 //! What both Stillhouse binaries do alike.
 //!
+//! * [`clock`]: the time, which may be a simulation's.
 //! * [`config`]: TOML tables layered over one another, read into typed settings; an unknown key is
 //!   an error that suggests the nearest known one.
 //! * [`telemetry`]: structured logs, and Prometheus metrics that are declared once.
@@ -11,6 +12,7 @@
 //! * [`watched`]: files that are read again when they change.
 //! * [`tuning`]: what a `main` sets first, for speed.
 
+pub mod clock;
 pub mod config;
 pub mod exit;
 pub mod lock;

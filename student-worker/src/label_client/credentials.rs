@@ -50,6 +50,11 @@ impl Credentials {
         Self { token_file: section.token_file.clone(), tls: section.tls.clone() }
     }
 
+    /// Whether nothing is shown to an endpoint, nor asked of it.
+    pub(super) fn are_none(&self, endpoint: &Endpoint) -> bool {
+        self.token_file.is_none() && endpoint.uri().scheme_str() != Some("https")
+    }
+
     /// Checks that they can be used at all.
     pub(super) fn check(&self) -> Result<(), ClientError> {
         self.bearer()?;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use stillhouse_nn::Philox;
+use stillhouse_runtime::clock;
 
 use stillhouse_proto::{
     LabelBatch,
@@ -121,7 +122,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             on_loss,
             lost: false,
             connected: false,
-            settles: Instant::now() + SETTLE,
+            settles: clock::now() + SETTLE,
             slowest: None,
             last_failure: "no teacher has answered yet".to_owned(),
         };
@@ -173,7 +174,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             while let Ok(event) = self.events.try_recv() {
                 self.on(event)?;
             }
-            let now = Instant::now();
+            let now = clock::now();
             while more && self.pipeline.has_room() {
                 match self.jobs.next() {
                     Next::Job(job) => self.push(*job, now),
@@ -205,7 +206,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 }
                 () = out.closed() => return Ok(()),
                 job = self.jobs.wait(), if more && self.pipeline.has_room() => match job {
-                    Some(job) => self.push(job, Instant::now()),
+                    Some(job) => self.push(job, clock::now()),
                     None => more = false,
                 },
                 Some(event) = self.events.recv() => self.on(event)?,
@@ -284,7 +285,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
     }
 
     fn on(&mut self, event: Event) -> Result<(), ClientError> {
-        let now = Instant::now();
+        let now = clock::now();
         let event = match event {
             Event::Endpoints(addresses) => {
                 self.endpoints_are(addresses);

@@ -27,6 +27,7 @@ use tonic::{
 use super::{
     ClientError, Credentials, Teacher, Wanted,
     credentials::Bearer,
+    dial::Dial,
     status::{Verdict, judge, with_causes, words},
 };
 
@@ -107,6 +108,7 @@ impl Closed {
 pub(super) struct Gate {
     pub(super) wanted: Wanted,
     credentials: Credentials,
+    dial: Option<Dial>,
     /// Rows that every teacher labels when it is connected, as bytes and rescaled.
     probe: Probe,
     /// What the first teacher was, and how it answered.
@@ -132,8 +134,12 @@ struct Reference {
 }
 
 impl Gate {
-    pub(super) fn new(wanted: Wanted, credentials: Credentials, probe: Probe) -> Self {
-        Self { wanted, credentials, probe, reference: Mutex::new(None) }
+    pub(super) fn new(
+        wanted: Wanted,
+        (credentials, dial): (Credentials, Option<Dial>),
+        probe: Probe,
+    ) -> Self {
+        Self { wanted, credentials, dial, probe, reference: Mutex::new(None) }
     }
 
     /// Connects, and checks who answers. A refusal is believed when it is repeated: one that is not may
@@ -155,7 +161,10 @@ impl Gate {
     async fn try_open(&self, address: &Address) -> Result<Opened, Closed> {
         let name = &address.name;
         let (endpoint, bearer) = self.with_credentials(address).await?;
-        let connected = endpoint.connect().await;
+        let connected = match &self.dial {
+            None => endpoint.connect().await,
+            Some(dial) => endpoint.connect_with_connector(dial.connector()).await,
+        };
         let channel = connected
             .map_err(|error| Closed::for_now(with_causes(format!("{name}: {error}"), &error)))?;
         let line = InterceptedService::new(channel, bearer);
@@ -176,6 +185,9 @@ impl Gate {
     /// An address and a token for its calls, with the files as they are now: one that is being
     /// replaced may be fit later.
     async fn with_credentials(&self, address: &Address) -> Result<(Endpoint, Bearer), Closed> {
+        if self.credentials.are_none(&address.endpoint) {
+            return Ok((address.endpoint.clone(), Bearer::default()));
+        }
         let (credentials, own) = (self.credentials.clone(), address.clone());
         let read = tokio::task::spawn_blocking(move || {
             Ok((credentials.apply(&own.endpoint, &own.host)?, credentials.bearer()?))

@@ -21,6 +21,7 @@
 mod backoff;
 mod connection;
 mod credentials;
+mod dial;
 mod driver;
 mod error;
 mod gate;
@@ -59,6 +60,7 @@ use tokio::{
 use tries::Tries;
 
 pub use credentials::Credentials;
+pub use dial::{Dial, Wire};
 pub use error::ClientError;
 pub use gate::{PROBE_ROWS, Probe};
 pub use resolve::Names;
@@ -107,12 +109,19 @@ pub struct Teachers {
     pub names: Names,
     /// Shown to all of them.
     pub credentials: Credentials,
+    /// How connections are made; none: by the system's sockets.
+    pub dial: Option<Dial>,
 }
 
 impl Teachers {
     /// Those at some endpoints, for whoever comes.
     pub fn at(endpoints: Vec<String>) -> Self {
-        Self { endpoints, names: Names::of_system(), credentials: Credentials::default() }
+        Self {
+            endpoints,
+            names: Names::of_system(),
+            credentials: Credentials::default(),
+            dial: None,
+        }
     }
 
     /// Those of a recipe.
@@ -147,10 +156,10 @@ impl LabelClient {
         probe: Probe,
         patience: Patience,
     ) -> Result<Self, ClientError> {
-        let Teachers { endpoints, names, credentials } = teachers.clone();
+        let Teachers { endpoints, names, credentials, dial } = teachers.clone();
         let mut endpoints = Endpoints::parse(&endpoints, names)?;
         credentials.check()?;
-        let gate = Gate::new(wanted, credentials, probe);
+        let gate = Gate::new(wanted, (credentials, dial), probe);
         let mut tries = Tries::new(patience);
         let (addresses, (first_address, first)) = loop {
             let (addresses, failure) = endpoints.resolve().await;

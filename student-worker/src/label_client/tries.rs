@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use stillhouse_nn::Philox;
+use stillhouse_runtime::clock;
 
 use super::{ClientError, backoff::Backoff, gate::Closed};
 use crate::{
@@ -61,14 +62,18 @@ impl Tries {
         Self {
             patience,
             jitter: Philox::new(patience.seed, random::JITTER),
-            start: Instant::now(),
+            start: clock::now(),
             failures: 0,
         }
     }
 
+    fn elapsed(&self) -> Duration {
+        clock::now().saturating_duration_since(self.start)
+    }
+
     /// Time that is left for tries.
     pub(super) fn left(&self) -> Duration {
-        self.patience.budget.saturating_sub(self.start.elapsed())
+        self.patience.budget.saturating_sub(self.elapsed())
     }
 
     /// Waits for a try, no longer than the budget lasts.
@@ -91,8 +96,8 @@ impl Tries {
         };
         self.failures = self.failures.saturating_add(1);
         let pause = self.patience.backoff().pause(self.failures, &mut self.jitter).max(after);
-        if self.start.elapsed() + pause >= self.patience.budget {
-            let seconds = self.start.elapsed().as_secs_f64();
+        if self.elapsed() + pause >= self.patience.budget {
+            let seconds = self.elapsed().as_secs_f64();
             return Err(ClientError::Unreachable { seconds, last });
         }
         tokio::time::sleep(pause).await;

@@ -17,6 +17,7 @@ use stillhouse_proto::{
     labels::{self, LabelBatch, SoftLabels},
     v1::{DType, DenseKind, Labels, RowError},
 };
+use stillhouse_runtime::clock;
 
 use crate::{
     ensemble::{Ensemble, Rule},
@@ -191,7 +192,7 @@ pub(crate) fn encode(
             let classes = states.ensemble.classes();
             let block = (BLOCK / classes).max(1);
             for first in (0..states.rows).step_by(block) {
-                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                if deadline.is_some_and(|deadline| clock::now() >= deadline) {
                     return Err(ServeError::Deadline);
                 }
                 let rows = first..states.rows.min(first + block);

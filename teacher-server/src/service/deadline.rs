@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use stillhouse_runtime::clock;
 use tonic::metadata::MetadataMap;
 
 use crate::error::ServeError;
@@ -20,7 +21,7 @@ pub(super) fn of(metadata: &MetadataMap) -> Result<Option<Instant>, ServeError> 
         ServeError::invalid("grpc-timeout", format!("{text:?}"), expected)
     })?;
     let reply = (timeout / 10).min(Duration::from_millis(10));
-    Ok(Instant::now().checked_add(timeout.saturating_sub(reply)))
+    Ok(clock::now().checked_add(timeout.saturating_sub(reply)))
 }
 
 /// `TimeoutValue TimeoutUnit` of the gRPC over HTTP/2 protocol.

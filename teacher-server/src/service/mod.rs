@@ -21,6 +21,7 @@ use stillhouse_proto::v1::{
     DescribeRequest, DescribeResponse, FetchHeadRequest, LabelRequest, LabelResponse,
     LabelStreamRequest, Timing, teacher_service_server::TeacherService,
 };
+use stillhouse_runtime::clock;
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -114,13 +115,13 @@ impl Core {
         let listed = self.access.identify(caller)?;
         let sum = RequestSum::new(&request);
         let accepted = self.contract.accept(request)?;
-        let own = accepted.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let own = accepted.timeout.and_then(|timeout| clock::now().checked_add(timeout));
         if let Some(client) = &listed {
             client.may_label(&accepted.encoding)?;
         }
         let client = caller.name(listed.as_deref(), accepted.client);
         let deadline = deadline.into_iter().chain(own).min();
-        let under_way = self.quotas.take(&client, accepted.cost, Instant::now())?;
+        let under_way = self.quotas.take(&client, accepted.cost, clock::now())?;
         let held = Arc::new(self.ledger.take(&client, accepted.bytes)?.with(under_way));
         let units = self.contract.units(&accepted.input, self.cache.keyer())?;
         let contract = Arc::clone(&self.contract);
@@ -221,10 +222,10 @@ fn respond(
     fingerprint: Bytes,
     (done, computed): (&Done, &Computed),
 ) -> Result<LabelResponse, ServeError> {
-    let start = Instant::now();
+    let start = clock::now();
     let Asked { id, sum, rule, encoding, temperatures, deadline } = asked;
     let (labels, row_errors) = encode::encode(computed, rule, &encoding, &temperatures, deadline)?;
-    let took = start.elapsed();
+    let took = clock::now().saturating_duration_since(start);
 
     metrics::histogram!(names::ENCODE).record(took);
     let rows = computed.rows() - row_errors.len();

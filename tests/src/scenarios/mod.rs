@@ -7,6 +7,7 @@ mod overhead;
 mod overload;
 pub mod security;
 mod share;
+pub mod simulate;
 
 use std::{io::IsTerminal as _, path::PathBuf};
 
@@ -68,6 +69,11 @@ pub const ALL: &[Scenario] = &[
         name: "security",
         about: "who is let in, what each may ask for, and certificates that change under load",
         run: |options| security::run(options.seconds),
+    },
+    Scenario {
+        name: "simulate",
+        about: "a thousand seeds of faults on a simulated network: each label once, in order, bit for bit",
+        run: |options| simulate::run(options.part.as_deref()),
     },
     Scenario {
         name: "label-gradients",

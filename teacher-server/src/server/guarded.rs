@@ -1,0 +1,71 @@
+//! What stands between the network and the service: certificates, the list of clients, the listener for
+//! probes.
+
+use std::{sync::Arc, time::Duration};
+
+use stillhouse_runtime::{config::ConfigError, tls::ServerTls, watched::Watched};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_rustls::rustls::ServerConfig;
+use tracing::{info, warn};
+
+use super::{StartError, listen};
+use crate::{
+    access::{self, List},
+    metrics as names,
+    settings::Settings,
+};
+
+/// All of it.
+pub(super) struct Guarded {
+    pub(super) tls: Option<Arc<Watched<ServerConfig>>>,
+    pub(super) list: Option<Arc<Watched<List>>>,
+    /// Answers for the server's health without either.
+    pub(super) health: Option<TcpListener>,
+}
+
+impl Guarded {
+    pub(super) async fn open(settings: &Settings) -> Result<Self, StartError> {
+        let tls = settings.tls.as_ref().map(ServerTls::open).transpose()?;
+        let list = settings.access_file.clone().map(access::open_list).transpose()?;
+        if list.is_some() && tls.is_none() && !settings.listen.ip().is_loopback() {
+            warn!("clients are known by tokens, which travel unencrypted without [tls]");
+        }
+        let health = match settings.health_listen {
+            Some(address) => {
+                let listener = listen("health_listen", address).await?;
+                if let Ok(address) = listener.local_addr() {
+                    info!(%address, "health");
+                }
+                Some(listener)
+            }
+            None => None,
+        };
+        Ok(Self { tls: tls.map(Arc::new), list: list.map(Arc::new), health })
+    }
+
+    /// Looks for changes of the files until dropped.
+    pub(super) fn watch(&self, every: Duration) -> JoinSet<()> {
+        let mut watching = JoinSet::new();
+        if let Some(tls) = &self.tls {
+            watching.spawn(Arc::clone(tls).watch(every, |read| reloaded("tls", read)));
+        }
+        if let Some(list) = &self.list {
+            watching.spawn(Arc::clone(list).watch(every, |read| reloaded("access", read)));
+        }
+        watching
+    }
+}
+
+fn reloaded(file: &'static str, read: Result<(), ConfigError>) {
+    let result = match read {
+        Ok(()) => {
+            info!(file, "read again");
+            "done"
+        }
+        Err(error) => {
+            warn!(file, %error, "what was read again cannot be used; the one before stays");
+            "failed"
+        }
+    };
+    metrics::counter!(names::RELOADS, "file" => file, "result" => result).increment(1);
+}
