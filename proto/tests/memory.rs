@@ -144,6 +144,7 @@ fn an_honest_description_fits() {
         members: vec![member; MAX_MEMBERS],
         default_rule: 2,
         rule_fingerprints: vec![rule; 2],
+        takes_reports: true,
     };
     assert!(description.encoded_len() as u64 <= MAX_DESCRIBE_BYTES);
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write as _},
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -9,8 +10,9 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use stillhouse_runtime::{
     exit,
+    metrics_server::MetricsServer,
     shutdown::Signals,
-    telemetry::{self, LogFormat, TelemetryError},
+    telemetry::{self, LogFormat, Metrics, TelemetryError},
 };
 use tokio::{sync::watch, task::spawn_blocking};
 
@@ -18,12 +20,13 @@ use crate::{
     capture,
     data::DataError,
     eval::{self, Bias, Tested},
-    progress,
+    metrics, progress,
     quickstart::{self, Quickstart, Size},
     recipe::{self, DataFormat, DataSection, RecipeError, teacher::EnsembleRule},
     run_folder::Existing,
     sweep,
     text::{self, TextOutcome},
+    top::{self, TopArguments},
     train,
 };
 
@@ -62,6 +65,8 @@ enum Command {
     Quickstart(QuickstartArguments),
     /// Train every run of a sweep, and print one table of what came out.
     Sweep(SweepArguments),
+    /// Show what teachers are doing: their queues, batches, caches, clients and students.
+    Top(TopArguments),
 }
 
 #[derive(Debug, Args)]
@@ -79,6 +84,9 @@ struct TrainArguments {
     /// Print the result as one JSON object, and nothing else.
     #[arg(long)]
     json: bool,
+    /// Address that Prometheus scrapes, at /metrics [default: none].
+    #[arg(long, value_name = "ADDR", env = "STILLHOUSE_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
 }
 
 #[derive(Debug, Args)]
@@ -233,6 +241,9 @@ pub enum Failure {
     /// Logging cannot be started.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
+    /// The metrics' port cannot be had.
+    #[error("--metrics-listen: {0} cannot be bound: {1}")]
+    MetricsPort(SocketAddr, #[source] io::Error),
     /// Signals cannot be caught.
     #[error("signals cannot be handled")]
     Signals(#[source] io::Error),
@@ -253,6 +264,7 @@ impl Failure {
         match self {
             Self::Recipe(_) | Self::Filter { .. } | Self::Telemetry(_) => exit::CONFIGURATION,
             Self::Run(error) => error.exit_code(),
+            Self::MetricsPort(..) => exit::TEMPORARY,
             Self::Signals(_) | Self::Output(_) => exit::FAILED,
         }
     }
@@ -274,10 +286,28 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
         Command::Eval(arguments) => eval(arguments, stop).await,
         Command::Quickstart(arguments) => quickstart(arguments, stop).await,
         Command::Sweep(arguments) => sweep(&arguments, stop).await,
+        Command::Top(arguments) => {
+            let answered = top::run(&arguments, stop).await.map_err(Failure::Output)?;
+            Ok(if answered { exit::DONE } else { exit::TEMPORARY })
+        }
     }
 }
 
+/// Lets a run be scraped.
+async fn serve_metrics(address: SocketAddr) -> Result<(), Failure> {
+    let metrics = Metrics::install(metrics::CATALOGUE)?;
+    tokio::spawn(metrics.clone().upkeep());
+    let server = MetricsServer::bind(address);
+    let server = server.await.map_err(|error| Failure::MetricsPort(address, error))?;
+    tracing::info!(address = %server.address(), "metrics");
+    tokio::spawn(server.serve(metrics, Vec::new()));
+    Ok(())
+}
+
 async fn train(arguments: TrainArguments, stop: watch::Receiver<bool>) -> Result<u8, Failure> {
+    if let Some(address) = arguments.metrics_listen {
+        serve_metrics(address).await?;
+    }
     let (table, folder) = recipe::read(&arguments.recipe, &arguments.set)?;
     let existing = if arguments.resume { Existing::Resume } else { Existing::Refuse };
     let observer = progress::observer(arguments.json);

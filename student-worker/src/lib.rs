@@ -12,6 +12,7 @@
 //! * [`capture`]: soft labels in a folder, and back, with no teacher about.
 //! * [`run_folder`]: what a run leaves behind; [`plot`] draws its charts.
 //! * [`progress`]: how a run is shown.
+//! * [`metrics`]: the catalogue of what a run measures, for Prometheus.
 //! * [`eval`]: tests a trained model.
 //! * [`quickstart`]: the whole, small.
 //! * [`sweep`]: many runs, and one table of what came out.
@@ -25,6 +26,7 @@ pub mod eval;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod label_client;
+pub mod metrics;
 pub mod plot;
 pub mod progress;
 pub mod quickstart;
@@ -33,4 +35,5 @@ pub mod recipe;
 pub mod run_folder;
 pub mod sweep;
 pub mod text;
+mod top;
 pub mod train;

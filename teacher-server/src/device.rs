@@ -22,6 +22,7 @@ use crate::{
     metrics as names,
     output::Output,
     scheduler::{Job, Scheduler},
+    status::{BatchSeen, Board},
     units::JobInput,
 };
 
@@ -32,7 +33,7 @@ const PANICS_UNTIL_LOST: u32 = 3;
 /// lost, which it then tells through `lost`.
 pub(crate) fn spawn(
     ensemble: Arc<Ensemble>,
-    (cache, scheduler): (Arc<RowCache>, Arc<Scheduler>),
+    (cache, scheduler, status): (Arc<RowCache>, Arc<Scheduler>, Arc<Board>),
     lost: watch::Sender<bool>,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("device".to_owned()).spawn(move || {
@@ -41,7 +42,10 @@ pub(crate) fn spawn(
         while let Some(batch) = scheduler.next_batch() {
             // A model takes its input by reference and is not changed, and every request of the
             // batch is answered below: nothing half-done outlives a panic.
-            if catch_unwind(AssertUnwindSafe(|| run(&ensemble, &cache, &scheduler, batch))).is_ok()
+            if catch_unwind(AssertUnwindSafe(|| {
+                run(&ensemble, (&cache, &scheduler, &status), batch);
+            }))
+            .is_ok()
             {
                 panics = 0;
                 continue;
@@ -83,7 +87,11 @@ fn fail_the_rest(scheduler: &Scheduler) {
     }
 }
 
-pub(crate) fn run(ensemble: &Ensemble, cache: &RowCache, scheduler: &Scheduler, batch: Batch<Job>) {
+pub(crate) fn run(
+    ensemble: &Ensemble,
+    (cache, scheduler, status): (&RowCache, &Scheduler, &Board),
+    batch: Batch<Job>,
+) {
     let (reason, batch_cost) = (batch.reason.as_str(), batch.cost);
     let (waits, mut jobs): (Vec<_>, Vec<_>) =
         batch.items.into_iter().map(|item| (item.waited, item.payload)).unzip();
@@ -112,6 +120,17 @@ pub(crate) fn run(ensemble: &Ensemble, cache: &RowCache, scheduler: &Scheduler, 
         metrics::histogram!(names::BATCH_TOKENS).record(ids.len() as f64);
     }
     metrics::histogram!(names::FORWARD).record(compute);
+    let fill = batch_cost as f64 / scheduler.most().max(1) as f64;
+    metrics::histogram!(names::BATCH_FILL).record(fill);
+    let longest = waits.iter().max().copied().unwrap_or_default();
+    status.batch(BatchSeen {
+        rows,
+        cost: batch_cost,
+        fill,
+        reason,
+        waited_ms: longest.as_secs_f64() * 1e3,
+        forward_ms: compute.as_secs_f64() * 1e3,
+    });
 
     let outputs = match outputs {
         Ok(outputs) => split(&outputs, &places, cache.keeps_hidden()),

@@ -86,6 +86,11 @@ impl Ledger {
         Ok(Held { ledger, client: Arc::clone(client), bytes, _under_way: None })
     }
 
+    /// Bytes that all requests hold.
+    pub(crate) fn held(&self) -> u64 {
+        self.lock().all
+    }
+
     fn lock(&self) -> MutexGuard<'_, Bytes> {
         // Sums that one statement each keeps right.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)

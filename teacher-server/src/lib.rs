@@ -34,6 +34,7 @@ mod output;
 mod quota;
 mod scheduler;
 mod service;
+mod status;
 mod units;
 mod validate;
 
@@ -41,3 +42,4 @@ pub use access::new_token;
 pub use cache::DiskError;
 pub use server::{Running, Server, StartError};
 pub use settings::Settings;
+pub use status::PAGE as STATUS_PAGE;

@@ -1,12 +1,19 @@
 //! The `teacher-server` binary.
 
-use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use clap::{Parser, Subcommand};
 use stillhouse_runtime::{
     config::{self, ConfigError},
     exit,
-    metrics_server::MetricsServer,
+    metrics_server::{MetricsServer, Page},
     shutdown::Signals,
     telemetry::{self, Metrics},
     tuning,
@@ -40,7 +47,7 @@ struct Arguments {
     /// Address of the gRPC service [default: 127.0.0.1:7070].
     #[arg(long, value_name = "ADDR", env = "STILLHOUSE_LISTEN")]
     listen: Option<SocketAddr>,
-    /// Address that Prometheus scrapes, at /metrics [default: none].
+    /// Address that Prometheus scrapes, at /metrics, and of the status page, at / [default: none].
     #[arg(long, value_name = "ADDR", env = "STILLHOUSE_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
     /// Folder that keeps what the model computed across restarts; one of its own for each server
@@ -219,6 +226,17 @@ fn print_token() -> Result<(), Failure> {
     writeln!(std::io::stdout(), "token:  {token}\nhash:   {hash}").map_err(Failure::Output)
 }
 
+/// Makes the status page's JSON.
+type Json = Box<dyn Fn() -> String + Send + Sync>;
+
+fn page(
+    path: &'static str,
+    content_type: &'static str,
+    body: impl Fn() -> String + Send + Sync + 'static,
+) -> Page {
+    Page { path, content_type, body: Arc::new(body) }
+}
+
 async fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(Command::NewToken) = arguments.command {
         return print_token();
@@ -228,17 +246,27 @@ async fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut signals = Signals::install().map_err(Failure::Signals)?;
     let metrics = Metrics::install(metrics::CATALOGUE)?;
     tokio::spawn(metrics.clone().upkeep());
+    // There once the models are loaded.
+    let status: Arc<OnceLock<Json>> = Arc::default();
     if let Some(address) = settings.metrics_listen {
         let server = MetricsServer::bind(address)
             .await
             .map_err(|error| Failure::MetricsPort(address, error))?;
         info!(address = %server.address(), "metrics");
-        tokio::spawn(server.serve(metrics));
+        let status = Arc::clone(&status);
+        let json = move || status.get().map_or_else(|| "{}".to_owned(), |json| json());
+        let pages = vec![
+            page("/", "text/html; charset=utf-8", || teacher_server::STATUS_PAGE.to_owned()),
+            page("/status.json", "application/json", json),
+        ];
+        tokio::spawn(server.serve(metrics, pages));
     }
     for folder in &settings.model {
         info!(model = %folder.display(), "loading");
     }
     let server = Server::bind(settings).await?;
+    // Set here alone.
+    drop(status.set(Box::new(server.status())));
     info!(address = %server.address(), fingerprint = server.fingerprint(), "serving");
     server
         .serve(async move {

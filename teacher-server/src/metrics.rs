@@ -22,6 +22,9 @@ const TOKENS: &[f64] = &[
     65_536.0,
 ];
 
+/// Upper bounds for parts of a whole.
+const PARTS: &[f64] = &[0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+
 macro_rules! names {
     ($($constant:ident = $name:literal),* $(,)?) => {
         $(pub(crate) const $constant: &str = concat!("stillhouse_teacher_", $name);)*
@@ -44,6 +47,9 @@ names! {
     BATCHES = "batches_total",
     BATCH_ROWS = "batch_rows",
     BATCH_TOKENS = "batch_tokens",
+    BATCH_FILL = "batch_fill_ratio",
+    CLIENT_ROWS = "client_rows_total",
+    REPORTS = "reports_total",
     FORWARD = "forward_seconds",
     ENCODE = "encode_seconds",
     DEVICE_PANICS = "device_panics_total",
@@ -136,6 +142,12 @@ const RELOADED: &[&[(&str, &str)]] = &[
     &[("file", "access"), ("result", "failed")],
 ];
 
+/// Clients that nobody has named, as the label `client`.
+const OTHERS: &[&[(&str, &str)]] = &[&[("client", "other")]];
+
+/// Whether a report was taken, as the label `result`.
+const REPORTED: &[&[(&str, &str)]] = &[&[("result", "taken")], &[("result", "invalid")]];
+
 const fn metric(name: &'static str, kind: Kind, unit: Unit, help: &'static str) -> Metric {
     Metric { name, kind, unit, help, series: &[] }
 }
@@ -217,7 +229,33 @@ pub const CATALOGUE: &[Metric] = &[
         Unit::Count,
         "Tokens in a forward pass of a text model.",
     ),
-    metric(FORWARD, Kind::Histogram(SECONDS), Unit::Seconds, "Time of a forward pass."),
+    metric(
+        BATCH_FILL,
+        Kind::Histogram(PARTS),
+        Unit::Count,
+        "Cost of a batch over the most that it may be, batching.max_batch_rows or _tokens.",
+    ),
+    Metric {
+        name: CLIENT_ROWS,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Rows answered with labels, by client: those that the settings or the list of clients \
+               name, and `other` for all the rest.",
+        series: OTHERS,
+    },
+    Metric {
+        name: REPORTS,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "What students said of their runs, and whether it was within its ranges.",
+        series: REPORTED,
+    },
+    metric(
+        FORWARD,
+        Kind::Histogram(SECONDS),
+        Unit::Seconds,
+        "Time of a forward pass. Its rate is the part of the time that the device is busy.",
+    ),
     metric(
         ENCODE,
         Kind::Histogram(SECONDS),

@@ -49,7 +49,12 @@ impl Quotas {
         Arc::new(Self { default, own, used: Mutex::default() })
     }
 
-    fn of(&self, client: &str) -> &ClientSettings {
+    /// Whether the settings name a client.
+    pub(crate) fn is_named(&self, client: &str) -> bool {
+        self.own.contains_key(client)
+    }
+
+    pub(crate) fn of(&self, client: &str) -> &ClientSettings {
         self.own.get(client).unwrap_or(&self.default)
     }
 

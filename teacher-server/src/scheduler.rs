@@ -57,6 +57,7 @@ pub(crate) struct Scheduler {
     batcher: Mutex<Prioritised<Job>>,
     /// Told when there may be something new for the device thread.
     changed: Condvar,
+    most: u64,
     /// The batcher's time counts from here.
     epoch: Instant,
     /// Set once, when the device thread should end.
@@ -92,6 +93,7 @@ impl Scheduler {
         Ok(Self {
             batcher: Mutex::new(batcher),
             changed: Condvar::new(),
+            most: bounds.max_batch.into(),
             epoch: clock::now(),
             closed: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -184,6 +186,18 @@ impl Scheduler {
     /// Tells how long a batch took, for the estimate behind `RetryInfo`.
     pub(crate) fn completed(&self, cost: u64, took: Duration) {
         self.lock().completed(cost, took);
+    }
+
+    /// What a batch may cost at most.
+    pub(crate) fn most(&self) -> u64 {
+        self.most
+    }
+
+    /// What waits: its cost, and each client's.
+    pub(crate) fn waiting(&self) -> (u64, Vec<(Arc<str>, u64)>) {
+        let batcher = self.lock();
+        let clients = batcher.client_stats().map(|own| (own.client, own.queued_cost)).collect();
+        (batcher.queued_cost(), clients)
     }
 
     /// From now on nothing is admitted; what was admitted still runs.

@@ -32,6 +32,7 @@ use crate::{
     output::Layout,
     service::Teacher,
     settings::Settings,
+    status,
 };
 
 /// How often a draining server looks whether every answer has been handed over.
@@ -134,7 +135,9 @@ impl Server {
         let access = Arc::new(Access::new(guarded.list.clone(), name.clone()));
         let parts = Parts::new(&settings, (name, Arc::clone(&ensemble)), cache, access)?;
         let (lost, device_lost) = watch::channel(false);
-        let shared = (Arc::clone(&parts.core.cache), Arc::clone(&parts.scheduler));
+        let core = &parts.core;
+        let shared =
+            (Arc::clone(&core.cache), Arc::clone(&parts.scheduler), Arc::clone(&core.status));
         let device = device::spawn(ensemble, shared, lost).map_err(StartError::Thread)?;
         Ok(Self { settings, listener, address, guarded, parts, device, device_lost })
     }
@@ -142,6 +145,12 @@ impl Server {
     /// The address, with the port that was chosen where 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What its status page shows, as JSON, whenever it is asked.
+    pub fn status(&self) -> impl Fn() -> String + Send + Sync + use<> {
+        let (core, peers) = (Arc::clone(&self.parts.core), self.settings.status_peers.clone());
+        move || status::json(&core, &peers)
     }
 
     /// The teacher's fingerprint for requests that set no rule, as hexadecimal digits.

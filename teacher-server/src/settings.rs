@@ -28,9 +28,13 @@ pub struct Settings {
     pub name: String,
     /// Address of the gRPC service. Port 0 picks a free one.
     pub listen: SocketAddr,
-    /// Address that metrics are scraped from; none: no listener.
+    /// Address that metrics are scraped from, at `/metrics`, and of the status page, at `/`; none: no
+    /// listener.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<SocketAddr>,
+    /// Where other replicas' metrics are, such as `http://teacher-1:9090`: their caches are shown on this
+    /// one's status page. The browser that shows it must reach them.
+    pub status_peers: Vec<String>,
     /// Address of a plaintext listener that answers `grpc.health.v1` and nothing else, for probes that
     /// have no certificate; none: no such listener.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -241,6 +245,7 @@ impl Default for Settings {
             name: String::new(),
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             metrics_listen: None,
+            status_peers: Vec::new(),
             health_listen: None,
             access_file: None,
             reload_seconds: 5.0,

@@ -63,7 +63,8 @@ impl Simulated {
                 match self.parts.scheduler.try_batch() {
                     Some(batch) => {
                         tokio::time::sleep(forward).await;
-                        device::run(&core.ensemble, &core.cache, &self.parts.scheduler, batch);
+                        let shared = (&*core.cache, &*core.scheduler, &*core.status);
+                        device::run(&core.ensemble, shared, batch);
                     }
                     None => tokio::time::sleep(IDLE).await,
                 }

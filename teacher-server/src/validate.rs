@@ -77,6 +77,11 @@ pub(crate) enum AcceptedInput {
 }
 
 impl Contract {
+    /// Whether what is queued is counted in tokens.
+    pub(crate) fn takes_tokens(&self) -> bool {
+        matches!(self.accepts, Accepts::Sequences { .. })
+    }
+
     /// Checks a request.
     pub(crate) fn accept(&self, request: LabelRequest) -> Result<Accepted, ServeError> {
         if request.client.len() > MAX_CLIENT_BYTES {

@@ -134,6 +134,11 @@ impl Teacher {
         self.log.lock().unwrap().clone()
     }
 
+    /// Where its metrics and its status page are.
+    pub fn metrics_url(&self) -> String {
+        format!("http://{}/", self.metrics.expect("a metrics listener"))
+    }
+
     /// What Prometheus would scrape.
     pub fn metrics(&self) -> String {
         use std::io::{Read as _, Write as _};

@@ -1,11 +1,22 @@
-//! The HTTP listener that metrics are scraped from: `GET /metrics`.
+//! The HTTP listener that metrics are scraped from, `GET /metrics`, and that shows pages beside them.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::{Router, http::header, routing::get};
 use tokio::net::TcpListener;
 
 use crate::telemetry::Metrics;
+
+/// Something to look at, made whenever it is asked for.
+#[derive(Clone)]
+pub struct Page {
+    /// Where, such as `/`.
+    pub path: &'static str,
+    /// What it is, such as `text/html; charset=utf-8`.
+    pub content_type: &'static str,
+    /// Makes it.
+    pub body: Arc<dyn Fn() -> String + Send + Sync>,
+}
 
 /// A bound listener, not yet served.
 #[derive(Debug)]
@@ -34,11 +45,24 @@ impl MetricsServer {
     ///
     /// # Errors
     /// If the listener fails.
-    pub async fn serve(self, metrics: Metrics) -> io::Result<()> {
+    pub async fn serve(self, metrics: Metrics, pages: Vec<Page>) -> io::Result<()> {
         let scrape = move || {
             let text = metrics.render();
             async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text) }
         };
-        axum::serve(self.listener, Router::new().route("/metrics", get(scrape))).await
+        let mut router = Router::new().route("/metrics", get(scrape));
+        for Page { path, content_type, body } in pages {
+            let show = move || {
+                let text = body();
+                // Read by other replicas' pages; nothing in it is secret.
+                let headers = [
+                    (header::CONTENT_TYPE, content_type),
+                    (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+                ];
+                async move { (headers, text) }
+            };
+            router = router.route(path, get(show));
+        }
+        axum::serve(self.listener, router).await
     }
 }

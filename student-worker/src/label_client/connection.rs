@@ -66,6 +66,8 @@ pub(super) struct Link {
     pub(super) capacity: usize,
     /// Whether its answers come with checksums.
     pub(super) has_checksums: bool,
+    /// Whether it wants to know how the run is going.
+    pub(super) takes_reports: bool,
     _open: oneshot::Sender<()>,
 }
 
@@ -118,13 +120,15 @@ impl Connection {
                 Err(closed) => return Ended::Closed(closed),
             };
         let capacity = teacher.max_in_flight;
-        let (requests, outbound) = mpsc::channel(capacity);
+        // And a report.
+        let (requests, outbound) = mpsc::channel(capacity + 1);
         let mut inbound = match self.open_stream(client, outbound).await {
             Ok(inbound) => inbound,
             Err(closed) => return Ended::Closed(closed),
         };
         let (open, mut hung_up) = oneshot::channel();
-        let link = Link { requests, capacity, has_checksums, _open: open };
+        let takes_reports = teacher.takes_reports;
+        let link = Link { requests, capacity, has_checksums, takes_reports, _open: open };
         let endpoint = self.endpoint;
         if self.events.send(Event::Of(endpoint, Happened::Up(link))).await.is_err() {
             return Ended::GivenUp;

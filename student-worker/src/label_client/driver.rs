@@ -14,7 +14,8 @@ use stillhouse_proto::{
     checksum::RequestSum,
     decode,
     v1::{
-        LabelResponse, LabelStreamResponse, encoding::Kind, label_stream_response::Result as Answer,
+        LabelResponse, LabelStreamRequest, LabelStreamResponse, StudentReport, encoding::Kind,
+        label_stream_request::Action, label_stream_response::Result as Answer,
     },
 };
 use tokio::{sync::mpsc, task::JoinSet};
@@ -77,6 +78,8 @@ pub(super) struct Driver<I> {
     gate: Arc<Gate>,
     pipeline: Pipeline<Held, LabelBatch>,
     events: mpsc::Receiver<Event>,
+    /// How the run is going, for the teachers.
+    reports: mpsc::Receiver<StudentReport>,
     /// Makes the connections to endpoints.
     connect: Box<dyn FnMut(usize, Address) -> Connection + Send>,
     /// Every endpoint that there has been, by number.
@@ -106,7 +109,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         addresses: Vec<Address>,
         connect: Box<dyn FnMut(usize, Address) -> Connection + Send>,
         (pipeline, on_loss, kept_bytes): (Limits, OnTeacherLoss, usize),
-        (events, jitter): (mpsc::Receiver<Event>, Philox),
+        (events, reports, jitter): (mpsc::Receiver<Event>, mpsc::Receiver<StudentReport>, Philox),
         out: mpsc::Sender<Result<Labelled, ClientError>>,
     ) -> Self {
         let mut driver = Self {
@@ -114,6 +117,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             gate,
             pipeline: Pipeline::new(pipeline, jitter),
             events,
+            reports,
             connect,
             endpoints: Vec::new(),
             out,
@@ -210,7 +214,19 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                     None => more = false,
                 },
                 Some(event) = self.events.recv() => self.on(event)?,
+                Some(report) = self.reports.recv() => self.tell(&report),
                 () = tokio::time::sleep(wake) => {}
+            }
+        }
+    }
+
+    /// Passes on how the run is going, to those who want to know and have room.
+    fn tell(&self, report: &StudentReport) {
+        for live in self.endpoints.iter().filter_map(|replica| replica.live.as_ref()) {
+            if live.link.takes_reports {
+                let client = self.gate.wanted.client.clone();
+                let action = Some(Action::Report(StudentReport { client, ..report.clone() }));
+                drop(live.link.requests.try_send(LabelStreamRequest { action }));
             }
         }
     }

@@ -41,7 +41,10 @@ mod tries;
 mod units;
 mod wanted;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use connection::Connection;
 use connection::Event;
@@ -52,7 +55,7 @@ use jobs::Jobs;
 use pipeline::Limits;
 use resolve::Endpoints;
 use stillhouse_nn::{Head, Philox};
-use stillhouse_proto::LabelBatch;
+use stillhouse_proto::{LabelBatch, v1::StudentReport};
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinHandle,
@@ -77,6 +80,8 @@ use crate::{
 
 /// Once a teacher is there, the others get this long to show whether they are the same.
 const OTHERS_GRACE: Duration = Duration::from_secs(5);
+/// Between two reports of how a run is going.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Answers between the connections and the driver.
 const EVENTS: usize = 64;
 
@@ -274,6 +279,7 @@ impl LabelClient {
             events: told.clone(),
         };
         let (out, answers) = mpsc::channel(1);
+        let (report, reports) = mpsc::channel(1);
         let jitter = Philox::new(patience.seed, random::JITTER);
         let driver = Driver::new(
             jobs,
@@ -281,13 +287,14 @@ impl LabelClient {
             self.addresses,
             Box::new(connect),
             (limits, patience.on_loss, patience.kept_bytes),
-            (events, jitter),
+            (events, reports, jitter),
             out,
         );
         if self.endpoints.may_change() {
             tokio::spawn(look_again(self.endpoints, send_events));
         }
-        OrderedLabels { answers, waited_for, told: 0, driver: tokio::spawn(driver.run()) }
+        let driver = tokio::spawn(driver.run());
+        OrderedLabels { answers, waited_for, told: 0, report, reported: None, driver }
     }
 }
 
@@ -363,6 +370,9 @@ pub struct OrderedLabels {
     waited_for: Option<Arc<Semaphore>>,
     /// Waits that it was told of and that have not begun.
     told: usize,
+    /// For the teachers: how the run is going.
+    report: mpsc::Sender<StudentReport>,
+    reported: Option<Instant>,
     driver: JoinHandle<()>,
 }
 
@@ -383,6 +393,18 @@ impl OrderedLabels {
         self.told += jobs;
         if let Some(waited_for) = &self.waited_for {
             waited_for.add_permits(jobs);
+        }
+    }
+}
+
+impl OrderedLabels {
+    /// Tells the teachers how the run is going, once a second and after the last step.
+    pub fn report(&mut self, report: impl FnOnce() -> StudentReport, last: bool) {
+        let now = Instant::now();
+        if last || self.reported.is_none_or(|at| now.duration_since(at) >= REPORT_EVERY) {
+            self.reported = Some(now);
+            // One that finds no room is not missed.
+            drop(self.report.try_send(report()));
         }
     }
 }

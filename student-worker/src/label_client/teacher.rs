@@ -32,6 +32,8 @@ pub struct Teacher {
     pub(super) max_answer_bytes: usize,
     /// Requests in flight on one stream.
     pub(super) max_in_flight: usize,
+    /// Whether it wants to know how the run is going.
+    pub(super) takes_reports: bool,
 }
 
 impl Teacher {
@@ -212,6 +214,7 @@ impl Teacher {
             name: description.name,
             fingerprint,
             hidden_size,
+            takes_reports: description.takes_reports,
             takes_bytes,
             offers_dense: encodings.contains(&EncodingKind::Dense),
             max_message_bytes: message_bytes(&limits),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use stillhouse_proto::v1::StudentReport;
 
 use super::{RunError, append::AppendFile};
 
@@ -41,6 +42,23 @@ pub struct StepRecord {
     pub examples_per_second: f64,
     /// Part of the time that was spent waiting for labels, since the run was started or resumed.
     pub stall_fraction: f64,
+}
+
+impl StepRecord {
+    /// The same for a teacher, of a run with so many steps.
+    pub(crate) fn report(&self, run: &str, steps: u64) -> StudentReport {
+        let end = run.floor_char_boundary(128);
+        StudentReport {
+            run: run[..end].to_owned(),
+            step: self.step,
+            steps,
+            loss: self.loss,
+            examples_per_second: self.examples_per_second,
+            stall_fraction: self.stall_fraction.clamp(0.0, 1.0),
+            // Filled in by who asks for labels.
+            client: String::new(),
+        }
+    }
 }
 
 /// One test.

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     label_client::{ClientError, Job, Labelled, OrderedLabels, TargetError},
+    metrics,
     progress::{Event, Observer},
     random,
     recipe::{hard_only, identity::Identity},
@@ -184,6 +185,11 @@ impl TextSession {
             stall_fraction: self.meter.stall_fraction(),
         };
         self.observer.on(&Event::Step(&record));
+        metrics::step(&record, (began.elapsed(), waited), self.recipe.train.steps);
+        if let Some(asked) = &mut self.labels {
+            let (name, total) = (&self.recipe.name, self.recipe.train.steps);
+            asked.labels.report(|| record.report(name, total), record.step == total);
+        }
         self.run.record(&Record::Step(record))?;
         Ok(true)
     }
@@ -250,6 +256,7 @@ impl TextSession {
     }
 
     fn validate(&mut self, step: u64) -> Result<ValidationRecord, Error> {
+        let _timed = metrics::Phase::begin("evaluate");
         let (mut loss, mut labels) = (0.0, 0);
         let (mut kl, mut agreeing, mut compared, mut correct) = (0.0, 0, 0, None);
         for (at, part) in self.data.validation.iter().enumerate() {
@@ -295,6 +302,7 @@ impl TextSession {
     }
 
     fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
+        let _timed = metrics::Phase::begin("checkpoint");
         let (step, trainer) = (self.trainer.steps_done(), &self.trainer);
         let place = (&mut self.run, &self.identity);
         saving::checkpoint(place, &mut *self.observer, step, |folder| trainer.save_state(folder))

@@ -16,6 +16,7 @@ use super::{
     saving,
 };
 use crate::{
+    metrics,
     progress::{Event, Observer},
     recipe::{Change, Recipe, hard_only, identity::Identity},
     run_folder::{
@@ -145,11 +146,17 @@ impl Session {
             stall_fraction: self.meter.stall_fraction(),
         };
         self.observer.on(&Event::Step(&record));
+        metrics::step(&record, (began.elapsed(), waited), self.plan.total_steps);
+        if let Some(BatchLabels::Asked(asked)) = &mut self.labels {
+            let (name, total) = (&self.recipe.name, self.plan.total_steps);
+            asked.labels.report(|| record.report(name, total), record.step == total);
+        }
         self.run.record(&Record::Step(record))?;
         Ok(true)
     }
 
     fn test(&mut self, step: u64, epoch: u64) -> Result<TestRecord, Error> {
+        let _timed = metrics::Phase::begin("evaluate");
         let data = &self.plan.test;
         let factor = self.recipe.student.rescale_factor();
         let all: Vec<u32> = (0..data.len() as u32).collect();
@@ -176,6 +183,7 @@ impl Session {
     }
 
     fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
+        let _timed = metrics::Phase::begin("checkpoint");
         let (step, trainer) = (self.trainer.steps_done(), &self.trainer);
         let place = (&mut self.run, &self.identity);
         saving::checkpoint(place, &mut *self.observer, step, |folder| trainer.save_state(folder))

@@ -77,6 +77,11 @@ impl Access {
         Self { list, teacher }
     }
 
+    /// Whether clients are those of a list.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.list.is_some()
+    }
+
     /// Who the caller is in the list as it stands now; none where there is no list.
     ///
     /// # Errors

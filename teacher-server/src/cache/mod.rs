@@ -281,6 +281,11 @@ impl RowCache {
         }
     }
 
+    /// Bytes and rows in memory.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        (self.memory.bytes(), self.memory.len() as u64)
+    }
+
     fn gauge(&self) {
         metrics::gauge!(names::CACHE_BYTES, "tier" => "memory").set(self.memory.bytes() as f64);
         metrics::gauge!(names::CACHE_ENTRIES).set(self.memory.len() as f64);

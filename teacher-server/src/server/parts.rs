@@ -19,6 +19,7 @@ use crate::{
     scheduler::Scheduler,
     service::{self, Core},
     settings::Settings,
+    status::Board,
     validate::Contract,
 };
 
@@ -65,6 +66,7 @@ impl Parts {
                 limits: settings.limits.clone(),
             }),
             ensemble,
+            status: Arc::new(Board::new()),
             cache,
             scheduler: Arc::clone(&scheduler),
             age: settings.connection_age(),

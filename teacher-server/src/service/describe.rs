@@ -61,6 +61,7 @@ pub(super) fn describe(core: &Core, client: Option<&Client>) -> DescribeResponse
         members: core.ensemble.describe(),
         default_rule: EnsembleRule::from(contract.default_rule).into(),
         rule_fingerprints: rules.collect(),
+        takes_reports: true,
     }
 }
 

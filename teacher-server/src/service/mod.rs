@@ -37,6 +37,7 @@ use crate::{
     metrics as names,
     quota::Quotas,
     scheduler::Scheduler,
+    status::Board,
     validate::Contract,
 };
 
@@ -56,6 +57,8 @@ pub(crate) struct Core {
     pub(crate) scheduler: Arc<Scheduler>,
     /// Who may ask, and for what.
     pub(crate) access: Arc<Access>,
+    /// What people look at.
+    pub(crate) status: Arc<Board>,
     /// What all requests hold in memory.
     pub(crate) ledger: Arc<Ledger>,
     /// What each client may ask for.
@@ -83,6 +86,7 @@ struct Submitted {
     held: Arc<Held>,
     deadline: Option<Instant>,
     pending: Pending,
+    client: Arc<str>,
     /// Taken when its end is counted.
     counted: Option<Counted>,
 }
@@ -120,20 +124,28 @@ impl Core {
             client.may_label(&accepted.encoding)?;
         }
         let client = caller.name(listed.as_deref(), accepted.client);
+        let note = |error: &ServeError| {
+            if matches!(error, ServeError::Exhausted { .. }) {
+                self.status.refused(&client);
+            }
+        };
         let deadline = deadline.into_iter().chain(own).min();
-        let under_way = self.quotas.take(&client, accepted.cost, clock::now())?;
-        let held = Arc::new(self.ledger.take(&client, accepted.bytes)?.with(under_way));
+        let under_way = self.quotas.take(&client, accepted.cost, clock::now());
+        let under_way = under_way.inspect_err(note)?;
+        let held = self.ledger.take(&client, accepted.bytes).inspect_err(note)?;
+        let held = Arc::new(held.with(under_way));
         let units = self.contract.units(&accepted.input, self.cache.keyer())?;
         let contract = Arc::clone(&self.contract);
         let input = accepted.input;
         let admission = Admission {
-            client,
+            client: Arc::clone(&client),
             deadline,
             input: Box::new(move |units| contract.input(&input, units)),
             held: Arc::clone(&held),
         };
         let units = (units, accepted.encoding.needs_hidden());
-        let pending = Pending::start(units, &self.cache, &self.scheduler, admission)?;
+        let pending = Pending::start(units, &self.cache, &self.scheduler, admission);
+        let pending = pending.inspect_err(note)?;
         Ok(Submitted {
             id: accepted.id,
             sum,
@@ -144,6 +156,7 @@ impl Core {
             held,
             deadline,
             pending,
+            client,
             counted: Some(Counted::default()),
         })
     }
@@ -160,7 +173,17 @@ impl Core {
 
     async fn answer(&self, submitted: Submitted) -> Answered {
         let Submitted {
-            id, sum, rule, rows, encoding, temperatures, held, deadline, pending, ..
+            id,
+            sum,
+            rule,
+            rows,
+            encoding,
+            temperatures,
+            held,
+            deadline,
+            pending,
+            client,
+            ..
         } = submitted;
         let done = match deadline {
             None => pending.await?,
@@ -188,6 +211,8 @@ impl Core {
             encoded.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
         };
         let (response, held) = encoded?;
+        self.status.answered(&client, rows, response.cached_rows as usize);
+        self.count_client(&client, rows);
         Ok((response, Keep::new(held, &self.open)))
     }
 
@@ -198,6 +223,17 @@ impl Core {
         deadline: Option<Instant>,
     ) -> Answered {
         self.finish(self.submit(request, caller, deadline)?).await
+    }
+}
+
+impl Core {
+    /// Counts rows of clients that the operator has named; all others' together, so that nobody makes
+    /// series by making names up.
+    fn count_client(&self, client: &Arc<str>, rows: usize) {
+        let named = self.quotas.is_named(client) || self.access.is_listed();
+        let client = if named { Arc::clone(client) } else { Arc::from("other") };
+        let client: metrics::SharedString = metrics::SharedString::from_shared(client);
+        metrics::counter!(names::CLIENT_ROWS, "client" => client).increment(rows as u64);
     }
 }
 

@@ -105,6 +105,13 @@ async fn serve(
                 Some(Ok(LabelStreamRequest { action: Some(Action::Cancel(cancel)) })) => {
                     drop_batch(&in_flight, &cancel);
                 }
+                Some(Ok(LabelStreamRequest { action: Some(Action::Report(report)) })) => {
+                    // What it says counts only as long as it is who it was.
+                    if let Ok(client) = core.access.identify(caller) {
+                        let name = caller.name(client.as_deref(), report.client.clone());
+                        core.status.report(&name, report);
+                    }
+                }
                 Some(Ok(LabelStreamRequest { action })) => {
                     let request = match action {
                         Some(Action::Label(request)) => request,

@@ -83,6 +83,11 @@ impl Settings {
             let range = format_args!("0, or {} to 3600000", least.max(0.1));
             return Err(out_of_range("batching.target_latency_ms", target, range));
         }
+        let page = |peer: &&String| !(peer.starts_with("http://") || peer.starts_with("https://"));
+        if let Some(peer) = self.status_peers.iter().find(page) {
+            let found = format_args!("{peer:?}");
+            return Err(out_of_range("status_peers", found, "addresses such as http://HOST:PORT"));
+        }
         if !(0.05..=3600.0).contains(&self.reload_seconds) {
             return Err(out_of_range("reload_seconds", self.reload_seconds, "0.05 to 3600"));
         }

@@ -1,0 +1,264 @@
+//! `student-worker top`: what teachers' status pages show, in a terminal.
+
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use clap::Args;
+use futures_util::future::join_all;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use serde_json::Value;
+use tokio::{sync::watch, time::timeout};
+use tonic::{codegen::Bytes, transport::Uri};
+
+/// Time for an answer, and bytes of one.
+const PATIENCE: Duration = Duration::from_secs(2);
+const MAX_BYTES: usize = 16 << 20;
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// Clients and runs that are shown of a teacher.
+const MOST: usize = 12;
+/// Steps of brightness of a curve, the lowest first.
+const MARKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+/// Width of a curve.
+const CURVE: usize = 24;
+
+/// What to look at.
+#[derive(Debug, Args)]
+pub(crate) struct TopArguments {
+    /// Where teachers' metrics are, such as http://127.0.0.1:9090.
+    #[arg(required = true, value_parser = address)]
+    teacher: Vec<Uri>,
+    /// Look once, rather than every second; as where the output is no terminal.
+    #[arg(long)]
+    once: bool,
+    /// Print what the teachers say as a JSON list, once.
+    #[arg(long)]
+    json: bool,
+}
+
+fn address(text: &str) -> Result<Uri, String> {
+    let uri: Uri = text.parse().map_err(|error| format!("{error}"))?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http"), Some(_)) => Ok(uri),
+        _ => Err("must be an address such as http://127.0.0.1:9090".to_owned()),
+    }
+}
+
+/// Shows the teachers until told to stop; whether all of them have answered the last time.
+pub(crate) async fn run(
+    arguments: &TopArguments,
+    mut stop: watch::Receiver<bool>,
+) -> io::Result<bool> {
+    let once = arguments.once || arguments.json || !io::stdout().is_terminal();
+    loop {
+        let all = join_all(arguments.teacher.iter().map(look)).await;
+        let answered = all.iter().all(Result::is_ok);
+        let mut text = String::new();
+        if arguments.json {
+            let all = all.into_iter().map(|seen| seen.unwrap_or_else(Value::from));
+            text = Value::Array(all.collect()).to_string();
+            text.push('\n');
+        } else {
+            for (teacher, seen) in arguments.teacher.iter().zip(&all) {
+                match seen {
+                    Ok(status) => describe(&mut text, status),
+                    Err(error) => text += &format!("{teacher}  {error}\n"),
+                }
+                text.push('\n');
+            }
+        }
+        if once {
+            io::stdout().write_all(text.as_bytes())?;
+            return Ok(answered);
+        }
+        // From the top, over what was there, and nothing below.
+        let lines = text.replace('\n', "\x1b[K\n");
+        io::stdout().write_all(format!("\x1b[H{lines}\x1b[J").as_bytes())?;
+        io::stdout().flush()?;
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return Ok(answered),
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// What a teacher's status page shows.
+async fn look(teacher: &Uri) -> Result<Value, String> {
+    let page = format!("{}/status.json", teacher.to_string().trim_end_matches('/'));
+    let page: Uri = page.parse().map_err(|error| format!("{error}"))?;
+    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let read = async {
+        let answer = client.get(page).await.map_err(|error| error.to_string())?;
+        if !answer.status().is_success() {
+            return Err(format!("answers {}: no Stillhouse teacher's metrics", answer.status()));
+        }
+        let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await;
+        Ok(body.map_err(|error| error.to_string())?.to_bytes())
+    };
+    let bytes = timeout(PATIENCE, read).await.map_err(|_| "does not answer".to_owned())??;
+    let status: Value = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    if status.get("name").is_none() {
+        return Err("is loading its model".to_owned());
+    }
+    Ok(status)
+}
+
+/// A teacher in some lines.
+fn describe(text: &mut String, status: &Value) {
+    let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0);
+    let state = if status["serving"] == true { "serving" } else { "draining" };
+    let unit = plain(&status["unit"]);
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        text,
+        "{}  {state}, up {}\n  {} labels/s  device {} busy  batches {} full  {} {unit} waiting  {} from \
+         the cache or shared  cache {}B",
+        plain(&status["name"]),
+        time(number("/uptime_seconds")),
+        short(number("/rows_per_second")),
+        percent(number("/device/busy_fraction")),
+        percent(number("/device/mean_fill")),
+        short(number("/queue/cost")),
+        percent(number("/cached_fraction")),
+        short(number("/cache/memory_bytes")),
+    );
+    let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
+    let (clients, runs) = (list("clients"), list("runs"));
+    if !clients.is_empty() {
+        let _ = writeln!(
+            text,
+            "  {:24} {:>7} {:>9} {:>7} {:>8} {:>10}",
+            "client", "share", "labels/s", "weight", "waiting", "refused/s"
+        );
+    }
+    for client in clients.iter().take(MOST) {
+        let number = |key: &str| client[key].as_f64().unwrap_or(0.0);
+        let _ = writeln!(
+            text,
+            "  {:24} {:>7} {:>9} {:>7} {:>8} {:>10}",
+            cut(&plain(&client["name"]), 24),
+            percent(number("share")),
+            short(number("rows_per_second")),
+            short(number("weight")),
+            short(number("queued")),
+            short(number("refused_per_second")),
+        );
+    }
+    if !runs.is_empty() {
+        let _ = writeln!(
+            text,
+            "  {:24} {:>17} {:>9} {:>9} {:>7}  loss so far",
+            "run", "step", "loss", "rate/s", "waits"
+        );
+    }
+    for run in runs.iter().take(MOST) {
+        let number = |key: &str| run[key].as_f64().unwrap_or(0.0);
+        let losses: Vec<f64> = run["curve"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|point| point.get(1).and_then(Value::as_f64))
+            .collect();
+        let _ = writeln!(
+            text,
+            "  {:24} {:>17} {:>9} {:>9} {:>7}  {}",
+            cut(&plain(&run["run"]), 24),
+            format!("{} of {}", number("step"), number("steps")),
+            losses.last().map_or_else(String::new, |loss| short(*loss)),
+            short(number("examples_per_second")),
+            percent(number("stall_fraction")),
+            curve(&losses),
+        );
+    }
+}
+
+/// Text as a terminal may have it: names come from anybody.
+fn plain(value: &Value) -> String {
+    let text = value.as_str().unwrap_or_default();
+    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+}
+
+fn cut(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    let mut cut: String = text.chars().take(most - 1).collect();
+    cut.push('…');
+    cut
+}
+
+fn percent(part: f64) -> String {
+    format!("{:.0} %", 100.0 * part)
+}
+
+fn short(number: f64) -> String {
+    match number.abs() {
+        large if large >= 1e9 => format!("{:.1} G", number / 1e9),
+        large if large >= 1e6 => format!("{:.1} M", number / 1e6),
+        large if large >= 1e4 => format!("{:.1} k", number / 1e3),
+        large if large >= 100.0 || number.fract() == 0.0 => format!("{number:.0}"),
+        _ => format!("{number:.3}"),
+    }
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 90.0 => format!("{seconds:.0} s"),
+        seconds if seconds < 5400.0 => format!("{:.0} min", seconds / 60.0),
+        seconds => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
+/// Numbers in one line.
+fn curve(numbers: &[f64]) -> String {
+    let most = numbers.iter().copied().fold(0.0, f64::max);
+    let step = numbers.len().div_ceil(CURVE).max(1);
+    let mark = |part: &[f64]| {
+        let mean = part.iter().sum::<f64>() / part.len() as f64;
+        let at = (mean / most.max(f64::MIN_POSITIVE) * (MARKS.len() - 1) as f64).round();
+        MARKS[(at.max(0.0) as usize).min(MARKS.len() - 1)]
+    };
+    numbers.chunks(step).map(mark).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_teacher_is_described_and_names_cannot_write_to_the_terminal() {
+        let status = json!({
+            "name": "mnist", "serving": true, "uptime_seconds": 120.0, "unit": "rows",
+            "rows_per_second": 12_345.0, "cached_fraction": 0.25,
+            "device": { "busy_fraction": 0.5, "mean_fill": 0.75 },
+            "queue": { "cost": 42 }, "cache": { "memory_bytes": 3_000_000 },
+            "clients": [{ "name": "a\u{1b}[2Jb", "share": 1.0, "weight": 4 }],
+            "runs": [{ "run": "x".repeat(60), "step": 3, "steps": 9, "stall_fraction": 0.125,
+                       "curve": [[1, 4.0], [2, 2.0], [3, 0.5]] }],
+        });
+        let mut text = String::new();
+        describe(&mut text, &status);
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+        for part in
+            ["mnist  serving, up 2 min", "12.3 k labels/s", "50 %", "a?[2Jb", "3 of 9", "█▅▂"]
+        {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        // What a server leaves out, or sends as something else, is not missed.
+        describe(&mut text, &json!({ "clients": 3, "runs": [{}] }));
+    }
+
+    #[test]
+    fn only_addresses_are_looked_at() {
+        assert!(address("http://10.0.0.1:9090").is_ok());
+        for bad in ["10.0.0.1:9090", "https://a", "http://", "a b"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! What a person wants to see of a server: the queue, the last batches, the cache, clients and their
+//! shares, and the curves of the students that are trained.
+//!
+//! Everything is of the last ten seconds or so, and bounded. It is counted apart from the metrics, which
+//! are for machines and must not have a series for every client.
+
+mod runs;
+mod window;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use runs::{Run, Runs};
+use serde::Serialize;
+use stillhouse_proto::v1::StudentReport;
+use stillhouse_runtime::clock;
+use window::Window;
+
+use crate::{metrics as names, service::Core};
+
+/// Batches that are shown.
+const BATCHES: usize = 60;
+/// Clients that are remembered.
+const CLIENTS: usize = 1024;
+/// A client that has asked for nothing for so long is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(600);
+
+/// The page that shows it.
+pub const PAGE: &str = include_str!("page.html");
+
+/// A forward pass.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct BatchSeen {
+    /// Labels.
+    pub(crate) rows: usize,
+    /// In the queue's unit: rows, or tokens.
+    pub(crate) cost: u64,
+    /// Of the largest batch.
+    pub(crate) fill: f64,
+    /// Why it did not wait for more.
+    pub(crate) reason: &'static str,
+    /// Of the request that waited longest, in milliseconds.
+    pub(crate) waited_ms: f64,
+    pub(crate) forward_ms: f64,
+}
+
+/// What is remembered.
+#[derive(Debug)]
+pub(crate) struct Board {
+    begun: Instant,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    clients: HashMap<Arc<str>, Client>,
+    batches: VecDeque<BatchSeen>,
+    runs: Runs,
+    /// Seconds of the device.
+    busy: Window,
+    rows: Window,
+    cached: Window,
+}
+
+#[derive(Debug)]
+struct Client {
+    rows: Window,
+    refused: Window,
+    total_rows: u64,
+    last: Instant,
+}
+
+impl Board {
+    pub(crate) fn new() -> Self {
+        let now = clock::now();
+        let window = || Window::new(now);
+        let seen = Seen {
+            clients: HashMap::new(),
+            batches: VecDeque::new(),
+            runs: Runs::default(),
+            busy: window(),
+            rows: window(),
+            cached: window(),
+        };
+        Self { begun: now, seen: Mutex::new(seen) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        // Sums and lists that one statement each keeps right.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a request that was answered, and how many of its rows were not computed for it.
+    pub(crate) fn answered(&self, client: &Arc<str>, rows: usize, cached: usize) {
+        let now = clock::now();
+        let mut seen = self.lock();
+        seen.rows.add(now, rows as f64);
+        seen.cached.add(now, cached as f64);
+        if let Some(own) = seen.client(client, now) {
+            own.rows.add(now, rows as f64);
+            own.total_rows += rows as u64;
+        }
+    }
+
+    /// Notes a request that was told to come back.
+    pub(crate) fn refused(&self, client: &Arc<str>) {
+        let now = clock::now();
+        if let Some(own) = self.lock().client(client, now) {
+            own.refused.add(now, 1.0);
+        }
+    }
+
+    /// Notes a forward pass.
+    pub(crate) fn batch(&self, batch: BatchSeen) {
+        let mut seen = self.lock();
+        seen.busy.add(clock::now(), batch.forward_ms / 1e3);
+        if seen.batches.len() == BATCHES {
+            seen.batches.pop_front();
+        }
+        seen.batches.push_back(batch);
+    }
+
+    /// Notes what a student says of its run.
+    pub(crate) fn report(&self, client: &Arc<str>, report: StudentReport) {
+        let taken = self.lock().runs.take(client, report, clock::now());
+        let result = if taken { "taken" } else { "invalid" };
+        metrics::counter!(names::REPORTS, "result" => result).increment(1);
+    }
+}
+
+impl Seen {
+    /// What is remembered of a client; none if there are too many.
+    fn client(&mut self, name: &Arc<str>, now: Instant) -> Option<&mut Client> {
+        if !self.clients.contains_key(name) {
+            if self.clients.len() >= CLIENTS {
+                self.clients.retain(|_, own| now.saturating_duration_since(own.last) < FORGOTTEN);
+            }
+            if self.clients.len() >= CLIENTS {
+                return None;
+            }
+            let (rows, refused) = (Window::new(now), Window::new(now));
+            let own = Client { rows, refused, total_rows: 0, last: now };
+            self.clients.insert(Arc::clone(name), own);
+        }
+        let own = self.clients.get_mut(name)?;
+        own.last = now;
+        Some(own)
+    }
+}
+
+/// Everything, as JSON has it.
+#[derive(Debug, Serialize)]
+struct Snapshot {
+    name: String,
+    fingerprint: String,
+    version: &'static str,
+    serving: bool,
+    uptime_seconds: f64,
+    unit: &'static str,
+    queue: Queue,
+    device: DeviceSeen,
+    rows_per_second: f64,
+    cached_fraction: f64,
+    cache: CacheSeen,
+    clients: Vec<ClientSeen>,
+    batches: Vec<BatchSeen>,
+    runs: Vec<Run>,
+    peers: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Queue {
+    cost: u64,
+    clients: usize,
+    held_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct DeviceSeen {
+    busy_fraction: f64,
+    mean_fill: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct CacheSeen {
+    enabled: bool,
+    memory_bytes: u64,
+    entries: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ClientSeen {
+    name: String,
+    weight: u32,
+    rows_per_second: f64,
+    /// Of the rows of all clients.
+    share: f64,
+    refused_per_second: f64,
+    queued: u64,
+    total_rows: u64,
+    seconds_ago: f64,
+}
+
+/// What there is to see, as JSON.
+pub(crate) fn json(core: &Core, peers: &[String]) -> String {
+    let now = clock::now();
+    let (cost, waiting) = core.scheduler.waiting();
+    let mut seen = core.status.lock();
+    let rows = seen.rows.rate(now);
+    let cached = seen.cached.rate(now);
+    let mut clients: Vec<ClientSeen> = Vec::new();
+    for (name, own) in &mut seen.clients {
+        let queued = waiting.iter().find(|(client, _)| client == name).map_or(0, |(_, cost)| *cost);
+        let rate = own.rows.rate(now);
+        clients.push(ClientSeen {
+            name: name.to_string(),
+            weight: core.quotas.of(name).weight,
+            rows_per_second: rate,
+            share: if rows > 0.0 { rate / rows } else { 0.0 },
+            refused_per_second: own.refused.rate(now),
+            queued,
+            total_rows: own.total_rows,
+            seconds_ago: now.saturating_duration_since(own.last).as_secs_f64(),
+        });
+    }
+    clients.sort_by(|a, b| b.share.total_cmp(&a.share).then_with(|| a.name.cmp(&b.name)));
+    clients.truncate(100);
+    let batches: Vec<BatchSeen> = seen.batches.iter().cloned().collect();
+    let fill: f64 = batches.iter().map(|batch| batch.fill).sum();
+    let fingerprint = core.fingerprint(core.contract.default_rule);
+    let (memory_bytes, entries) = core.cache.size();
+    let snapshot = Snapshot {
+        name: core.name.clone(),
+        fingerprint: fingerprint.iter().map(|byte| format!("{byte:02x}")).collect(),
+        version: env!("CARGO_PKG_VERSION"),
+        serving: !*core.draining.borrow(),
+        uptime_seconds: now.saturating_duration_since(core.status.begun).as_secs_f64(),
+        unit: if core.contract.takes_tokens() { "tokens" } else { "rows" },
+        queue: Queue { cost, clients: waiting.len(), held_bytes: core.ledger.held() },
+        device: DeviceSeen {
+            busy_fraction: seen.busy.rate(now).min(1.0),
+            mean_fill: fill / batches.len().max(1) as f64,
+        },
+        rows_per_second: rows,
+        cached_fraction: if rows > 0.0 { cached / rows } else { 0.0 },
+        cache: CacheSeen { enabled: core.cache.keyer().is_some(), memory_bytes, entries },
+        clients,
+        batches,
+        runs: seen.runs.list(now),
+        peers: peers.to_vec(),
+    };
+    // Numbers and names.
+    serde_json::to_string(&snapshot).unwrap_or_default()
+}
