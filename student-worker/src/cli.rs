@@ -20,6 +20,7 @@ use crate::{
     capture,
     data::DataError,
     eval::{self, Bias, Tested},
+    load::{self, LoadArguments},
     metrics, progress,
     quickstart::{self, Quickstart, Size},
     recipe::{self, DataFormat, DataSection, RecipeError, teacher::EnsembleRule},
@@ -65,6 +66,8 @@ enum Command {
     Quickstart(QuickstartArguments),
     /// Train every run of a sweep, and print one table of what came out.
     Sweep(SweepArguments),
+    /// Ask teachers for labels at a given rate, and tell how they answer.
+    Load(LoadArguments),
     /// Show what teachers are doing: their queues, batches, caches, clients and students.
     Top(TopArguments),
 }
@@ -286,6 +289,14 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
         Command::Eval(arguments) => eval(arguments, stop).await,
         Command::Quickstart(arguments) => quickstart(arguments, stop).await,
         Command::Sweep(arguments) => sweep(&arguments, stop).await,
+        Command::Load(arguments) => {
+            let figures = load::run(&arguments, stop).await.map_err(train::Error::from)?;
+            match arguments.json {
+                true => print_json(&figures)?,
+                false => print(&figures.to_string())?,
+            }
+            Ok(if figures.all_labelled() { exit::DONE } else { exit::TEMPORARY })
+        }
         Command::Top(arguments) => {
             let answered = top::run(&arguments, stop).await.map_err(Failure::Output)?;
             Ok(if answered { exit::DONE } else { exit::TEMPORARY })

@@ -26,6 +26,7 @@ pub mod eval;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod label_client;
+mod load;
 pub mod metrics;
 pub mod plot;
 pub mod progress;

@@ -27,7 +27,7 @@ pub struct Credentials {
 
 /// Puts a token into every call.
 #[derive(Clone, Default)]
-pub(super) struct Bearer(Option<MetadataValue<Ascii>>);
+pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
 
 impl std::fmt::Debug for Bearer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -44,7 +44,7 @@ const PROBE_TOLERANCE: f32 = 1e-3;
 /// A client of one connection.
 pub(super) type Client = TeacherServiceClient<Line>;
 /// A connection whose calls carry the run's token.
-pub(super) type Line = InterceptedService<Channel, Bearer>;
+pub(crate) type Line = InterceptedService<Channel, Bearer>;
 
 /// A connection that has passed.
 #[derive(Clone, Debug)]
@@ -79,6 +79,19 @@ impl Address {
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
         Self { known_as: name.clone(), name, host, endpoint }
+    }
+}
+
+impl Address {
+    /// A connection to it, whoever is there.
+    pub(super) async fn connect(&self, credentials: &Credentials) -> Result<Line, String> {
+        let endpoint = credentials.apply(&self.endpoint, &self.host);
+        let endpoint = endpoint.map_err(|error| error.to_string())?;
+        let bearer = credentials.bearer().map_err(|error| error.to_string())?;
+        let connected = endpoint.connect().await;
+        let channel =
+            connected.map_err(|error| with_causes(format!("{}: {error}", self.name), &error))?;
+        Ok(InterceptedService::new(channel, bearer))
     }
 }
 

@@ -65,13 +65,14 @@ use tries::Tries;
 pub use credentials::Credentials;
 pub use dial::{Dial, Wire};
 pub use error::ClientError;
+pub(crate) use gate::Line;
 pub use gate::{PROBE_ROWS, Probe};
 pub use resolve::Names;
 pub use target::{TargetError, soft_target};
 pub use teacher::Teacher;
 pub use tries::Patience;
 pub use wanted::{Job, Wanted, WantedInput};
-pub(crate) use wanted::{encoding_of, rule_of};
+pub(crate) use wanted::{encoding_of, on_stream, rule_of};
 
 use crate::{
     random,
@@ -315,6 +316,17 @@ async fn look_again(mut endpoints: Endpoints, events: mpsc::Sender<Event>) {
             return;
         }
     }
+}
+
+/// Connects to one endpoint, for who speaks with it without a gate.
+pub(crate) async fn connect_line(
+    endpoint: &str,
+    credentials: &Credentials,
+) -> Result<Line, ClientError> {
+    let endpoints = Endpoints::parse(&[endpoint.to_owned()], Names::of_system())?;
+    let unreachable = |last: String| ClientError::Unreachable { seconds: 0.0, last };
+    credentials.check()?;
+    endpoints.connect_first(credentials).await.map_err(unreachable)
 }
 
 /// How long to wait here for a request that the teacher drops after `timeout`: long enough for the

@@ -15,8 +15,8 @@ use tokio::net::lookup_host;
 use tonic::transport::{Endpoint, Uri};
 
 use super::{
-    ClientError,
-    gate::{Address, Closed},
+    ClientError, Credentials,
+    gate::{Address, Closed, Line},
 };
 
 /// Between two looks at what names stand for.
@@ -88,6 +88,16 @@ impl Endpoints {
             endpoints.iter().map(|text| Given::parse(text)).collect::<Result<_, _>>()?;
         let last = vec![Vec::new(); given.len()];
         Ok(Self { given, last, names })
+    }
+
+    /// A connection to the first address that the first of them stands for.
+    pub(super) async fn connect_first(mut self, credentials: &Credentials) -> Result<Line, String> {
+        match self.resolve().await {
+            (addresses, _) if !addresses.is_empty() => addresses[0].connect(credentials).await,
+            (_, Some(Closed::ForNow { reason, .. })) => Err(reason),
+            (_, Some(Closed::ForGood(error))) => Err(error.to_string()),
+            (_, None) => Err("no address".to_owned()),
+        }
     }
 
     /// Whether any of them may stand for something else later.

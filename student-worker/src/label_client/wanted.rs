@@ -241,7 +241,7 @@ fn describe_dense(kind: DenseKind) -> String {
 }
 
 /// A request as a message of a stream.
-pub(super) fn on_stream(request: LabelRequest) -> LabelStreamRequest {
+pub(crate) fn on_stream(request: LabelRequest) -> LabelStreamRequest {
     LabelStreamRequest { action: Some(Action::Label(request)) }
 }
 

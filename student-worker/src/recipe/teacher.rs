@@ -165,8 +165,9 @@ pub enum EnsembleRule {
 }
 
 /// An encoding by name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum EncodingName {
     /// All classes of each row.
     #[default]

@@ -1,0 +1,250 @@
+//! One client: a stream, and times at which its requests are due.
+
+use std::{collections::HashMap, time::Duration};
+
+use prost::Message as _;
+use stillhouse_nn::Philox;
+use stillhouse_proto::v1::{
+    DType, DescribeRequest, Encoding, LabelRequest, LabelStreamResponse, Sequences, Tensor,
+    encoding::Kind, input_signature, label_request::Inputs,
+    label_stream_response::Result as Answer, teacher_service_client::TeacherServiceClient,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request};
+
+use super::figures::{Answers, Outcome};
+use crate::label_client::{ClientError, Credentials, Line, connect_line, on_stream};
+
+/// Requests that may wait for the stream to take them; past it they count as not sent.
+const WAITING: usize = 1 << 14;
+/// Bytes of a message, either way.
+const MAX_MESSAGE: usize = 256 << 20;
+
+/// What a client asks for.
+pub(super) struct Asks {
+    pub(super) name: String,
+    pub(super) rows: u32,
+    pub(super) tokens: u32,
+    pub(super) distinct: u64,
+    pub(super) kind: Kind,
+    pub(super) temperature: f32,
+    pub(super) timeout: Duration,
+    /// Requests a second.
+    pub(super) rate: f64,
+    /// Of the rows' contents.
+    pub(super) rows_seed: u64,
+    /// Of the times.
+    pub(super) seed: u64,
+}
+
+/// What a teacher takes.
+enum Takes {
+    /// Rows of so many values, as bytes or as f32.
+    Features { width: usize, dtype: DType },
+    /// Sequences of ids below a bound.
+    Sequences { vocabulary: u32 },
+}
+
+/// A connected client.
+pub(super) struct Client {
+    asks: Asks,
+    takes: Takes,
+    client: TeacherServiceClient<Line>,
+}
+
+impl Client {
+    pub(super) async fn connect(
+        teacher: &str,
+        credentials: &Credentials,
+        asks: Asks,
+    ) -> Result<Self, ClientError> {
+        let line = connect_line(teacher, credentials).await?;
+        let mut client = TeacherServiceClient::new(line)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let mut request = Request::new(DescribeRequest {});
+        request.set_timeout(asks.timeout);
+        let described = client.describe(request).await;
+        let described = described.map_err(|status| refused(teacher, "Describe", &status))?;
+        let described = described.into_inner();
+        let takes = match described.input.and_then(|input| input.kind) {
+            Some(input_signature::Kind::Features(features)) => {
+                let bytes = features.dtypes().any(|dtype| dtype == DType::U8);
+                let dtype = if bytes { DType::U8 } else { DType::F32 };
+                Takes::Features { width: features.width as usize, dtype }
+            }
+            Some(input_signature::Kind::Sequences(_)) => {
+                Takes::Sequences { vocabulary: described.classes.max(1) }
+            }
+            None => {
+                return Err(ClientError::Unsuitable {
+                    endpoint: teacher.to_owned(),
+                    field: "input",
+                    found: "not set".to_owned(),
+                    expected: "features or sequences".to_owned(),
+                });
+            }
+        };
+        let mut own = Self { asks, takes, client };
+        // What is refused now would be refused a thousand times.
+        let mut request = Request::new(own.request(u64::MAX));
+        request.set_timeout(own.asks.timeout);
+        match own.client.label(request).await {
+            Err(status) if status.code() != Code::ResourceExhausted => {
+                Err(refused(teacher, "a request", &status))
+            }
+            _ => Ok(own),
+        }
+    }
+
+    /// The request of a number.
+    fn request(&self, number: u64) -> LabelRequest {
+        let Asks { rows, tokens, distinct, temperature, .. } = self.asks;
+        let content = if distinct > 0 { number % distinct } else { number };
+        let mut random = Philox::new(self.asks.rows_seed, content);
+        let inputs = match self.takes {
+            Takes::Features { width, dtype } => {
+                let count = rows as usize * width;
+                let shape = vec![rows.into(), width as u64];
+                let mut data = Vec::with_capacity(count * 4);
+                match dtype {
+                    DType::U8 => {
+                        while data.len() < count {
+                            data.extend(random.next_u64().to_le_bytes());
+                        }
+                        data.truncate(count);
+                    }
+                    _ => {
+                        for _ in 0..count {
+                            let value = (random.next_u64() >> 40) as f32 / (1 << 24) as f32;
+                            data.extend(value.to_le_bytes());
+                        }
+                    }
+                }
+                Inputs::Features(Tensor { dtype: dtype.into(), shape, data: data.into() })
+            }
+            Takes::Sequences { vocabulary } => {
+                let ids = rows as usize * tokens as usize;
+                let mut data = Vec::with_capacity(ids * 4);
+                for _ in 0..ids {
+                    let id = (random.next_u64() % u64::from(vocabulary)) as u32;
+                    data.extend(id.to_le_bytes());
+                }
+                Inputs::Sequences(Sequences {
+                    lengths: vec![tokens; rows as usize],
+                    token_ids: data.into(),
+                    label_mask: Vec::new().into(),
+                })
+            }
+        };
+        LabelRequest {
+            id: number,
+            client: self.asks.name.clone(),
+            inputs: Some(inputs),
+            temperatures: vec![temperature],
+            encoding: Some(Encoding { kind: Some(self.asks.kind.clone()) }),
+            timeout_ms: u32::try_from(self.asks.timeout.as_millis()).unwrap_or(u32::MAX),
+            ensemble_rule: 0,
+        }
+    }
+
+    /// Asks from `begin` to `until`, and counts what was due from `from` on.
+    pub(super) async fn run(
+        mut self,
+        (begin, from, until): (Instant, Instant, Instant),
+        mut stop: watch::Receiver<bool>,
+    ) -> Answers {
+        let (requests, outbound) = mpsc::channel(WAITING);
+        let mut answers = Answers::of_client();
+        let stream = self.client.label_stream(ReceiverStream::new(outbound)).await;
+        let mut inbound = match stream {
+            Ok(stream) => stream.into_inner(),
+            Err(status) => {
+                answers.ended(&status);
+                return answers;
+            }
+        };
+        let mut times = Philox::new(self.asks.seed, 0);
+        let mut due = begin;
+        let mut number = 0;
+        // When the requests under way were due.
+        let mut open: HashMap<u64, Instant> = HashMap::new();
+        // Answers of what was due last come later.
+        let end = until + self.asks.timeout;
+        loop {
+            let asking = due < until;
+            if !asking && open.is_empty() {
+                break;
+            }
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(due), if asking => {
+                    let counts = due >= from;
+                    let request = on_stream(self.request(number));
+                    if requests.try_send(request).is_ok() {
+                        open.insert(number, due);
+                    } else if counts {
+                        answers.unsent += 1;
+                    }
+                    answers.due += u64::from(counts);
+                    number += 1;
+                    // Of a Poisson process.
+                    let uniform = ((times.next_u64() >> 11) as f64 + 1.0) / (1_u64 << 53) as f64;
+                    due += Duration::from_secs_f64((-uniform.ln() / self.asks.rate).min(1e6));
+                }
+                message = inbound.message() => match message {
+                    Ok(Some(message)) => {
+                        let Some(due) = open.remove(&message.id) else { continue };
+                        if due >= from {
+                            answers.record(due.elapsed(), outcome(&message));
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(status) => {
+                        answers.ended(&status);
+                        break;
+                    }
+                },
+                () = tokio::time::sleep_until(end) => break,
+                _ = stop.wait_for(|stop| *stop) => break,
+            }
+        }
+        // What never came took at least until now.
+        for due in open.into_values().filter(|due| *due >= from) {
+            answers.record(due.elapsed(), Outcome::Missing);
+        }
+        drop(inbound);
+        answers
+    }
+}
+
+/// What became of a request.
+fn outcome(message: &LabelStreamResponse) -> Outcome {
+    match &message.result {
+        Some(Answer::Response(response)) => {
+            let timing = response.timing.unwrap_or_default();
+            Outcome::Labelled {
+                bytes: message.encoded_len() as u64,
+                cached: response.cached_rows.into(),
+                server: [timing.queue_us, timing.compute_us, timing.encode_us],
+            }
+        }
+        Some(Answer::Error(error)) if error.code == Code::ResourceExhausted as i32 => {
+            Outcome::Refused
+        }
+        _ => Outcome::Failed,
+    }
+}
+
+fn refused(endpoint: &str, request: &str, status: &tonic::Status) -> ClientError {
+    ClientError::Refused {
+        endpoint: endpoint.to_owned(),
+        request: request.to_owned(),
+        code: format!("{:?}", status.code()),
+        message: status.message().to_owned(),
+    }
+}
