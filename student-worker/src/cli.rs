@@ -21,7 +21,9 @@ use crate::{
     data::DataError,
     eval::{self, Bias, Tested},
     load::{self, LoadArguments},
-    metrics, progress,
+    metrics,
+    planner::{self, PlanArguments},
+    progress,
     quickstart::{self, Quickstart, Size},
     recipe::{self, DataFormat, DataSection, RecipeError, teacher::EnsembleRule},
     run_folder::Existing,
@@ -66,6 +68,8 @@ enum Command {
     Quickstart(QuickstartArguments),
     /// Train every run of a sweep, and print one table of what came out.
     Sweep(SweepArguments),
+    /// Say what a recipe needs: how many teachers, how far ahead to ask, how many bytes a second.
+    Plan(PlanArguments),
     /// Ask teachers for labels at a given rate, and tell how they answer.
     Load(LoadArguments),
     /// Show what teachers are doing: their queues, batches, caches, clients and students.
@@ -289,6 +293,14 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
         Command::Eval(arguments) => eval(arguments, stop).await,
         Command::Quickstart(arguments) => quickstart(arguments, stop).await,
         Command::Sweep(arguments) => sweep(&arguments, stop).await,
+        Command::Plan(arguments) => {
+            let needs = Box::pin(planner::run(&arguments)).await?;
+            match arguments.json {
+                true => print_json(&needs)?,
+                false => print(&needs.to_string())?,
+            }
+            Ok(exit::DONE)
+        }
         Command::Load(arguments) => {
             let figures = load::run(&arguments, stop).await.map_err(train::Error::from)?;
             match arguments.json {

@@ -28,6 +28,7 @@ pub mod fuzzing;
 pub mod label_client;
 mod load;
 pub mod metrics;
+mod planner;
 pub mod plot;
 pub mod progress;
 pub mod quickstart;

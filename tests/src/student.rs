@@ -36,6 +36,11 @@ impl Student {
         Self { recipe, output }
     }
 
+    /// Its recipe's file.
+    pub fn recipe(&self) -> &Path {
+        &self.recipe
+    }
+
     /// The command that trains it, for a caller that changes it (pins it to a core, say).
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary("student-worker"));

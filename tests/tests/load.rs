@@ -97,7 +97,7 @@ fn what_a_teacher_refuses_is_said_at_once() {
         (&["--encoding", "top_k", "--k", "11"][..], "encoding.top_k.k: is 11", 1),
         (&["--rate", "0"], "must be 0.01 to 1000000", 64),
         (&["--rows", "2000"], "rows", 1),
-        (&["--token-file", "/nonexistent/token"], "teacher.token_file: /nonexistent/token", 1),
+        (&["--token-file", "/nonexistent/token"], "teacher.token_file: /nonexistent/token", 64),
     ] {
         let output = command(&teacher, arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);

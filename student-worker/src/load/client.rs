@@ -25,20 +25,20 @@ const WAITING: usize = 1 << 14;
 const MAX_MESSAGE: usize = 256 << 20;
 
 /// What a client asks for.
-pub(super) struct Asks {
-    pub(super) name: String,
-    pub(super) rows: u32,
-    pub(super) tokens: u32,
-    pub(super) distinct: u64,
-    pub(super) kind: Kind,
-    pub(super) temperature: f32,
-    pub(super) timeout: Duration,
+pub(crate) struct Asks {
+    pub(crate) name: String,
+    pub(crate) rows: u32,
+    pub(crate) tokens: u32,
+    pub(crate) distinct: u64,
+    pub(crate) kind: Kind,
+    pub(crate) temperature: f32,
+    pub(crate) timeout: Duration,
     /// Requests a second.
-    pub(super) rate: f64,
+    pub(crate) rate: f64,
     /// Of the rows' contents.
-    pub(super) rows_seed: u64,
+    pub(crate) rows_seed: u64,
     /// Of the times.
-    pub(super) seed: u64,
+    pub(crate) seed: u64,
 }
 
 /// What a teacher takes.
@@ -50,14 +50,16 @@ enum Takes {
 }
 
 /// A connected client.
-pub(super) struct Client {
+pub(crate) struct Client {
     asks: Asks,
     takes: Takes,
     client: TeacherServiceClient<Line>,
+    /// Requests that have been made by [`Client::closed`].
+    asked: u64,
 }
 
 impl Client {
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         teacher: &str,
         credentials: &Credentials,
         asks: Asks,
@@ -89,7 +91,7 @@ impl Client {
                 });
             }
         };
-        let mut own = Self { asks, takes, client };
+        let mut own = Self { asks, takes, client, asked: 0 };
         // What is refused now would be refused a thousand times.
         let mut request = Request::new(own.request(u64::MAX));
         request.set_timeout(own.asks.timeout);
@@ -219,6 +221,72 @@ impl Client {
         }
         drop(inbound);
         answers
+    }
+}
+
+/// What a client that waits for answers has seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Closed {
+    pub(crate) answers: u64,
+    pub(crate) took: Duration,
+    /// Of the answers, and of the requests.
+    pub(crate) bytes: u64,
+    pub(crate) input_bytes: u64,
+}
+
+impl Client {
+    /// Keeps so many requests under way for a while: what the teacher can do, and no measure of latency
+    /// but with one.
+    pub(crate) async fn closed(
+        &mut self,
+        window: usize,
+        enough: Duration,
+    ) -> Result<Closed, ClientError> {
+        let (requests, outbound) = mpsc::channel(window);
+        let failed = |status: &tonic::Status| refused("the teacher", "LabelStream", status);
+        let stream = self.client.label_stream(ReceiverStream::new(outbound)).await;
+        let mut inbound = stream.map_err(|status| failed(&status))?.into_inner();
+        let mut seen = Closed::default();
+        let begun = Instant::now();
+        let mut under_way = 0;
+        while begun.elapsed() < enough || seen.answers == 0 {
+            while under_way < window {
+                let request = self.request(self.asked);
+                self.asked += 1;
+                seen.input_bytes += request.encoded_len() as u64;
+                // There is room for as many.
+                drop(requests.try_send(on_stream(request)));
+                under_way += 1;
+            }
+            let patience = self.asks.timeout;
+            let message = tokio::time::timeout(patience, inbound.message()).await;
+            let message = message.unwrap_or_else(|_| {
+                Err(tonic::Status::deadline_exceeded(format!("no answer within {patience:?}")))
+            });
+            let message = message.map_err(|status| failed(&status))?;
+            let Some(message) = message else {
+                return Err(failed(&tonic::Status::unavailable("the stream ended")));
+            };
+            under_way -= 1;
+            match &message.result {
+                Some(Answer::Response(_)) => {
+                    seen.answers += 1;
+                    seen.bytes += message.encoded_len() as u64;
+                }
+                Some(Answer::Error(error)) if error.code == Code::ResourceExhausted as i32 => {
+                    let pause = Duration::from_millis(error.retry_after_ms.max(1).into());
+                    tokio::time::sleep(pause.min(Duration::from_secs(1))).await;
+                }
+                Some(Answer::Error(error)) => {
+                    let code = Code::from_i32(error.code);
+                    return Err(failed(&tonic::Status::new(code, error.message.clone())));
+                }
+                None => {}
+            }
+        }
+        seen.took = begun.elapsed();
+        seen.input_bytes = seen.input_bytes * seen.answers / (seen.answers + under_way as u64);
+        Ok(seen)
     }
 }
 

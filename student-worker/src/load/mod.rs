@@ -11,7 +11,7 @@ mod figures;
 use std::{fs, path::PathBuf, time::Duration};
 
 use clap::Args;
-use client::{Asks, Client};
+pub(crate) use client::{Asks, Client};
 use figures::{Answers, Figures};
 use stillhouse_proto::v1::{
     DType, DenseEncoding, DenseKind, HiddenEncoding, SampledEncoding, TopKEncoding, encoding::Kind,

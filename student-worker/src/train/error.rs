@@ -121,7 +121,11 @@ impl Error {
             | Self::Capture(_)
             | Self::Recipe(_)
             | Self::Load(_)
-            | Self::Labels(ClientError::Address { .. } | ClientError::Unsuitable { .. })
+            | Self::Labels(
+                ClientError::Address { .. }
+                | ClientError::Credentials { .. }
+                | ClientError::Unsuitable { .. },
+            )
             | Self::Teacher(StartError::Settings(_) | StartError::Model { .. })
             | Self::Run(
                 RunError::Occupied { .. }

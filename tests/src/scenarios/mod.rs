@@ -8,6 +8,7 @@ mod overload;
 pub mod security;
 mod share;
 pub mod simulate;
+mod soak;
 
 use std::{io::IsTerminal as _, path::PathBuf};
 
@@ -74,6 +75,11 @@ pub const ALL: &[Scenario] = &[
         name: "simulate",
         about: "a thousand seeds of faults on a simulated network: each label once, in order, bit for bit",
         run: |options| simulate::run(options.part.as_deref()),
+    },
+    Scenario {
+        name: "soak",
+        about: "twenty minutes of everything that clients do: whether a process grows",
+        run: |options| soak::run(options.seconds),
     },
     Scenario {
         name: "label-gradients",

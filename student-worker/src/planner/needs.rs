@@ -1,0 +1,227 @@
+//! From what was measured to what is needed.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::teacher::Teacher;
+
+/// Most batches that a recipe may ask for ahead, and are of use.
+const MOST_PREFETCH: usize = 64;
+/// Beside its labels, what a row costs that the student keeps.
+const KEPT_OVERHEAD: f64 = 96.0;
+
+/// What was measured, and what the recipe says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured {
+    pub(super) students: u32,
+    pub(super) is_text: bool,
+    /// Rows, or tokens, a second, on hard labels alone.
+    pub(super) student_per_second: f64,
+    /// Rows, or tokens, of a step.
+    pub(super) per_step: usize,
+    /// Rows, or sequences, of an epoch.
+    pub(super) epoch_rows: usize,
+    pub(super) labels_per_row: usize,
+    pub(super) prefetch: usize,
+    pub(super) kept_bytes: u64,
+    pub(super) teacher: Teacher,
+}
+
+/// What is needed.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Needs {
+    students: u32,
+    /// What is counted.
+    unit: &'static str,
+    /// Of one student, on hard labels alone.
+    student_per_second: f64,
+    step_ms: f64,
+    /// Of one teacher that is kept busy with rows that it has not seen.
+    teacher_per_second: f64,
+    request_latency_ms: f64,
+    /// Teachers for all students to run at their own rate, where each has rows of its own.
+    teachers_own_rows: u64,
+    /// The same where all of them train on the same rows, which are computed once.
+    teachers_same_rows: u64,
+    /// Part of the time that the students wait with one teacher, in the first epoch, by whether rows
+    /// are shared.
+    stall_with_one_own_rows: f64,
+    stall_with_one_same_rows: f64,
+    /// Batches to ask for ahead.
+    prefetch: usize,
+    recipe_prefetch: usize,
+    bytes_per_label: f64,
+    /// To all students together, and from them.
+    label_bytes_per_second: f64,
+    input_bytes_per_second: f64,
+    /// Rows, or sequences, of an epoch, and the teacher's time for them.
+    epoch_rows: usize,
+    epoch_teacher_seconds: f64,
+    /// What every later epoch saves of that, for each student: all of it, where the labels are kept or
+    /// cached.
+    saved_seconds_per_epoch: f64,
+    /// For the student to keep all labels of an epoch (teacher.kept_bytes).
+    kept_bytes_needed: f64,
+    kept_bytes: u64,
+}
+
+impl Needs {
+    pub(super) fn of(measured: &Measured) -> Self {
+        let Measured { students, is_text, student_per_second, per_step, epoch_rows, .. } =
+            *measured;
+        let teacher = measured.teacher;
+        let student = student_per_second.max(1e-9);
+        let step = per_step as f64 / student;
+        let own = student * f64::from(students) / teacher.per_second.max(1e-9);
+        let same = student / teacher.per_second.max(1e-9);
+        let teachers = |load: f64| (load.ceil() as u64).max(1);
+        // A student that is served more slowly than it is waits for the rest.
+        let stall = |load: f64| (1.0 - 1.0 / load).max(0.0);
+        let labels = epoch_rows as f64 * measured.labels_per_row as f64;
+        // While one batch is trained on, those behind it are on their way.
+        let ahead = (teacher.latency / step.max(1e-9)).ceil() as usize + 1;
+        let epoch_teacher_seconds = labels / teacher.per_second.max(1e-9);
+        let all = student * f64::from(students);
+        Self {
+            students,
+            unit: if is_text { "tokens" } else { "rows" },
+            student_per_second,
+            step_ms: step * 1e3,
+            teacher_per_second: teacher.per_second,
+            request_latency_ms: teacher.latency * 1e3,
+            teachers_own_rows: teachers(own),
+            teachers_same_rows: teachers(same),
+            stall_with_one_own_rows: stall(own),
+            stall_with_one_same_rows: stall(same),
+            prefetch: ahead.clamp(1, MOST_PREFETCH),
+            recipe_prefetch: measured.prefetch,
+            bytes_per_label: teacher.bytes_per_label,
+            label_bytes_per_second: teacher.bytes_per_label * all,
+            input_bytes_per_second: teacher.input_bytes_per_label * all,
+            epoch_rows,
+            epoch_teacher_seconds,
+            saved_seconds_per_epoch: epoch_teacher_seconds,
+            kept_bytes_needed: labels * teacher.bytes_per_label + epoch_rows as f64 * KEPT_OVERHEAD,
+            kept_bytes: measured.kept_bytes,
+        }
+    }
+}
+
+impl fmt::Display for Needs {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |part: f64| format!("{:.0} %", 100.0 * part);
+        let unit = self.unit;
+        writeln!(
+            out,
+            "a student    {} {unit}/s alone, {:.2} ms a step",
+            amount(self.student_per_second),
+            self.step_ms
+        )?;
+        writeln!(
+            out,
+            "a teacher    {} {unit}/s of rows that it has not seen; a request alone {:.2} ms",
+            amount(self.teacher_per_second),
+            self.request_latency_ms
+        )?;
+        writeln!(
+            out,
+            "teachers     {} for {} student{} with rows of their own, {} if all train on the same rows",
+            self.teachers_own_rows,
+            self.students,
+            if self.students == 1 { "" } else { "s" },
+            self.teachers_same_rows
+        )?;
+        writeln!(
+            out,
+            "             with one, students wait {} of their time in the first epoch ({} if all train on \
+             the same rows)",
+            percent(self.stall_with_one_own_rows),
+            percent(self.stall_with_one_same_rows)
+        )?;
+        writeln!(
+            out,
+            "prefetch     {} batches ahead (teacher.prefetch is {})",
+            self.prefetch, self.recipe_prefetch
+        )?;
+        writeln!(
+            out,
+            "network      {:.1} bytes a label: {}B/s of labels, {}B/s of inputs",
+            self.bytes_per_label,
+            amount(self.label_bytes_per_second),
+            amount(self.input_bytes_per_second)
+        )?;
+        let fits = self.kept_bytes as f64 >= self.kept_bytes_needed;
+        write!(
+            out,
+            "later epochs save {:.1} s of a teacher each; {} {} of an epoch need {}B in the student \
+             (teacher.kept_bytes is {}B: {})",
+            self.saved_seconds_per_epoch,
+            self.epoch_rows,
+            if unit == "tokens" { "sequences" } else { "rows" },
+            amount(self.kept_bytes_needed),
+            amount(self.kept_bytes as f64),
+            if fits { "they fit" } else { "the rest comes from the teacher's cache" }
+        )
+    }
+}
+
+/// A number as a person reads it.
+fn amount(number: f64) -> String {
+    match number {
+        large if large >= 1e9 => format!("{:.2} G", large / 1e9),
+        large if large >= 1e6 => format!("{:.2} M", large / 1e6),
+        large if large >= 1e3 => format!("{:.1} k", large / 1e3),
+        small => format!("{small:.0} "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(students: u32) -> Measured {
+        Measured {
+            students,
+            is_text: false,
+            student_per_second: 10_000.0,
+            per_step: 100,
+            epoch_rows: 60_000,
+            labels_per_row: 1,
+            prefetch: 4,
+            kept_bytes: 1 << 20,
+            teacher: Teacher {
+                per_second: 4_000.0,
+                latency: 0.025,
+                bytes_per_label: 44.0,
+                input_bytes_per_label: 784.0,
+            },
+        }
+    }
+
+    #[test]
+    fn needs_follow_from_the_rates() {
+        let needs = Needs::of(&measured(4));
+        assert_eq!((needs.teachers_own_rows, needs.teachers_same_rows), (10, 3));
+        assert!((needs.stall_with_one_own_rows - 0.9).abs() < 1e-9);
+        assert!((needs.stall_with_one_same_rows - 0.6).abs() < 1e-9);
+        // 25 ms are two and a half steps of 10 ms.
+        assert_eq!(needs.prefetch, 4);
+        assert!((needs.label_bytes_per_second - 1.76e6).abs() < 1.0);
+        assert!((needs.saved_seconds_per_epoch - 15.0).abs() < 1e-9);
+        assert!((needs.kept_bytes_needed - 8.4e6).abs() < 1.0);
+        let text = needs.to_string();
+        for part in ["10 for 4 students", "3 if all train on", "1.76 MB/s", "the rest comes from"] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_fast_teacher_is_enough_and_nobody_waits() {
+        let mut fast = measured(1);
+        fast.teacher.per_second = 1e9;
+        let needs = Needs::of(&fast);
+        assert_eq!((needs.teachers_own_rows, needs.teachers_same_rows), (1, 1));
+        assert!(needs.stall_with_one_own_rows.abs() < 1e-9);
+    }
+}
