@@ -2,8 +2,8 @@
 # Runs the fuzz targets: `tests/fuzz/run.sh [SECONDS] [TARGET...]`, 600 seconds of each by default, as many
 # at a time as there are cores. Stable Rust and a C++ compiler are enough: coverage is LLVM's own pass, and
 # the fuzzer is libFuzzer. What it finds worth keeping goes to target/corpus/TARGET; a crash leaves its
-# input in target/artifacts/TARGET and ends with 1. `tests/fuzz/run.sh merge` puts the smallest set of inputs
-# with the same coverage, each of at most 2 KiB, into corpus/TARGET.
+# input in target/artifacts/TARGET and ends with 1. `tests/fuzz/run.sh merge` puts a small set of inputs that
+# reach every edge that has been reached, each of at most 512 bytes, into corpus/TARGET.
 set -euo pipefail
 cd "$(dirname "$0")"
 seconds=${1:-600}
@@ -23,7 +23,7 @@ if [ "$seconds" = merge ]; then
     for target in "${targets[@]}"; do
         mkdir -p "corpus/$target" "target/corpus/$target"
         rm -rf target/merged && mkdir -p target/merged
-        "$bin/$target" -merge=1 -max_len=2048 target/merged "corpus/$target" "target/corpus/$target" 2>/dev/null
+        "$bin/$target" -merge=1 -use_counters=0 -max_len=512 target/merged "corpus/$target" "target/corpus/$target" 2>/dev/null
         rm -rf "corpus/$target" && mv target/merged "corpus/$target"
         printf '%-14s %s files\n' "$target" "$(find "corpus/$target" -type f | wc -l)"
     done
