@@ -294,7 +294,12 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
         Command::Quickstart(arguments) => quickstart(arguments, stop).await,
         Command::Sweep(arguments) => sweep(&arguments, stop).await,
         Command::Plan(arguments) => {
-            let needs = Box::pin(planner::run(&arguments)).await?;
+            let mut stop = stop;
+            let planning = Box::pin(planner::run(&arguments));
+            let Some(needs) = train::unless(&mut stop, planning).await else {
+                return Ok(exit::TERMINATED);
+            };
+            let needs = needs?;
             match arguments.json {
                 true => print_json(&needs)?,
                 false => print(&needs.to_string())?,

@@ -84,10 +84,15 @@ pub const CATALOGUE: &[Metric] = &[
     },
 ];
 
+/// Takes note of a run's begin, or of where it goes on.
+pub(crate) fn begin(done: u64, steps: u64) {
+    metrics::gauge!(STEPS).set(done as f64);
+    metrics::gauge!(STEPS_PLANNED).set(steps as f64);
+}
+
 /// Takes note of a step: how long it took, and waited of that.
 pub(crate) fn step(record: &StepRecord, (took, waited): (Duration, Duration), steps: u64) {
-    metrics::gauge!(STEPS).set(record.step as f64);
-    metrics::gauge!(STEPS_PLANNED).set(steps as f64);
+    begin(record.step, steps);
     metrics::gauge!(LOSS, "kind" => "total").set(record.loss);
     for (kind, loss) in [("hard", record.hard_loss), ("soft", record.soft_loss)] {
         if let Some(loss) = loss {

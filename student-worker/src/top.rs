@@ -60,7 +60,13 @@ pub(crate) async fn run(
         let mut text = String::new();
         if arguments.json {
             let all = all.into_iter().map(|seen| seen.unwrap_or_else(Value::from));
-            text = Value::Array(all.collect()).to_string();
+            // What JSON leaves as it is and a terminal does not.
+            let json = Value::Array(all.collect()).to_string();
+            let escaped = |letter: char| match letter {
+                '\u{7f}'..='\u{9f}' => format!("\\u{:04x}", u32::from(letter)),
+                letter => letter.to_string(),
+            };
+            text = json.chars().map(escaped).collect();
             text.push('\n');
         } else {
             for (teacher, seen) in arguments.teacher.iter().zip(&all) {
@@ -117,7 +123,7 @@ fn describe(text: &mut String, status: &Value) {
         text,
         "{}  {state}, up {}\n  {} labels/s  device {} busy  batches {} full  {} {unit} waiting  {} from \
          the cache or shared  cache {}B",
-        plain(&status["name"]),
+        cut(&plain(&status["name"]), 64),
         time(number("/uptime_seconds")),
         short(number("/rows_per_second")),
         percent(number("/device/busy_fraction")),
@@ -176,10 +182,16 @@ fn describe(text: &mut String, status: &Value) {
     }
 }
 
-/// Text as a terminal may have it: names come from anybody.
+/// Text as a terminal may have it: names come from anybody, and must not move the cursor nor turn the line
+/// around.
 fn plain(value: &Value) -> String {
     let text = value.as_str().unwrap_or_default();
-    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+    let moves = |letter: char| {
+        letter.is_control()
+            || matches!(letter, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    text.chars().map(|letter| if moves(letter) { '?' } else { letter }).collect()
 }
 
 fn cut(text: &str, most: usize) -> String {
@@ -238,7 +250,7 @@ mod tests {
             "rows_per_second": 12_345.0, "cached_fraction": 0.25,
             "device": { "busy_fraction": 0.5, "mean_fill": 0.75 },
             "queue": { "cost": 42 }, "cache": { "memory_bytes": 3_000_000 },
-            "clients": [{ "name": "a\u{1b}[2Jb", "share": 1.0, "weight": 4 }],
+            "clients": [{ "name": "a\u{1b}[2J\u{202e}b", "share": 1.0, "weight": 4 }],
             "runs": [{ "run": "x".repeat(60), "step": 3, "steps": 9, "stall_fraction": 0.125,
                        "curve": [[1, 4.0], [2, 2.0], [3, 0.5]] }],
         });
@@ -246,7 +258,7 @@ mod tests {
         describe(&mut text, &status);
         assert!(!text.contains('\u{1b}'), "{text:?}");
         for part in
-            ["mnist  serving, up 2 min", "12.3 k labels/s", "50 %", "a?[2Jb", "3 of 9", "█▅▂"]
+            ["mnist  serving, up 2 min", "12.3 k labels/s", "50 %", "a?[2J?b", "3 of 9", "█▅▂"]
         {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }

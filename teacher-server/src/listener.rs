@@ -17,10 +17,11 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use stillhouse_runtime::{tls, watched::Watched};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::AbortHandle,
+    time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,8 +32,10 @@ use crate::metrics as names;
 
 /// Handshakes under way at the same time.
 const HANDSHAKES: usize = 512;
-/// For one handshake.
+/// For one handshake, and for the first byte after it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes that are read of a connection before it has a place: HTTP/2's preface, at most.
+const PREFACE: usize = 24;
 /// After a failure to accept, which may be for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -59,6 +62,8 @@ pub(crate) struct Certificate {
 /// An accepted connection.
 pub(crate) struct Connection {
     stream: Stream,
+    /// What was read before it had its place.
+    first: Vec<u8>,
     peer: Peer,
     _place: Place,
 }
@@ -70,37 +75,39 @@ enum Stream {
 
 /// One of the connections that there may be.
 struct Place {
+    port: &'static str,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Place {
-    fn new(permit: OwnedSemaphorePermit) -> Self {
-        metrics::gauge!(names::CONNECTIONS).increment(1.0);
-        Self { _permit: permit }
+    fn new(port: &'static str, permit: OwnedSemaphorePermit) -> Self {
+        metrics::gauge!(names::CONNECTIONS, "port" => port).increment(1.0);
+        Self { port, _permit: permit }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        metrics::gauge!(names::CONNECTIONS).decrement(1.0);
+        metrics::gauge!(names::CONNECTIONS, "port" => self.port).decrement(1.0);
     }
 }
 
 /// What every connection of a listener goes by.
 struct Terms {
+    port: &'static str,
     tls: Option<Arc<Watched<ServerConfig>>>,
     places: Arc<Semaphore>,
     most: usize,
 }
 
-/// Accepts connections, at most `most` at a time, until the stream is dropped.
+/// Accepts connections to a port, at most `most` at a time, until the stream is dropped.
 pub(crate) fn incoming(
-    listener: TcpListener,
+    (port, listener): (&'static str, TcpListener),
     tls: Option<Arc<Watched<ServerConfig>>>,
     most: usize,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (out, connections) = mpsc::channel(1);
-    let terms = Arc::new(Terms { tls, places: Arc::new(Semaphore::new(most)), most });
+    let terms = Arc::new(Terms { port, tls, places: Arc::new(Semaphore::new(most)), most });
     tokio::spawn(accept(listener, terms, out));
     ReceiverStream::new(connections)
 }
@@ -150,11 +157,11 @@ impl Terms {
         // It only costs time where it cannot be set.
         drop(stream.set_nodelay(true));
         let host = Arc::from(address.ip().to_string());
-        let (stream, certificate) = match &self.tls {
+        let (mut stream, certificate) = match &self.tls {
             None => (Stream::Plain(stream), None),
             Some(tls) => {
                 let handshake = TlsAcceptor::from(tls.current()).accept(stream);
-                match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                match timeout(HANDSHAKE_TIMEOUT, handshake).await {
                     Ok(Ok(stream)) => {
                         let shown = stream.get_ref().1.peer_certificates();
                         let certificate = shown.and_then(<[_]>::first).map(|der| {
@@ -170,11 +177,24 @@ impl Terms {
                 }
             }
         };
+        // Who says nothing has no place: nobody would notice that it is gone.
+        let mut first = vec![0; PREFACE];
+        let read = match &mut stream {
+            Stream::Plain(stream) => timeout(HANDSHAKE_TIMEOUT, stream.read(&mut first)).await,
+            Stream::Tls(stream) => timeout(HANDSHAKE_TIMEOUT, stream.read(&mut first)).await,
+        };
+        match read {
+            Ok(Ok(count)) if count > 0 => first.truncate(count),
+            Ok(Ok(_)) => return refused("handshake", &host, "it is closed"),
+            Ok(Err(error)) => return refused("handshake", &host, &error.to_string()),
+            Err(_) => return refused("timeout", &host, "it says nothing"),
+        }
         let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() else {
             let reason = format!("limits.max_connections is {}", self.most);
             return refused("limit", &host, &reason);
         };
-        Some(Connection { stream, peer: Peer { host, certificate }, _place: Place::new(permit) })
+        let place = Place::new(self.port, permit);
+        Some(Connection { stream, first, peer: Peer { host, certificate }, _place: place })
     }
 }
 
@@ -198,6 +218,12 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() && buffer.remaining() > 0 {
+            let count = self.first.len().min(buffer.remaining());
+            buffer.put_slice(&self.first[..count]);
+            self.first.drain(..count);
+            return Poll::Ready(Ok(()));
+        }
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),

@@ -234,7 +234,9 @@ fn page(
     content_type: &'static str,
     body: impl Fn() -> String + Send + Sync + 'static,
 ) -> Page {
-    Page { path, content_type, body: Arc::new(body) }
+    // Other replicas' pages read the figures.
+    let shared = content_type == "application/json";
+    Page { path, content_type, shared, body: Arc::new(body) }
 }
 
 async fn run(arguments: &Arguments) -> Result<(), Failure> {

@@ -64,6 +64,7 @@ names! {
     DENIED = "denied_total",
     ACCESS_CLIENTS = "access_clients",
     RELOADS = "reloads_total",
+    RELOAD_OK = "reload_ok",
 }
 
 /// The outcomes of a request, as the label `outcome` of `requests_total`.
@@ -122,6 +123,9 @@ const TIERS: &[&[(&str, &str)]] = &[&[("tier", "memory")], &[("tier", "disk")]];
 const UNWRITTEN: &[&[(&str, &str)]] =
     &[&[("reason", "full")], &[("reason", "behind")], &[("reason", "failed")]];
 
+/// What is listened on, as the label `port`.
+const PORTS: &[&[(&str, &str)]] = &[&[("port", "grpc")], &[("port", "health")]];
+
 /// Why a connection was closed before its first call, as the label `reason`.
 const UNCONNECTED: &[&[(&str, &str)]] = &[
     &[("reason", "handshake")],
@@ -133,6 +137,9 @@ const UNCONNECTED: &[&[(&str, &str)]] = &[
 /// Why a caller was denied what it asked for, as the label `reason`.
 const DENIALS: &[&[(&str, &str)]] =
     &[&[("reason", "unauthenticated")], &[("reason", "teacher")], &[("reason", "encoding")]];
+
+/// What is read again, as the label `file`.
+const WATCHED: &[&[(&str, &str)]] = &[&[("file", "tls")], &[("file", "access")]];
 
 /// What was read again, and whether it could be used.
 const RELOADED: &[&[(&str, &str)]] = &[
@@ -305,7 +312,13 @@ pub const CATALOGUE: &[Metric] = &[
                the disk failed.",
         series: UNWRITTEN,
     },
-    metric(CONNECTIONS, Kind::Gauge, Unit::Count, "Open connections to the gRPC port."),
+    Metric {
+        name: CONNECTIONS,
+        kind: Kind::Gauge,
+        unit: Unit::Count,
+        help: "Open connections, by port: the gRPC port, and the one for health probes.",
+        series: PORTS,
+    },
     Metric {
         name: CONNECTIONS_REFUSED,
         kind: Kind::Counter,
@@ -330,5 +343,13 @@ pub const CATALOGUE: &[Metric] = &[
         help: "Changes of certificates and of the list of clients, by whether they could be used; \
                what could not leaves the one before in place.",
         series: RELOADED,
+    },
+    Metric {
+        name: RELOAD_OK,
+        kind: Kind::Gauge,
+        unit: Unit::Count,
+        help: "1 while the certificates, or the list of clients, are in use as their files are now; 0 \
+               after a change that cannot be used.",
+        series: WATCHED,
     },
 ];

@@ -188,6 +188,11 @@ impl Scheduler {
         self.lock().completed(cost, took);
     }
 
+    /// Whether nothing can be computed any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
     /// What a batch may cost at most.
     pub(crate) fn most(&self) -> u64 {
         self.most

@@ -16,7 +16,7 @@ use stillhouse_nn::{AnyConfig, ModelError, TokenizerInfo};
 use stillhouse_proto::v1::{FILE_DESCRIPTOR_SET, teacher_service_server::TeacherServiceServer};
 use stillhouse_runtime::config::ConfigError;
 use tokio::{net::TcpListener, sync::watch, task, time::Instant};
-use tonic::{server::NamedService as _, transport::server::TcpIncoming};
+use tonic::server::NamedService as _;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
@@ -37,6 +37,10 @@ use crate::{
 
 /// How often a draining server looks whether every answer has been handed over.
 const ANSWERED_POLL: Duration = Duration::from_millis(5);
+/// Connections of probes, calls on one, and how long one that does not answer a ping may be there.
+const PROBES: usize = 64;
+const PROBE_STREAMS: u32 = 8;
+const PROBE_KEEPALIVE: Duration = Duration::from_secs(10);
 /// Once the connections have taken every answer, they get this long to deliver what they buffer.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
@@ -179,20 +183,22 @@ impl Server {
         let (close, mut closing) = watch::channel(false);
         let reloading = self.guarded.watch(self.settings.reload_every());
         let probes = self.guarded.health.map(|listener| {
-            let router = tonic::transport::Server::builder().add_service(health_service.clone());
+            let router = tonic::transport::Server::builder()
+                .http2_keepalive_interval(Some(PROBE_KEEPALIVE))
+                .http2_keepalive_timeout(Some(PROBE_KEEPALIVE))
+                .max_concurrent_streams(PROBE_STREAMS)
+                .add_service(health_service.clone());
+            let incoming = listener::incoming(("health", listener), None, PROBES);
             let mut closing = closing.clone();
-            task::spawn(router.serve_with_incoming_shutdown(
-                TcpIncoming::from(listener),
-                async move {
-                    drop(closing.wait_for(|closing| *closing).await);
-                },
-            ))
+            task::spawn(router.serve_with_incoming_shutdown(incoming, async move {
+                drop(closing.wait_for(|closing| *closing).await);
+            }))
         });
         let router = router(&self.parts.core, &self.settings)
             .add_service(health_service)
             .add_optional_service(reflection);
         let most = self.settings.limits.max_connections as usize;
-        let incoming = listener::incoming(self.listener, self.guarded.tls, most);
+        let incoming = listener::incoming(("grpc", self.listener), self.guarded.tls, most);
         let mut serving = task::spawn(router.serve_with_incoming_shutdown(incoming, async move {
             // An error means that the sender is gone, and so is the server.
             drop(closing.wait_for(|closing| *closing).await);

@@ -270,7 +270,7 @@ impl Default for Limits {
             max_temperatures: MAX_TEMPERATURES,
             max_stream_in_flight: 64,
             max_connections: 4096,
-            max_connection_streams: 1024,
+            max_connection_streams: 64,
             max_connection_age_seconds: 0.0,
             connection_grace_seconds: 30.0,
             held_bytes: 2 << 30,

@@ -30,7 +30,14 @@ fn a_slow_teacher_is_needed_more_than_once_and_nothing_is_left_behind() {
         teacher.section()
     );
     let recipe = Student::new(folder.path(), "planned", 6400, &sections);
+    let left = || {
+        let files = std::fs::read_dir(std::env::temp_dir()).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap_or_default());
+        names.filter(|name| name.starts_with("stillhouse-plan-")).collect::<Vec<_>>()
+    };
+    let before = left();
     let output = plan(&recipe, &["--json", "--students", "4"]);
+    assert_eq!(left(), before);
     let needs: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
     let number = |key: &str| needs[key].as_f64().unwrap();

@@ -25,6 +25,8 @@ pub struct Batcher<T> {
     pub(crate) weights: Weights,
     pub(crate) rate: ServiceRate,
     pub(crate) draining: bool,
+    /// Cost in other queues that goes first, where there is a target latency.
+    pub(crate) ahead: u64,
     /// Where there is a target latency.
     pub(crate) target: Option<LatencyTarget>,
     next_ticket: u64,
@@ -87,6 +89,7 @@ impl<T> Batcher<T> {
     pub(crate) fn numbered(config: Config, first: u64, step: u64) -> Result<Self, ConfigError> {
         config.validate()?;
         Ok(Self {
+            ahead: 0,
             target: LatencyTarget::new(config.target_latency),
             lengths: Lengths::new(config.max_length_ratio),
             weights: Weights::new(config.default_weight),
@@ -306,16 +309,17 @@ impl<T> Batcher<T> {
                 let retry_after = self.rate.time_for(queued, 1.0);
                 return Some(Refusal::TooManyClients { clients: max_clients, retry_after });
             }
-            // An empty queue takes any request.
-            let most = if queued == 0 { most.max(cost) } else { most };
-            return self.queue_refusal(cost, most);
+            // One that is larger than what a target lets wait comes in all the same, where small ones
+            // would.
+            let charged = if self.target.is_some() { cost.min((most / 8).max(1)) } else { cost };
+            return self.queue_refusal(charged, most);
         };
         self.client_refusal(client, cost, most)
             .or_else(|| self.queue_refusal(cost, self.config.busy_queue_cost(most)))
     }
 
     fn queue_refusal(&self, cost: u64, limit: u64) -> Option<Refusal> {
-        let queued = self.queued_cost;
+        let queued = self.queued_cost + self.ahead;
         let excess = (queued + cost).saturating_sub(limit);
         (excess > 0).then(|| {
             let retry_after = self.rate.time_for(excess, 1.0);

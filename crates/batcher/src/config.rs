@@ -78,7 +78,7 @@ impl Config {
             return Err(ConfigError {
                 field: "target_latency",
                 value: format!("{target:?}"),
-                accepted: format!("0, or {:?} or more: twice max_wait", self.max_wait * 2),
+                accepted: format!("0, or at least twice the {:?} of max_wait", self.max_wait),
             });
         }
         if self.max_length_ratio.is_nan() || self.max_length_ratio < 1.0 {

@@ -109,7 +109,13 @@ impl<T> Batcher<T> {
                 continue;
             };
             client.account.lead();
-            self.turn(id, draft);
+            if matches!(self.turn(id, draft), Turn::CutShort) && draft.items.is_empty() {
+                // There is no room for it here: it leads a later batch.
+                if let Some(client) = self.clients.get_mut(&id) {
+                    self.ring.pass_over(id, &mut client.account);
+                }
+                return;
+            }
             if !draft.items.is_empty() {
                 return;
             }

@@ -2,17 +2,18 @@
 //!
 //! A batch takes from the highest first, and from the lower ones what room that leaves. Within a
 //! priority everything is as the [crate]'s page says. A lower one that waits is not starved: after
-//! [`PASSED_OVER`] batches' worth of others' work it goes first in one.
+//! [`PASSED_OVER`] batches without it, it goes first in one. A target latency counts what waits in the
+//! higher queues, too; where a lower one has just gone first, it may be missed by a batch.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::{
-    Batch, Batcher, ClientStats, Config, ConfigError, Expired, Formed, Forming, Refusal, Request,
-    Ticket, Time, WeightError,
+    Batch, Batcher, ClientStats, Config, ConfigError, Expired, Formed, Forming, LaunchReason,
+    Refusal, Request, Ticket, Time, WeightError,
 };
 
-/// Full batches' worth of others' work after which a priority that waits goes first once.
+/// Batches of others' work after which a priority that waits goes first in one.
 pub const PASSED_OVER: u64 = 16;
 
 /// Who goes first.
@@ -34,9 +35,8 @@ const LEVELS: usize = 3;
 pub struct Prioritised<T> {
     /// By priority, the highest first.
     levels: [Batcher<T>; LEVELS],
-    /// Cost of the batches that each has been passed over by since it last rode.
+    /// Batches that each has waited through since it last rode.
     passed: [u64; LEVELS],
-    max_batch_cost: u64,
     default: Priority,
     /// Priorities of clients that do not have the default.
     own: HashMap<Arc<str>, Priority>,
@@ -54,7 +54,6 @@ impl<T> Prioritised<T> {
         Ok(Self {
             levels: [level(0)?, level(1)?, level(2)?],
             passed: [0; LEVELS],
-            max_batch_cost: config.max_batch_cost,
             default,
             own: HashMap::new(),
         })
@@ -86,7 +85,11 @@ impl<T> Prioritised<T> {
     /// Why it was not queued, with its payload.
     pub fn admit(&mut self, now: Time, request: Request<T>) -> Result<Ticket, (Refusal, T)> {
         let priority = self.own.get(&request.client).copied().unwrap_or(self.default);
-        self.levels[priority as usize].admit(now, request)
+        let (higher, own) = self.levels.split_at_mut(priority as usize);
+        if own[0].target.is_some() {
+            own[0].ahead = higher.iter().map(Batcher::queued_cost).sum();
+        }
+        own[0].admit(now, request)
     }
 
     /// As [`Batcher::cancel`].
@@ -103,6 +106,9 @@ impl<T> Prioritised<T> {
     pub fn form(&mut self, now: Time) -> Formed<T> {
         let expired = self.expire(now);
         let due = self.levels.iter().filter_map(|level| level.due_at(now)).min_by_key(|due| due.0);
+        // Together they may fill a batch that none of them does.
+        let full = self.queued_cost() >= self.levels[0].room();
+        let due = due.map(|due| if full { (now, LaunchReason::Full) } else { due });
         let decision = match due {
             None => Forming::Idle,
             Some((at, _)) if at > now => Forming::Wait(at),
@@ -111,9 +117,8 @@ impl<T> Prioritised<T> {
         Formed { decision, expired }
     }
 
-    fn fill(&mut self, now: Time, reason: crate::LaunchReason) -> Batch<T> {
-        let limit = PASSED_OVER * self.max_batch_cost;
-        let starved = (0..LEVELS).find(|&level| self.passed[level] >= limit);
+    fn fill(&mut self, now: Time, reason: LaunchReason) -> Batch<T> {
+        let starved = (0..LEVELS).find(|&level| self.passed[level] >= PASSED_OVER);
         let order = starved.into_iter().chain((0..LEVELS).filter(|&level| Some(level) != starved));
         let mut batch = Batch { items: Vec::new(), cost: 0, reason };
         let mut rode = [false; LEVELS];
@@ -130,7 +135,7 @@ impl<T> Prioritised<T> {
         }
         for (level, rode) in rode.into_iter().enumerate() {
             let waits = !rode && !self.levels[level].is_empty();
-            self.passed[level] = if waits { self.passed[level] + batch.cost } else { 0 };
+            self.passed[level] = if waits { self.passed[level] + 1 } else { 0 };
         }
         batch
     }
@@ -261,7 +266,7 @@ mod tests {
                     gone += usize::from(all.cancel(open[open.len() / 2]).is_some());
                 }
                 if what > 2 {
-                    let starved = all.passed.iter().any(|&passed| passed >= PASSED_OVER * 8);
+                    let starved = all.passed.iter().any(|&passed| passed >= PASSED_OVER);
                     let formed = all.form(clock);
                     gone += formed.expired.len();
                     if let Forming::Launch(batch) = formed.decision {

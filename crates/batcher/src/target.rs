@@ -14,6 +14,8 @@ const KEEP: f64 = 0.97;
 const LEAST: u32 = 8;
 /// Least part of the fitted size.
 const LEAST_FACTOR: f64 = 0.05;
+/// Batches whose costs vary less than this, as the square of deviation over mean, say nothing of others.
+const ALIKE: f64 = 1e-3;
 
 /// Follows how long batches take, and says how large they may be.
 #[derive(Clone, Debug)]
@@ -25,6 +27,14 @@ pub(crate) struct LatencyTarget {
     factor: f64,
 }
 
+/// What recent batches say of the time that one takes.
+enum Fit {
+    /// `a + b * cost`, both 0 or more.
+    Line(f64, f64),
+    /// They were all of about this cost and took this long.
+    Alike(f64, f64),
+}
+
 impl LatencyTarget {
     /// None for a target of 0.
     pub(crate) fn new(target: Time) -> Option<Self> {
@@ -34,52 +44,65 @@ impl LatencyTarget {
 
     /// Takes note of a batch.
     pub(crate) fn observe(&mut self, cost: u64, took: Time) {
+        // One that had to be larger than it may be says nothing of those that need not.
+        let allowed = cost <= self.batch_cost(u64::MAX);
         let (cost, seconds) = (cost as f64, took.as_secs_f64());
         let new = [1.0, cost, seconds, cost * cost, cost * seconds];
         for (sum, new) in self.sums.iter_mut().zip(new) {
             *sum = *sum * KEEP + new;
         }
         self.seen = self.seen.saturating_add(1);
-        let late = seconds > self.target / 2.0;
-        self.factor = match late {
-            true => (self.factor * 0.9).max(LEAST_FACTOR),
-            false => (self.factor + 0.01).min(1.0),
-        };
+        if allowed {
+            self.factor = match seconds > self.target / 2.0 {
+                true => (self.factor * 0.9).max(LEAST_FACTOR),
+                false => (self.factor + 0.01).min(1.0),
+            };
+        }
     }
 
-    /// `a` and `b` of `a + b * cost`, both 0 or more; none before enough was seen.
-    fn fit(&self) -> Option<(f64, f64)> {
+    /// None before enough was seen.
+    fn fit(&self) -> Option<Fit> {
         let [weight, cost, seconds, squares, products] = self.sums;
-        if self.seen < LEAST || seconds <= 0.0 {
+        if self.seen < LEAST || seconds <= 0.0 || cost <= 0.0 {
             return None;
         }
         let spread = weight * squares - cost * cost;
-        // All batches alike, but for rounding: everything is put down to the cost.
-        if spread <= 1e-9 * weight * squares {
-            return Some((0.0, seconds / cost.max(1.0)));
+        if spread <= ALIKE * cost * cost {
+            return Some(Fit::Alike(cost / weight, seconds / weight));
         }
         let slope = ((weight * products - cost * seconds) / spread).max(0.0);
         let base = (seconds - slope * cost) / weight;
-        match base >= 0.0 {
-            true => Some((base, slope)),
-            false => Some((0.0, seconds / cost.max(1.0))),
-        }
+        Some(match base >= 0.0 {
+            true => Fit::Line(base, slope),
+            false => Fit::Line(0.0, seconds / cost),
+        })
     }
 
     /// The largest cost of a batch, 1 to `most`.
     pub(crate) fn batch_cost(&self, most: u64) -> u64 {
-        let Some((base, slope)) = self.fit() else { return most };
-        let room = (self.target / 2.0 - base).max(0.0);
-        let cost = if slope > 0.0 { self.factor * room / slope } else { most as f64 };
-        (cost as u64).clamp(1, most)
+        let half = self.target / 2.0;
+        let cost = match self.fit() {
+            None => return most,
+            // How much of their time is the same for a batch of any size cannot be told: on time, twice
+            // as many are tried, and then it can.
+            Some(Fit::Alike(cost, took)) if took <= half => 2.0 * cost,
+            Some(Fit::Alike(cost, took)) => cost * half / took,
+            // No batch is small enough. Smaller ones than this would cost more than they gain.
+            Some(Fit::Line(base, slope)) if base >= half => base / slope.max(1e-12),
+            Some(Fit::Line(base, slope)) => self.factor * (half - base) / slope.max(1e-12),
+        };
+        (cost.min(most as f64) as u64).clamp(1, most)
     }
 
     /// The largest cost that may wait, `batch` to `most`, where batches cost `batch`.
     pub(crate) fn queue_cost(&self, batch: u64, most: u64) -> u64 {
-        let Some((base, slope)) = self.fit() else { return most };
-        let takes = base + slope * batch as f64;
-        let batches = (self.target - takes).max(0.0) / takes.max(1e-9);
-        ((batches * batch as f64) as u64).clamp(batch.min(most), most)
+        let takes = match self.fit() {
+            None => return most,
+            Some(Fit::Alike(cost, took)) => took * (batch as f64 / cost).max(1.0),
+            Some(Fit::Line(base, slope)) => base + slope * batch as f64,
+        };
+        let batches = (self.target / takes.max(1e-9) - 1.0).floor().max(1.0);
+        ((batches * batch as f64).min(most as f64) as u64).clamp(batch.min(most), most)
     }
 }
 
@@ -108,7 +131,7 @@ mod tests {
         }
         let batch = target.batch_cost(1024);
         assert!((440..=450).contains(&batch), "{batch}");
-        assert!((batch..=batch + 10).contains(&target.queue_cost(batch, 1 << 20)));
+        assert_eq!(target.queue_cost(batch, 1 << 20), batch);
         assert_eq!(target.batch_cost(64), 64);
     }
 
@@ -124,15 +147,43 @@ mod tests {
             target.observe(cost, ms(0.2 * cost as f64));
         }
         let batch = target.batch_cost(1024);
-        assert!((35..=50).contains(&batch), "{batch}");
+        assert!((30..=100).contains(&batch), "{batch}");
+    }
+
+    /// 8 ms whatever the cost: a batch of 1 says nothing of one of 1,024.
+    #[test]
+    fn batches_that_are_all_alike_are_doubled_until_more_can_be_told() {
+        let mut target = LatencyTarget::new(ms(20.0)).unwrap();
+        for _ in 0..50 {
+            target.observe(1, ms(8.0));
+        }
+        let mut cost = 1;
+        for _ in 0..200 {
+            cost = target.batch_cost(1024);
+            assert!(target.queue_cost(cost, 1 << 16) >= cost);
+            target.observe(cost, ms(8.0 + 0.001 * cost as f64));
+        }
+        assert_eq!(cost, 1024);
     }
 
     #[test]
-    fn a_target_that_nothing_can_meet_leaves_batches_of_one() {
-        let mut target = LatencyTarget::new(ms(1.0)).unwrap();
-        for cost in 1..100 {
-            target.observe(cost, ms(30.0 + cost as f64));
+    fn a_target_that_nothing_can_meet_does_not_make_it_worse() {
+        let mut target = LatencyTarget::new(ms(20.0)).unwrap();
+        for cost in (1..200).cycle().take(400) {
+            target.observe(cost, ms(11.0 + 0.1 * cost as f64));
         }
-        assert_eq!((target.batch_cost(1024), target.queue_cost(1, 1024)), (1, 1));
+        let batch = target.batch_cost(1024);
+        assert!((105..=115).contains(&batch), "{batch}: twice the least time that a batch takes");
+        assert_eq!(target.queue_cost(batch, 1 << 16), batch);
+    }
+
+    #[test]
+    fn batches_that_had_to_be_larger_do_not_shrink_the_others() {
+        let mut target = LatencyTarget::new(ms(20.0)).unwrap();
+        for cost in [100, 400, 1024].into_iter().cycle().take(300) {
+            target.observe(cost, ms(1.0 + 0.02 * cost as f64));
+        }
+        let batch = target.batch_cost(1024);
+        assert!((440..=450).contains(&batch), "{batch}");
     }
 }

@@ -2,7 +2,11 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use axum::{Router, http::header, routing::get};
+use axum::{
+    Router,
+    http::{HeaderMap, HeaderValue, header},
+    routing::get,
+};
 use tokio::net::TcpListener;
 
 use crate::telemetry::Metrics;
@@ -14,6 +18,8 @@ pub struct Page {
     pub path: &'static str,
     /// What it is, such as `text/html; charset=utf-8`.
     pub content_type: &'static str,
+    /// Whether pages of other origins may read it.
+    pub shared: bool,
     /// Makes it.
     pub body: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -51,14 +57,15 @@ impl MetricsServer {
             async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text) }
         };
         let mut router = Router::new().route("/metrics", get(scrape));
-        for Page { path, content_type, body } in pages {
+        for Page { path, content_type, shared, body } in pages {
             let show = move || {
                 let text = body();
-                // Read by other replicas' pages; nothing in it is secret.
-                let headers = [
-                    (header::CONTENT_TYPE, content_type),
-                    (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
-                ];
+                let mut headers = HeaderMap::new();
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+                if shared {
+                    let any = HeaderValue::from_static("*");
+                    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, any);
+                }
                 async move { (headers, text) }
             };
             router = router.route(path, get(show));

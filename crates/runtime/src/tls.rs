@@ -31,9 +31,9 @@ pub struct ServerTls {
     /// Certificates of the authorities whose clients are let in; none: clients show no certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<PathBuf>,
-    /// Of a server with `client_ca`: whether every client must show a certificate.
-    #[serde(default)]
-    pub client_cert: ClientCert,
+    /// Of a server with `client_ca`: whether every client must show a certificate; absent: `required`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_cert: Option<ClientCert>,
 }
 
 /// Whether clients must show a certificate.
@@ -54,6 +54,10 @@ impl ServerTls {
     /// If a file cannot be read, holds no certificate or key, or they do not belong together; the
     /// setting is named.
     pub fn open(&self) -> Result<Watched<ServerConfig>, ConfigError> {
+        if self.client_cert.is_some() && self.client_ca.is_none() {
+            let reason = "is set, but no tls.client_ca says whose certificates are good".to_owned();
+            return Err(ConfigError::Value { key: "tls.client_cert".to_owned(), reason });
+        }
         let files = [&self.cert, &self.key].into_iter().chain(&self.client_ca);
         let own = self.clone();
         Watched::open(files.cloned().collect(), move |contents| own.config(contents))
@@ -75,7 +79,7 @@ impl ServerTls {
                 }
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
-                let verifier = match self.client_cert {
+                let verifier = match self.client_cert.unwrap_or_default() {
                     ClientCert::Required => verifier,
                     ClientCert::Optional => verifier.allow_unauthenticated(),
                 };
@@ -169,13 +173,8 @@ mod tests {
             fs::write(at(name), text).unwrap();
         }
         let open = |cert: &str, key: &str, ca: Option<&str>| {
-            ServerTls {
-                cert: at(cert),
-                key: at(key),
-                client_ca: ca.map(at),
-                client_cert: ClientCert::default(),
-            }
-            .open()
+            ServerTls { cert: at(cert), key: at(key), client_ca: ca.map(at), client_cert: None }
+                .open()
         };
         open("cert", "key", None).unwrap();
         open("cert", "key", Some("cert")).unwrap();
@@ -202,18 +201,16 @@ mod tests {
         let (first, second) = (made(&["a"]), made(&["b"]));
         fs::write(&cert, first.0).unwrap();
         fs::write(&key, first.1).unwrap();
-        let files = ServerTls {
-            cert: cert.clone(),
-            key: key.clone(),
-            client_ca: None,
-            client_cert: ClientCert::default(),
-        };
+        let files =
+            ServerTls { cert: cert.clone(), key: key.clone(), client_ca: None, client_cert: None };
         let watched = files.open().unwrap();
         fs::write(&cert, second.0).unwrap();
         let before = watched.current();
+        assert!(matches!(watched.look(), Look::Same));
         assert!(matches!(watched.look(), Look::Refused(_)));
         assert!(Arc::ptr_eq(&before, &watched.current()));
         fs::write(&key, second.1).unwrap();
+        assert!(matches!(watched.look(), Look::Same));
         assert!(matches!(watched.look(), Look::Changed));
         assert!(!Arc::ptr_eq(&before, &watched.current()));
     }

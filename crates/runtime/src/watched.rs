@@ -1,8 +1,9 @@
 //! Files that are read again when they change: certificates, lists of clients.
 //!
 //! They are compared by content and not by time, so that a mounted Secret that is swapped by a link,
-//! or a file that is put back as it was, is seen as what it is. What cannot be read or used leaves
-//! things as they are, so a certificate whose key has not been written yet changes nothing.
+//! or a file that is put back as it was, is seen as what it is. A change counts when two looks have seen the
+//! same, so that a file that is being written is not taken for a short one. What cannot be read or used
+//! leaves things as they are, so a certificate whose key has not been written yet changes nothing.
 
 use std::{
     fs::File,
@@ -30,14 +31,20 @@ pub struct Watched<T> {
     hasher: RandomState,
 }
 
-/// What the last look saw: a hash of the contents, or of why they cannot be read.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen(u64);
+/// Hashes of the contents, or of why they cannot be read.
+#[derive(Debug)]
+struct Seen {
+    /// What was taken last, or refused.
+    taken: u64,
+    /// What the last look saw.
+    last: u64,
+}
 
 /// What a look at the files came to.
 #[derive(Debug)]
 pub enum Look {
-    /// They are as they were at the last look.
+    /// They are as they were when they were taken last, or have changed since the last look and may go on
+    /// doing so.
     Same,
     /// They have changed, and so has the value.
     Changed,
@@ -63,7 +70,8 @@ impl<T: Send + Sync + 'static> Watched<T> {
     ) -> Result<Self, ConfigError> {
         let hasher = RandomState::new();
         let contents = read(&files)?;
-        let seen = Seen(hasher.hash_one(&contents));
+        let taken = hasher.hash_one(&contents);
+        let seen = Seen { taken, last: taken };
         let current = RwLock::new(Arc::new(make(&contents)?));
         Ok(Self { files, make: Box::new(make), current, seen: Mutex::new(seen), hasher })
     }
@@ -76,16 +84,17 @@ impl<T: Send + Sync + 'static> Watched<T> {
     /// Reads the files again.
     pub fn look(&self) -> Look {
         let read = read(&self.files);
-        let now = Seen(match &read {
+        let now = match &read {
             Ok(contents) => self.hasher.hash_one(contents),
             Err(error) => self.hasher.hash_one(error.to_string()),
-        });
+        };
         {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            if *seen == now {
+            let steady = std::mem::replace(&mut seen.last, now) == now;
+            if seen.taken == now || !steady {
                 return Look::Same;
             }
-            *seen = now;
+            seen.taken = now;
         }
         match read.and_then(|contents| (self.make)(&contents)) {
             Ok(value) => {
@@ -162,19 +171,29 @@ mod tests {
         fs::write(&file, "1").unwrap();
         let watched = number(&file).unwrap();
         assert!(matches!(watched.look(), Look::Same));
+        // As it is being written, then as it is.
+        for half in ["2", "23", ""] {
+            fs::write(&file, half).unwrap();
+            assert!(matches!(watched.look(), Look::Same));
+        }
         fs::write(&file, "2").unwrap();
+        assert!(matches!(watched.look(), Look::Same));
         assert!(matches!(watched.look(), Look::Changed));
         assert_eq!(*watched.current(), 2);
         // Each fault is told of once.
+        let twice = || {
+            assert!(matches!(watched.look(), Look::Same));
+            watched.look()
+        };
         fs::write(&file, "half").unwrap();
-        assert!(matches!(watched.look(), Look::Refused(_)));
+        assert!(matches!(twice(), Look::Refused(_)));
         assert!(matches!(watched.look(), Look::Same));
         fs::remove_file(&file).unwrap();
-        assert!(matches!(watched.look(), Look::Refused(ConfigError::Read { .. })));
+        assert!(matches!(twice(), Look::Refused(ConfigError::Read { .. })));
         assert!(matches!(watched.look(), Look::Same));
         assert_eq!(*watched.current(), 2);
         fs::write(&file, "3").unwrap();
-        assert!(matches!(watched.look(), Look::Changed));
+        assert!(matches!(twice(), Look::Changed));
         assert_eq!(*watched.current(), 3);
     }
 

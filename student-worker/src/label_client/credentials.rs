@@ -3,14 +3,17 @@
 //! Files are read for every connection, so that a run goes on with the next token and certificate when
 //! the last expire.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use stillhouse_runtime::{config::ConfigError, watched::read_bounded};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
     service::Interceptor,
-    transport::{Certificate, ClientTlsConfig, Endpoint, Identity},
+    transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Uri},
 };
 
 use super::ClientError;
@@ -55,10 +58,29 @@ impl Credentials {
         self.token_file.is_none() && endpoint.uri().scheme_str() != Some("https")
     }
 
-    /// Checks that they can be used at all.
-    pub(super) fn check(&self) -> Result<(), ClientError> {
+    /// Checks that they can be used for some endpoints, and that no token leaves for one where anybody on
+    /// the way could read it.
+    pub(super) fn check(&self, endpoints: &[String]) -> Result<(), ClientError> {
+        let tls = self.tls.clone().unwrap_or_default();
+        for endpoint in endpoints.iter().filter(|endpoint| !endpoint.starts_with("https://")) {
+            let refused = |key: &str, reason: &str| ClientError::Plaintext {
+                key: key.to_owned(),
+                endpoint: endpoint.clone(),
+                reason: reason.to_owned(),
+            };
+            if self.token_file.is_some() && !tls.allow_plaintext_token && !is_here(endpoint) {
+                let reason = "anybody on the way could read the token";
+                return Err(refused("teacher.token_file", reason));
+            }
+            if tls.ca.is_some() || tls.cert.is_some() || tls.server_name.is_some() {
+                return Err(refused("teacher.tls", "there are no certificates in plaintext"));
+            }
+        }
         self.bearer()?;
-        self.apply(&Endpoint::from_static("https://teacher"), "teacher").map(drop)
+        if endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
+            self.apply(&Endpoint::from_static("https://teacher"), "teacher")?;
+        }
+        Ok(())
     }
 
     /// As they are now, for a connection to an endpoint that is asked as `host`.
@@ -66,31 +88,39 @@ impl Credentials {
         if endpoint.uri().scheme_str() != Some("https") {
             return Ok(endpoint.clone());
         }
+        let tls = self.tls.clone().unwrap_or_default();
+        // Each part is tried by itself, so that a fault is put down to it.
+        let with = |config: ClientTlsConfig, key: &str, file: &Path| {
+            endpoint.clone().tls_config(config).map_err(|error| {
+                unusable(key, file, &super::status::with_causes(error.to_string(), &error))
+            })
+        };
         let mut config = ClientTlsConfig::new().domain_name(host);
-        match &self.tls {
-            Some(TeacherTls { ca: Some(ca), .. }) => {
+        let mut made = match &tls.ca {
+            Some(ca) => {
                 let pem = read("teacher.tls.ca", ca)?;
                 if !contains(&pem, b"-----BEGIN CERTIFICATE-----") {
                     return Err(unusable("teacher.tls.ca", ca, "it holds no certificate in PEM"));
                 }
                 config = config.ca_certificate(Certificate::from_pem(pem));
+                with(config.clone(), "teacher.tls.ca", ca)?
             }
-            _ => config = config.with_native_roots(),
+            None => {
+                config = config.with_native_roots();
+                let whose = Path::new("the system's authorities");
+                with(config.clone(), "teacher.tls.ca", whose)?
+            }
+        };
+        if let Some(name) = &tls.server_name {
+            config = config.domain_name(name.clone());
+            made = with(config.clone(), "teacher.tls.server_name", Path::new(name))?;
         }
-        let named = |tls: &TeacherTls| tls.server_name.clone();
-        if let Some(name) = self.tls.as_ref().and_then(named) {
-            config = config.domain_name(name);
-        }
-        let mut culprit = ("teacher.tls", Path::new(""));
-        if let Some(TeacherTls { cert: Some(cert), key: Some(key), .. }) = &self.tls {
+        if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
             let (chain, private) = (read("teacher.tls.cert", cert)?, read("teacher.tls.key", key)?);
             config = config.identity(Identity::from_pem(chain, private));
-            culprit = ("teacher.tls.cert and key", cert);
+            made = with(config, "teacher.tls.cert and key", cert)?;
         }
-        endpoint.clone().tls_config(config).map_err(|error| {
-            let words = super::status::with_causes(error.to_string(), &error);
-            unusable(culprit.0, culprit.1, &words)
-        })
+        Ok(made)
     }
 
     /// The token as it is now.
@@ -111,6 +141,14 @@ impl Credentials {
         value.set_sensitive(true);
         Ok(Bearer(Some(value)))
     }
+}
+
+/// Whether an address is this machine's own.
+pub(crate) fn is_here(endpoint: &str) -> bool {
+    let uri = endpoint.parse::<Uri>().ok();
+    let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn read(key: &str, file: &Path) -> Result<Vec<u8>, ClientError> {
@@ -185,9 +223,31 @@ mod tests {
             ),
         ] {
             let credentials = Credentials { token_file: None, tls: Some(tls) };
-            let error = credentials.check().unwrap_err().to_string();
+            let teachers = ["https://teacher:7070".to_owned()];
+            let error = credentials.check(&teachers).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-        Credentials::default().check().unwrap();
+    }
+
+    /// Where there is no TLS, nothing of it is looked at: not the system's authorities either.
+    #[test]
+    fn a_token_does_not_leave_in_plaintext() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        fs::write(&file, "t").unwrap();
+        let check = |credentials: &Credentials, endpoint: &str| {
+            credentials.check(&[endpoint.to_owned()]).map_err(|error| error.to_string())
+        };
+        check(&Credentials::default(), "http://10.0.0.1:7070").unwrap();
+        let mut own = Credentials { token_file: Some(file), tls: None };
+        for here in ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost:1"] {
+            check(&own, here).unwrap();
+        }
+        let error = check(&own, "http://10.0.0.1:7070").unwrap_err();
+        assert!(error.starts_with("teacher.token_file: http://10.0.0.1:7070: "), "{error}");
+        own.tls = Some(TeacherTls { allow_plaintext_token: true, ..TeacherTls::default() });
+        check(&own, "http://10.0.0.1:7070").unwrap();
+        own.tls = Some(TeacherTls { server_name: Some("t".into()), ..TeacherTls::default() });
+        assert!(check(&own, "http://localhost:1").unwrap_err().starts_with("teacher.tls: "));
     }
 }

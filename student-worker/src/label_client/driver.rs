@@ -44,6 +44,9 @@ const LATE_AT_LEAST: Duration = Duration::from_secs(2);
 /// The same before any answer has come.
 const LATE_AT_FIRST: Duration = Duration::from_secs(10);
 
+/// For a last report to be on its way.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
 /// A job, and what is known of its units.
 #[derive(Debug)]
 struct Held {
@@ -168,6 +171,17 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         if let Err(error) = self.drive().await {
             let _ = self.out.send(Err(error)).await;
         }
+        // That was all of them; the run goes on for as long as somebody reports how.
+        self.out = mpsc::channel(1).0;
+        let mut told = false;
+        while let Some(report) = self.reports.recv().await {
+            while self.events.try_recv().is_ok() {}
+            self.tell(&report);
+            told = true;
+        }
+        if told {
+            tokio::time::sleep(LAST_WORDS).await;
+        }
         self.connections.shutdown().await;
     }
 
@@ -223,7 +237,10 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
     /// Passes on how the run is going, to those who want to know and have room.
     fn tell(&self, report: &StudentReport) {
         for live in self.endpoints.iter().filter_map(|replica| replica.live.as_ref()) {
-            if live.link.takes_reports {
+            // Room for every request that the teacher may have comes first.
+            let link = &live.link;
+            let room = link.requests.capacity() + live.in_flight.len() > link.capacity;
+            if link.takes_reports && room {
                 let client = self.gate.wanted.client.clone();
                 let action = Some(Action::Report(StudentReport { client, ..report.clone() }));
                 drop(live.link.requests.try_send(LabelStreamRequest { action }));
@@ -241,9 +258,8 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         let temperature = if wanted.depends_on_temperature() { job.temperature } else { 0.0 };
         let (mut keys, mut known) = (Vec::new(), None);
         if self.kept.is_on() && !whole {
-            let bits = temperature.to_bits();
-            keys = units::contents(&job.inputs).into_iter().map(|unit| (unit, bits)).collect();
-            known = self.kept.take(&keys, temperature);
+            keys = units::contents(&job.inputs);
+            known = self.kept.take(&keys, &labels, temperature);
         }
         let (hashes, refusal) = (OnceLock::new(), Mutex::default());
         let held = Held { job, labels, whole, keys, hashes, refusal };

@@ -25,6 +25,16 @@ pub enum ClientError {
         /// What is wrong with it, and never what is in it.
         reason: String,
     },
+    /// An address is in plaintext, and must not be.
+    #[error("{key}: {endpoint}: {reason}; expected https://HOST:PORT")]
+    Plaintext {
+        /// The recipe's key.
+        key: String,
+        /// The address.
+        endpoint: String,
+        /// Why.
+        reason: String,
+    },
     /// The teacher is not one for this recipe.
     #[error("teacher {endpoint}: {field} is {found}, expected {expected}")]
     Unsuitable {

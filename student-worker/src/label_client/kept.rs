@@ -1,8 +1,8 @@
 //! Labels that are kept for when their rows come again: in the next epoch nobody is asked for them.
 //!
-//! Rows are known by their content and the temperature. What came first is kept, up to a bound in bytes,
-//! and nothing makes way: rows come in a new order in every epoch, and the one that was used last is
-//! the last to come again.
+//! Rows are known by their content. What came first is kept, up to a bound in bytes, and nothing makes way:
+//! rows come in a new order in every epoch, and the one that was used last is the last to come again. Labels
+//! of another temperature than the last that was asked for go: a schedule does not come back to them.
 
 use std::collections::HashMap;
 
@@ -16,16 +16,18 @@ use super::{
 /// Bytes of labels in one piece, about: pieces are not moved when more come.
 const PIECE: usize = 1 << 20;
 /// What a unit costs beside its labels: its entry in the table, which is up to half empty.
-const OVERHEAD: usize = 96;
+const OVERHEAD: usize = 128;
 
-/// What a unit's labels are known by: a hash of its content, and the temperature's bits.
-pub(super) type Key = (u128, u32);
+/// What a unit's labels are known by: a hash of its content.
+pub(super) type Key = u128;
 
 /// Labels of units.
 #[derive(Debug)]
 pub(super) struct Kept {
     /// Bytes that may be kept; 0: none.
     most: usize,
+    /// That of all of them.
+    temperature: f32,
     bytes: usize,
     places: HashMap<Key, Place>,
     pieces: Vec<LabelBatch>,
@@ -43,7 +45,7 @@ struct Place {
 impl Kept {
     pub(super) fn new(most: usize) -> Self {
         let (places, pieces) = (HashMap::new(), Vec::new());
-        Self { most, bytes: 0, places, pieces, piece_bytes: 0 }
+        Self { most, temperature: 0.0, bytes: 0, places, pieces, piece_bytes: 0 }
     }
 
     /// Whether any are kept at all.
@@ -51,13 +53,23 @@ impl Kept {
         self.most > 0
     }
 
-    /// The labels of those units that are known, as of an answer at a temperature; none if none are.
-    pub(super) fn take(&self, keys: &[Key], temperature: f32) -> Option<Answered<LabelBatch>> {
+    /// The labels of those units that are known, as of an answer at a temperature, where unit `u` has
+    /// `labels[u]` of them; none if none are.
+    pub(super) fn take(
+        &mut self,
+        keys: &[Key],
+        labels: &[usize],
+        temperature: f32,
+    ) -> Option<Answered<LabelBatch>> {
+        if temperature.to_bits() != self.temperature.to_bits() {
+            *self = Self { temperature, ..Self::new(self.most) };
+        }
         let mut units = Vec::new();
         let mut all: Option<LabelBatch> = None;
         let mut rows = 0;
-        for (unit, key) in keys.iter().enumerate() {
-            let Some(place) = self.places.get(key) else { continue };
+        for (unit, (key, &count)) in keys.iter().zip(labels).enumerate() {
+            let known = self.places.get(key).filter(|place| place.rows as usize == count);
+            let Some(place) = known else { continue };
             let piece = self.pieces.get(place.piece as usize)?;
             let batch = all.get_or_insert_with(|| LabelBatch {
                 temperature,
@@ -80,6 +92,9 @@ impl Kept {
     /// Keeps the labels of units that are not known yet, where unit `u` has `labels[u]` of them, as
     /// long as there is room.
     pub(super) fn keep(&mut self, keys: &[Key], labels: &[usize], batch: &LabelBatch) {
+        if batch.temperature.to_bits() != self.temperature.to_bits() {
+            return;
+        }
         let row_bytes = bytes(&batch.labels) / batch.rows.max(1);
         let reader = Reader::new(batch);
         let mut next = 0;
@@ -91,6 +106,10 @@ impl Kept {
                 continue;
             }
             if self.pieces.is_empty() || self.piece_bytes >= PIECE {
+                // A vector that has grown has room for as much again.
+                if let Some(full) = self.pieces.last_mut() {
+                    shrink(&mut full.labels);
+                }
                 let labels = emptied(&batch.labels);
                 self.pieces.push(LabelBatch { rows: 0, labels, ..*batch });
                 self.piece_bytes = 0;
@@ -128,6 +147,28 @@ fn bytes(labels: &SoftLabels) -> usize {
     }
 }
 
+/// Gives back what labels do not take.
+fn shrink(labels: &mut SoftLabels) {
+    match labels {
+        SoftLabels::Dense { values, .. } => values.shrink_to_fit(),
+        SoftLabels::TopK { ids, log_probabilities, log_tail_mass, .. } => {
+            ids.shrink_to_fit();
+            log_probabilities.shrink_to_fit();
+            log_tail_mass.shrink_to_fit();
+        }
+        SoftLabels::Ids { log_probabilities, log_tail_mass, .. } => {
+            log_probabilities.shrink_to_fit();
+            log_tail_mass.shrink_to_fit();
+        }
+        SoftLabels::Sampled { distinct, ids, counts, .. } => {
+            distinct.shrink_to_fit();
+            ids.shrink_to_fit();
+            counts.shrink_to_fit();
+        }
+        SoftLabels::Hidden { states, .. } => states.shrink_to_fit(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use stillhouse_proto::v1::DenseKind;
@@ -145,35 +186,42 @@ mod tests {
         }
     }
 
-    fn keys(contents: &[u128]) -> Vec<Key> {
-        contents.iter().map(|&content| (content, 2.0_f32.to_bits())).collect()
+    /// What is kept of units with a label each.
+    fn found(kept: &mut Kept, keys: &[Key]) -> Option<Answered<LabelBatch>> {
+        kept.take(keys, &vec![1; keys.len()], 2.0)
     }
 
     #[test]
     fn what_is_known_comes_back_in_the_order_it_is_asked_for() {
         let mut kept = Kept::new(1 << 20);
-        assert_eq!(kept.take(&keys(&[1]), 2.0), None);
+        assert_eq!(found(&mut kept, &[1]), None);
         // Unit 8 has two rows.
-        kept.keep(&keys(&[7, 8, 9]), &[1, 2, 1], &batch(&[7., 7.5, 8., 8.5, 8.2, 8.7, 9., 9.5]));
-        let (units, found) = kept.take(&keys(&[9, 1, 8]), 2.0).unwrap();
+        kept.keep(&[7, 8, 9], &[1, 2, 1], &batch(&[7., 7.5, 8., 8.5, 8.2, 8.7, 9., 9.5]));
+        let (units, labels) = kept.take(&[9, 1, 8], &[1, 1, 2], 2.0).unwrap();
         assert_eq!(units, [0, 2]);
-        assert_eq!(found, batch(&[9., 9.5, 8., 8.5, 8.2, 8.7]));
-        // At another temperature they are others.
-        assert_eq!(kept.take(&[(9, 1.0_f32.to_bits())], 1.0), None);
+        assert_eq!(labels, batch(&[9., 9.5, 8., 8.5, 8.2, 8.7]));
+        // With another number of labels it is another unit.
+        assert_eq!(kept.take(&[8], &[1], 2.0), None);
         // What came first stays.
-        kept.keep(&keys(&[9]), &[1], &batch(&[0., 0.]));
-        assert_eq!(kept.take(&keys(&[9]), 2.0).unwrap().1, batch(&[9., 9.5]));
+        kept.keep(&[9], &[1], &batch(&[0., 0.]));
+        assert_eq!(found(&mut kept, &[9]).unwrap().1, batch(&[9., 9.5]));
+        // At another temperature they are others, and these go; what comes late is not kept.
+        assert_eq!(kept.take(&[9], &[1], 1.0), None);
+        kept.keep(&[9], &[1], &batch(&[9., 9.5]));
+        assert_eq!((kept.bytes, kept.pieces.len()), (0, 0));
+        assert_eq!(found(&mut kept, &[9]), None);
     }
 
     #[test]
     fn no_more_is_kept_than_there_is_room_for() {
         let room = 10 * (8 + OVERHEAD);
         let mut kept = Kept::new(room);
+        assert_eq!(found(&mut kept, &[0]), None);
         for content in 0..100 {
-            kept.keep(&keys(&[content]), &[1], &batch(&[content as f32, 0.]));
+            kept.keep(&[content], &[1], &batch(&[content as f32, 0.]));
         }
-        let found = (0..100).filter(|&content| kept.take(&keys(&[content]), 2.0).is_some());
-        assert_eq!(found.collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+        let known = (0..100).filter(|&content| found(&mut kept, &[content]).is_some());
+        assert_eq!(known.collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
         assert!(kept.bytes <= room);
         assert!(!Kept::new(0).is_on());
     }
@@ -181,14 +229,15 @@ mod tests {
     #[test]
     fn pieces_are_as_good_as_one() {
         let mut kept = Kept::new(usize::MAX);
+        assert_eq!(found(&mut kept, &[0]), None);
         let count = 3 * PIECE / 8;
         for content in 0..count {
-            kept.keep(&keys(&[content as u128]), &[1], &batch(&[content as f32, 1.]));
+            kept.keep(&[content as u128], &[1], &batch(&[content as f32, 1.]));
         }
         assert!(kept.pieces.len() > 2);
         for content in (0..count).step_by(997) {
-            let found = kept.take(&keys(&[content as u128]), 2.0).unwrap().1;
-            assert_eq!(found, batch(&[content as f32, 1.]));
+            let labels = found(&mut kept, &[content as u128]).unwrap().1;
+            assert_eq!(labels, batch(&[content as f32, 1.]));
         }
     }
 }

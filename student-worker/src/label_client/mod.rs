@@ -56,13 +56,11 @@ use pipeline::Limits;
 use resolve::Endpoints;
 use stillhouse_nn::{Head, Philox};
 use stillhouse_proto::{LabelBatch, v1::StudentReport};
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::JoinHandle,
-};
+use tokio::sync::{Semaphore, mpsc};
 use tries::Tries;
 
 pub use credentials::Credentials;
+pub(crate) use credentials::is_here;
 pub use dial::{Dial, Wire};
 pub use error::ClientError;
 pub(crate) use gate::Line;
@@ -163,8 +161,8 @@ impl LabelClient {
         patience: Patience,
     ) -> Result<Self, ClientError> {
         let Teachers { endpoints, names, credentials, dial } = teachers.clone();
+        credentials.check(&endpoints)?;
         let mut endpoints = Endpoints::parse(&endpoints, names)?;
-        credentials.check()?;
         let gate = Gate::new(wanted, (credentials, dial), probe);
         let mut tries = Tries::new(patience);
         let (addresses, (first_address, first)) = loop {
@@ -294,8 +292,9 @@ impl LabelClient {
         if self.endpoints.may_change() {
             tokio::spawn(look_again(self.endpoints, send_events));
         }
-        let driver = tokio::spawn(driver.run());
-        OrderedLabels { answers, waited_for, told: 0, report, reported: None, driver }
+        // It ends when nobody takes its labels and reports any more.
+        tokio::spawn(driver.run());
+        OrderedLabels { answers, waited_for, told: 0, report, reported: None }
     }
 }
 
@@ -318,15 +317,18 @@ async fn look_again(mut endpoints: Endpoints, events: mpsc::Sender<Event>) {
     }
 }
 
-/// Connects to one endpoint, for who speaks with it without a gate.
+/// Connects to one endpoint, for who speaks with it without a gate: of several addresses, to one in turn by
+/// a number.
 pub(crate) async fn connect_line(
     endpoint: &str,
     credentials: &Credentials,
+    number: usize,
 ) -> Result<Line, ClientError> {
-    let endpoints = Endpoints::parse(&[endpoint.to_owned()], Names::of_system())?;
+    let given = [endpoint.to_owned()];
+    let endpoints = Endpoints::parse(&given, Names::of_system())?;
     let unreachable = |last: String| ClientError::Unreachable { seconds: 0.0, last };
-    credentials.check()?;
-    endpoints.connect_first(credentials).await.map_err(unreachable)
+    credentials.check(&given)?;
+    endpoints.connect_one(credentials, number).await.map_err(unreachable)
 }
 
 /// How long to wait here for a request that the teacher drops after `timeout`: long enough for the
@@ -385,7 +387,6 @@ pub struct OrderedLabels {
     /// For the teachers: how the run is going.
     report: mpsc::Sender<StudentReport>,
     reported: Option<Instant>,
-    driver: JoinHandle<()>,
 }
 
 impl OrderedLabels {
@@ -410,7 +411,8 @@ impl OrderedLabels {
 }
 
 impl OrderedLabels {
-    /// Tells the teachers how the run is going, once a second and after the last step.
+    /// Tells the teachers how the run is going, once a second and after the last step, if they are there
+    /// and have room.
     pub fn report(&mut self, report: impl FnOnce() -> StudentReport, last: bool) {
         let now = Instant::now();
         if last || self.reported.is_none_or(|at| now.duration_since(at) >= REPORT_EVERY) {
@@ -418,11 +420,5 @@ impl OrderedLabels {
             // One that finds no room is not missed.
             drop(self.report.try_send(report()));
         }
-    }
-}
-
-impl Drop for OrderedLabels {
-    fn drop(&mut self) {
-        self.driver.abort();
     }
 }

@@ -90,10 +90,16 @@ impl Endpoints {
         Ok(Self { given, last, names })
     }
 
-    /// A connection to the first address that the first of them stands for.
-    pub(super) async fn connect_first(mut self, credentials: &Credentials) -> Result<Line, String> {
+    /// A connection to one of the addresses that they stand for, in turn by a number.
+    pub(super) async fn connect_one(
+        mut self,
+        credentials: &Credentials,
+        number: usize,
+    ) -> Result<Line, String> {
         match self.resolve().await {
-            (addresses, _) if !addresses.is_empty() => addresses[0].connect(credentials).await,
+            (addresses, _) if !addresses.is_empty() => {
+                addresses[number % addresses.len()].connect(credentials).await
+            }
             (_, Some(Closed::ForNow { reason, .. })) => Err(reason),
             (_, Some(Closed::ForGood(error))) => Err(error.to_string()),
             (_, None) => Err("no address".to_owned()),

@@ -31,7 +31,9 @@ pub(super) fn contents(inputs: &Inputs) -> Vec<u128> {
         Inputs::Sequences(sequences) => {
             let mask = &sequences.label_mask;
             let of = |tokens: Range<usize>| {
-                let mut bytes = sequences.token_ids[4 * tokens.start..4 * tokens.end].to_vec();
+                // Where the ids end and the marks begin.
+                let mut bytes = (tokens.len() as u64).to_le_bytes().to_vec();
+                bytes.extend(&sequences.token_ids[4 * tokens.start..4 * tokens.end]);
                 if !mask.is_empty() {
                     bytes.extend(tokens.map(|at| mask[at / 8] >> (at % 8) & 1));
                 }

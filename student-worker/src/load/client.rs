@@ -1,6 +1,13 @@
 //! One client: a stream, and times at which its requests are due.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use prost::Message as _;
 use stillhouse_nn::Philox;
@@ -14,7 +21,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::figures::{Answers, Outcome};
 use crate::label_client::{ClientError, Credentials, Line, connect_line, on_stream};
@@ -39,6 +46,8 @@ pub(crate) struct Asks {
     pub(crate) rows_seed: u64,
     /// Of the times.
     pub(crate) seed: u64,
+    /// Which of the clients it is.
+    pub(crate) number: usize,
 }
 
 /// What a teacher takes.
@@ -49,10 +58,20 @@ enum Takes {
     Sequences { vocabulary: u32 },
 }
 
+/// What a teacher is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) classes: u32,
+    pub(crate) hidden_size: u32,
+    /// Requests on one stream.
+    pub(crate) in_flight: u32,
+}
+
 /// A connected client.
 pub(crate) struct Client {
     asks: Asks,
     takes: Takes,
+    pub(crate) shape: Shape,
     client: TeacherServiceClient<Line>,
     /// Requests that have been made by [`Client::closed`].
     asked: u64,
@@ -64,7 +83,7 @@ impl Client {
         credentials: &Credentials,
         asks: Asks,
     ) -> Result<Self, ClientError> {
-        let line = connect_line(teacher, credentials).await?;
+        let line = connect_line(teacher, credentials, asks.number).await?;
         let mut client = TeacherServiceClient::new(line)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
@@ -73,6 +92,11 @@ impl Client {
         let described = client.describe(request).await;
         let described = described.map_err(|status| refused(teacher, "Describe", &status))?;
         let described = described.into_inner();
+        let shape = Shape {
+            classes: described.classes,
+            hidden_size: described.hidden_size,
+            in_flight: described.limits.unwrap_or_default().max_stream_in_flight.max(1),
+        };
         let takes = match described.input.and_then(|input| input.kind) {
             Some(input_signature::Kind::Features(features)) => {
                 let bytes = features.dtypes().any(|dtype| dtype == DType::U8);
@@ -91,7 +115,22 @@ impl Client {
                 });
             }
         };
-        let mut own = Self { asks, takes, client, asked: 0 };
+        // Before anything is made of that size.
+        let values = match takes {
+            Takes::Features { width, dtype: DType::U8 } => width as u64,
+            Takes::Features { width, .. } => 4 * width as u64,
+            Takes::Sequences { .. } => 4 * u64::from(asks.tokens),
+        };
+        let bytes = values.saturating_mul(asks.rows.into());
+        if bytes > MAX_MESSAGE as u64 {
+            return Err(ClientError::Unsuitable {
+                endpoint: teacher.to_owned(),
+                field: "rows",
+                found: format!("{}, {bytes} bytes with what this teacher takes of each", asks.rows),
+                expected: format!("at most {MAX_MESSAGE} bytes in a request"),
+            });
+        }
+        let mut own = Self { asks, takes, shape, client, asked: 0 };
         // What is refused now would be refused a thousand times.
         let mut request = Request::new(own.request(u64::MAX));
         request.set_timeout(own.asks.timeout);
@@ -112,7 +151,7 @@ impl Client {
             Takes::Features { width, dtype } => {
                 let count = rows as usize * width;
                 let shape = vec![rows.into(), width as u64];
-                let mut data = Vec::with_capacity(count * 4);
+                let mut data = Vec::new();
                 match dtype {
                     DType::U8 => {
                         while data.len() < count {
@@ -154,73 +193,126 @@ impl Client {
         }
     }
 
-    /// Asks from `begin` to `until`, and counts what was due from `from` on.
+    /// Asks from `begin` to `until`, and counts what was due from `from` on. Requests are made in one task
+    /// and answers read in another: neither waits for the other.
     pub(super) async fn run(
         mut self,
         (begin, from, until): (Instant, Instant, Instant),
         mut stop: watch::Receiver<bool>,
     ) -> Answers {
         let (requests, outbound) = mpsc::channel(WAITING);
-        let mut answers = Answers::of_client();
         let stream = self.client.label_stream(ReceiverStream::new(outbound)).await;
-        let mut inbound = match stream {
-            Ok(stream) => stream.into_inner(),
-            Err(status) => {
-                answers.ended(&status);
-                return answers;
-            }
-        };
-        let mut times = Philox::new(self.asks.seed, 0);
-        let mut due = begin;
-        let mut number = 0;
-        // When the requests under way were due.
-        let mut open: HashMap<u64, Instant> = HashMap::new();
-        // Answers of what was due last come later.
-        let end = until + self.asks.timeout;
-        loop {
-            let asking = due < until;
-            if !asking && open.is_empty() {
-                break;
-            }
-            tokio::select! {
-                biased;
-                () = tokio::time::sleep_until(due), if asking => {
-                    let counts = due >= from;
-                    let request = on_stream(self.request(number));
-                    if requests.try_send(request).is_ok() {
-                        open.insert(number, due);
-                    } else if counts {
-                        answers.unsent += 1;
+        let open: Arc<Mutex<Open>> = Arc::default();
+        // Whether no more requests will be sent.
+        let over = Arc::new(AtomicBool::new(false));
+        let (ended, mut ending) = watch::channel(false);
+        let reading = {
+            let (open, over) = (Arc::clone(&open), Arc::clone(&over));
+            tokio::spawn(async move {
+                let mut answers = Answers::of_client();
+                match stream {
+                    Ok(stream) => {
+                        let of = (&*open, &*over);
+                        read(stream.into_inner(), of, (from, until), &mut answers).await;
                     }
-                    answers.due += u64::from(counts);
-                    number += 1;
-                    // Of a Poisson process.
-                    let uniform = ((times.next_u64() >> 11) as f64 + 1.0) / (1_u64 << 53) as f64;
-                    due += Duration::from_secs_f64((-uniform.ln() / self.asks.rate).min(1e6));
+                    Err(status) => answers.ended(&status),
                 }
-                message = inbound.message() => match message {
-                    Ok(Some(message)) => {
-                        let Some(due) = open.remove(&message.id) else { continue };
-                        if due >= from {
-                            answers.record(due.elapsed(), outcome(&message));
-                        }
-                    }
-                    Ok(None) => break,
-                    Err(status) => {
-                        answers.ended(&status);
-                        break;
-                    }
-                },
-                () = tokio::time::sleep_until(end) => break,
+                ended.send_replace(true);
+                answers
+            })
+        };
+
+        let mut made = Answers::default();
+        let mut times = Philox::new(self.asks.seed, 0);
+        let (mut due, mut number) = (begin, 0);
+        while due < until {
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
                 _ = stop.wait_for(|stop| *stop) => break,
             }
+            let counts = due >= from;
+            let request = on_stream(self.request(number));
+            let now = Instant::now();
+            made.lag = made.lag.max(now.duration_since(due));
+            lock(&open).insert(number, due);
+            // A stream that has ended, or that takes no more, leaves its requests unsent.
+            if requests.try_send(request).is_err() {
+                lock(&open).remove(&number);
+                made.unsent += u64::from(counts);
+            }
+            made.due += u64::from(counts);
+            number += 1;
+            // Of a Poisson process.
+            let uniform = ((times.next_u64() >> 11) as f64 + 1.0) / (1_u64 << 53) as f64;
+            due += Duration::from_secs_f64((-uniform.ln() / self.asks.rate).min(1e6));
         }
+        // Answers of what was due last come later.
+        let end = Instant::now() + self.asks.timeout;
+        while !lock(&open).is_empty() && !*ending.borrow() && !*stop.borrow() {
+            tokio::select! {
+                _ = ending.wait_for(|ended| *ended) => break,
+                _ = stop.wait_for(|stop| *stop) => break,
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+            if Instant::now() >= end {
+                break;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        drop(requests);
         // What never came took at least until now.
-        for due in open.into_values().filter(|due| *due >= from) {
-            answers.record(due.elapsed(), Outcome::Missing);
+        let missing: Vec<Instant> = lock(&open).drain().map(|(_, due)| due).collect();
+        for due in missing.into_iter().filter(|due| *due >= from) {
+            made.record(due.elapsed(), Outcome::Missing);
         }
-        drop(inbound);
-        answers
+        let read = tokio::time::timeout(Duration::from_secs(1), reading).await;
+        // A reader that the teacher keeps waiting has said what it will.
+        if let Ok(Ok(read)) = read {
+            made.add(read);
+        } else {
+            made.add(Answers::of_client());
+        }
+        made
+    }
+}
+
+/// When the requests under way were due.
+type Open = HashMap<u64, Instant>;
+
+fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
+    // One call each changes it.
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads answers until there are no more.
+async fn read(
+    mut inbound: Streaming<LabelStreamResponse>,
+    (open, over): (&Mutex<Open>, &AtomicBool),
+    (from, until): (Instant, Instant),
+    answers: &mut Answers,
+) {
+    loop {
+        match inbound.message().await {
+            Ok(Some(message)) => {
+                let Some(due) = lock(open).remove(&message.id) else { continue };
+                let now = Instant::now();
+                let outcome = outcome(&message);
+                if (from..=until).contains(&now) {
+                    answers.arrived(&outcome);
+                }
+                if due >= from {
+                    answers.record(now.duration_since(due), outcome);
+                }
+            }
+            Ok(None) => {
+                // After the requests, as it should, or before.
+                if !over.load(Ordering::Relaxed) {
+                    answers.ended(&Status::unavailable("the teacher closed the stream"));
+                }
+                return;
+            }
+            Err(status) => return answers.ended(&status),
+        }
     }
 }
 
@@ -228,6 +320,7 @@ impl Client {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Closed {
     pub(crate) answers: u64,
+    pub(crate) refused: u64,
     pub(crate) took: Duration,
     /// Of the answers, and of the requests.
     pub(crate) bytes: u64,
@@ -243,13 +336,18 @@ impl Client {
         enough: Duration,
     ) -> Result<Closed, ClientError> {
         let (requests, outbound) = mpsc::channel(window);
-        let failed = |status: &tonic::Status| refused("the teacher", "LabelStream", status);
+        let failed = |status: &Status| refused("the teacher", "LabelStream", status);
         let stream = self.client.label_stream(ReceiverStream::new(outbound)).await;
         let mut inbound = stream.map_err(|status| failed(&status))?.into_inner();
+        let window = window.min(self.shape.in_flight as usize);
         let mut seen = Closed::default();
         let begun = Instant::now();
-        let mut under_way = 0;
+        let (mut under_way, mut refusal) = (0, None);
         while begun.elapsed() < enough || seen.answers == 0 {
+            if let Some(words) = refusal.take_if(|_| begun.elapsed() > enough + self.asks.timeout) {
+                let words: String = words;
+                return Err(failed(&Status::resource_exhausted(words)));
+            }
             while under_way < window {
                 let request = self.request(self.asked);
                 self.asked += 1;
@@ -261,11 +359,11 @@ impl Client {
             let patience = self.asks.timeout;
             let message = tokio::time::timeout(patience, inbound.message()).await;
             let message = message.unwrap_or_else(|_| {
-                Err(tonic::Status::deadline_exceeded(format!("no answer within {patience:?}")))
+                Err(Status::deadline_exceeded(format!("no answer within {patience:?}")))
             });
             let message = message.map_err(|status| failed(&status))?;
             let Some(message) = message else {
-                return Err(failed(&tonic::Status::unavailable("the stream ended")));
+                return Err(failed(&Status::unavailable("the stream ended")));
             };
             under_way -= 1;
             match &message.result {
@@ -274,18 +372,23 @@ impl Client {
                     seen.bytes += message.encoded_len() as u64;
                 }
                 Some(Answer::Error(error)) if error.code == Code::ResourceExhausted as i32 => {
-                    let pause = Duration::from_millis(error.retry_after_ms.max(1).into());
-                    tokio::time::sleep(pause.min(Duration::from_secs(1))).await;
+                    seen.refused += 1;
+                    refusal = Some(error.message.clone());
+                    if under_way == 0 {
+                        let pause = Duration::from_millis(error.retry_after_ms.max(1).into());
+                        tokio::time::sleep(pause.min(Duration::from_secs(1))).await;
+                    }
                 }
                 Some(Answer::Error(error)) => {
                     let code = Code::from_i32(error.code);
-                    return Err(failed(&tonic::Status::new(code, error.message.clone())));
+                    return Err(failed(&Status::new(code, error.message.clone())));
                 }
                 None => {}
             }
         }
         seen.took = begun.elapsed();
-        seen.input_bytes = seen.input_bytes * seen.answers / (seen.answers + under_way as u64);
+        let all = seen.answers + seen.refused + under_way as u64;
+        seen.input_bytes = (seen.input_bytes as f64 * seen.answers as f64 / all as f64) as u64;
         Ok(seen)
     }
 }
@@ -308,7 +411,7 @@ fn outcome(message: &LabelStreamResponse) -> Outcome {
     }
 }
 
-fn refused(endpoint: &str, request: &str, status: &tonic::Status) -> ClientError {
+fn refused(endpoint: &str, request: &str, status: &Status) -> ClientError {
     ClientError::Refused {
         endpoint: endpoint.to_owned(),
         request: request.to_owned(),

@@ -30,7 +30,7 @@ pub(super) struct Answers {
     pub(super) due: u64,
     /// Of these, those that the stream did not take.
     pub(super) unsent: u64,
-    /// Seconds from when a request was due, of those that were answered with labels, or never.
+    /// Seconds from when a request was due, of all but those that were refused or not sent.
     latencies: Vec<f32>,
     refused: u64,
     failed: u64,
@@ -40,6 +40,10 @@ pub(super) struct Answers {
     server: [u64; 3],
     /// Requests that each client got labels for.
     labelled: Vec<u64>,
+    /// Answers with labels that came in the time that is measured, whenever they were due.
+    arrived: u64,
+    /// The longest that the client itself was late with a request.
+    pub(super) lag: Duration,
     /// Why a stream ended early.
     ended: Option<String>,
 }
@@ -47,6 +51,11 @@ pub(super) struct Answers {
 impl Answers {
     pub(super) fn of_client() -> Self {
         Self { labelled: vec![0], ..Self::default() }
+    }
+
+    /// Counts an answer that came in the time that is measured.
+    pub(super) fn arrived(&mut self, outcome: &Outcome) {
+        self.arrived += u64::from(matches!(outcome, Outcome::Labelled { .. }));
     }
 
     pub(super) fn record(&mut self, took: Duration, outcome: Outcome) {
@@ -65,7 +74,11 @@ impl Answers {
                 self.latencies.push(took.as_secs_f32());
             }
             Outcome::Refused => self.refused += 1,
-            Outcome::Failed => self.failed += 1,
+            // Too late for the teacher is late, too.
+            Outcome::Failed => {
+                self.failed += 1;
+                self.latencies.push(took.as_secs_f32());
+            }
         }
     }
 
@@ -84,6 +97,8 @@ impl Answers {
         self.cached += other.cached;
         self.server.iter_mut().zip(other.server).for_each(|(sum, own)| *sum += own);
         self.labelled.extend(other.labelled);
+        self.arrived += other.arrived;
+        self.lag = self.lag.max(other.lag);
         self.ended = self.ended.take().or(other.ended);
     }
 }
@@ -94,7 +109,10 @@ pub(crate) struct Figures {
     /// Requests a second that were asked for, and were due.
     rate: f64,
     due_per_second: f64,
-    /// Labels of rows, a second.
+    /// The longest that this process was late with a request: far above a millisecond, it is itself what
+    /// is too slow.
+    client_lag_ms: f64,
+    /// Labels of rows that came, a second.
     labels_per_second: f64,
     /// From when a request was due to its answer, in milliseconds. What was never answered counts with
     /// the time until it was given up.
@@ -144,12 +162,15 @@ impl Figures {
     ) -> Self {
         let labelled: u64 = all.labelled.iter().sum();
         let labels = (labelled * u64::from(rows)) as f64;
+        // What was done in that time, and not what was due in it.
+        let done = (all.arrived * u64::from(rows)) as f64;
         let each = |sum: u64| sum as f64 / 1e3 / labelled.max(1) as f64;
-        let per_row = |time: Duration| (labelled > 0).then(|| time.as_secs_f64() * 1e6 / labels);
+        let per_row = |time: Duration| (done > 0.0).then(|| time.as_secs_f64() * 1e6 / done);
         Self {
             rate,
             due_per_second: all.due as f64 / took.as_secs_f64(),
-            labels_per_second: labels / took.as_secs_f64(),
+            client_lag_ms: all.lag.as_secs_f64() * 1e3,
+            labels_per_second: done / took.as_secs_f64(),
             latency_ms: Latencies::of(all.latencies),
             requests: all.due,
             labelled,
@@ -169,9 +190,9 @@ impl Figures {
         }
     }
 
-    /// Whether everything that was due was answered with labels.
+    /// Whether anything was due, and all of it was answered with labels.
     pub(crate) fn all_labelled(&self) -> bool {
-        self.labelled == self.requests
+        self.requests > 0 && self.labelled == self.requests && self.ended.is_none()
     }
 }
 
@@ -213,7 +234,8 @@ impl fmt::Display for Figures {
         writeln!(
             out,
             "latency             p50 {p50:.2} ms, p90 {p90:.2}, p99 {p99:.2}, p99.9 {p999:.2}, max \
-             {max:.2}, from when each was due"
+             {max:.2}, from when each was due; sent at most {:.2} ms late",
+            self.client_lag_ms
         )?;
         writeln!(
             out,

@@ -11,7 +11,7 @@ mod figures;
 use std::{fs, path::PathBuf, time::Duration};
 
 use clap::Args;
-pub(crate) use client::{Asks, Client};
+pub(crate) use client::{Asks, Client, Shape};
 use figures::{Answers, Figures};
 use stillhouse_proto::v1::{
     DType, DenseEncoding, DenseKind, HiddenEncoding, SampledEncoding, TopKEncoding, encoding::Kind,
@@ -128,13 +128,13 @@ impl LoadArguments {
     }
 }
 
-/// Loads the teachers for as long as asked, or until told to stop; none if there was nothing to measure.
+/// Loads the teachers for as long as asked, or until told to stop.
 ///
 /// # Errors
 /// If a teacher cannot be connected to, or refuses what is asked for.
 pub(crate) async fn run(
     arguments: &LoadArguments,
-    stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
 ) -> Result<Figures, ClientError> {
     let credentials = arguments.credentials();
     let mut clients = Vec::new();
@@ -152,7 +152,11 @@ pub(crate) async fn run(
             // Clients that come again ask for each other's rows.
             rows_seed: if arguments.distinct > 0 { 0 } else { u64::from(number) + 1 },
             seed: arguments.seed << 20 | u64::from(number),
+            number: number as usize,
         };
+        if *stop.borrow() {
+            break;
+        }
         clients.push(Client::connect(teacher, &credentials, asks).await?);
     }
 
@@ -163,14 +167,13 @@ pub(crate) async fn run(
     for client in clients {
         running.spawn(client.run((begin, from, until), stop.clone()));
     }
-    tokio::time::sleep_until(from).await;
-    let cpu = (cpu_time(None), arguments.teacher_pid.and_then(|pid| cpu_time(Some(pid))));
-    tokio::time::sleep_until(until).await;
-    let used = |then: Option<Duration>, pid: Option<u32>| {
-        Some(cpu_time(pid)?.saturating_sub(then?)).filter(|_| pid.is_some() || cfg!(unix))
-    };
-    let own = used(cpu.0, None);
-    let teacher = arguments.teacher_pid.and_then(|pid| used(cpu.1, Some(pid)));
+    wait(from, &mut stop).await;
+    let teacher_time = || arguments.teacher_pid.and_then(|pid| cpu_time(Some(pid)));
+    let (own, teacher) = (cpu_time(None), teacher_time());
+    wait(until, &mut stop).await;
+    let since = |then: Option<Duration>, now: Option<Duration>| Some(now?.saturating_sub(then?));
+    let (own, teacher) = (since(own, cpu_time(None)), since(teacher, teacher_time()));
+    let took = Instant::now().min(until).saturating_duration_since(from);
     let mut all = Answers::default();
     while let Some(answers) = running.join_next().await {
         // A task that panicked has nothing to add; none does.
@@ -178,8 +181,17 @@ pub(crate) async fn run(
             all.add(answers);
         }
     }
-    let took = until.duration_since(from);
+    // Told to stop before it began, there is nothing; no more than a moment of it.
+    let took = took.max(Duration::from_millis(1));
     Ok(Figures::new(all, arguments.rate, arguments.rows, took, (own, teacher)))
+}
+
+/// Waits for a time, or until told to stop.
+async fn wait(time: Instant, stop: &mut watch::Receiver<bool>) {
+    tokio::select! {
+        () = tokio::time::sleep_until(time) => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
 }
 
 /// CPU time of a process so far, or of this one: user and system, as `/proc` has it.

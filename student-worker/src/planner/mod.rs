@@ -15,10 +15,13 @@ use std::{
 
 use clap::Args;
 use needs::{Measured, Needs};
+use stillhouse_proto::v1::encoding::Kind;
+use tempfile::TempDir;
 use tokio::sync::watch;
 
 use crate::{
     cli::Failure,
+    data::Augment,
     label_client::encoding_of,
     progress::{Event, Observer},
     recipe::{
@@ -96,7 +99,7 @@ pub(crate) async fn run(arguments: &PlanArguments) -> Result<Needs, Failure> {
     let is_text = text::recipe::is_text(&table);
     // Where the run itself would write is not touched.
     let scratch = scratch()?;
-    let output = toml::Value::String(scratch.path.join("run").display().to_string());
+    let output = toml::Value::String(scratch.path().join("run").display().to_string());
     let section = table.entry("output").or_insert_with(|| toml::Value::Table(toml::Table::new()));
     if let toml::Value::Table(section) = section {
         section.insert("dir".to_owned(), output);
@@ -106,7 +109,7 @@ pub(crate) async fn run(arguments: &PlanArguments) -> Result<Needs, Failure> {
     let (stop, stopping) = watch::channel(false);
     let observer = Box::new(Watch { seen: Arc::clone(&seen), enough, stop });
 
-    let (section, asks, rate, per_step, kept) = if is_text {
+    let (section, asks, rate, per_step, comes_again) = if is_text {
         let full = text::recipe::from_table(table, folder)?;
         let section = taught(full.teacher.clone())?;
         let micro = full.train.micro_batch_tokens();
@@ -124,8 +127,8 @@ pub(crate) async fn run(arguments: &PlanArguments) -> Result<Needs, Failure> {
         alone.train.eval_every_steps = u64::MAX >> 16;
         alone.train.checkpoint_every_steps = 0;
         let outcome = Box::pin(text::run(alone, Existing::Refuse, observer, stopping)).await?;
-        let per_step = full.train.batch_tokens;
-        (section, asks, outcome.tokens_per_second, per_step, full.teacher)
+        let again = full.on_policy.is_none() && !drawn(&asks);
+        (section, asks, outcome.tokens_per_second, full.train.batch_tokens, again)
     } else {
         let full = recipe::from_table(table, folder)?;
         let section = taught(full.teacher.clone())?;
@@ -143,13 +146,14 @@ pub(crate) async fn run(arguments: &PlanArguments) -> Result<Needs, Failure> {
         alone.train.eval_every = 1_000_000;
         alone.train.checkpoint_every_steps = 0;
         let outcome = train::run(alone, Existing::Refuse, observer, stopping).await?;
-        (section, asks, outcome.examples_per_second, batch, full.teacher)
+        let augmented = full.data.augment != Augment::default();
+        let again = full.train.epochs > 1 && !augmented && !drawn(&asks);
+        (section, asks, outcome.examples_per_second, batch, again)
     };
     let watched = *seen.lock().unwrap_or_else(PoisonError::into_inner);
     drop(scratch);
 
     let teacher = teacher::measure(&section, &asks, enough).await?;
-    let kept_bytes = kept.map_or(0, |section| section.kept_bytes);
     Ok(Needs::of(&Measured {
         students: arguments.students,
         is_text,
@@ -158,7 +162,8 @@ pub(crate) async fn run(arguments: &PlanArguments) -> Result<Needs, Failure> {
         epoch_rows: watched.rows,
         labels_per_row: asks.tokens.max(1),
         prefetch: section.prefetch,
-        kept_bytes,
+        kept_bytes: section.kept_bytes,
+        comes_again,
         teacher,
     }))
 }
@@ -176,20 +181,13 @@ fn taught(section: Option<TeacherSection>) -> Result<TeacherSection, RecipeError
     }
 }
 
-/// A folder that goes when it is dropped.
-struct Scratch {
-    path: PathBuf,
+/// Whether labels are drawn, others in every epoch.
+fn drawn(asks: &teacher::Asks) -> bool {
+    matches!(asks.kind, Kind::Sampled(_))
 }
 
-fn scratch() -> Result<Scratch, train::Error> {
-    let path = std::env::temp_dir().join(format!("stillhouse-plan-{}", std::process::id()));
-    std::fs::create_dir_all(&path).map_err(|source| RunError::io(&path, source))?;
-    Ok(Scratch { path })
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What cannot be removed is in the folder for such things.
-        drop(std::fs::remove_dir_all(&self.path));
-    }
+/// A folder of this process alone that goes when it is dropped.
+fn scratch() -> Result<TempDir, train::Error> {
+    let made = tempfile::Builder::new().prefix("stillhouse-plan-").tempdir();
+    Ok(made.map_err(|source| RunError::io(&std::env::temp_dir(), source))?)
 }

@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::teacher::Teacher;
 
-/// Most batches that a recipe may ask for ahead, and are of use.
+/// Most batches that are of use ahead.
 const MOST_PREFETCH: usize = 64;
 /// Beside its labels, what a row costs that the student keeps.
-const KEPT_OVERHEAD: f64 = 96.0;
+const KEPT_OVERHEAD: f64 = 128.0;
 
 /// What was measured, and what the recipe says.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,8 @@ pub(super) struct Measured {
     pub(super) labels_per_row: usize,
     pub(super) prefetch: usize,
     pub(super) kept_bytes: u64,
+    /// Whether the same rows, with the same labels, come in every epoch.
+    pub(super) comes_again: bool,
     pub(super) teacher: Teacher,
 }
 
@@ -58,8 +60,8 @@ pub(crate) struct Needs {
     /// Rows, or sequences, of an epoch, and the teacher's time for them.
     epoch_rows: usize,
     epoch_teacher_seconds: f64,
-    /// What every later epoch saves of that, for each student: all of it, where the labels are kept or
-    /// cached.
+    /// What every later epoch saves of that, for each student: all of it, where rows and labels are the
+    /// same in every epoch and the labels are kept or cached.
     saved_seconds_per_epoch: f64,
     /// For the student to keep all labels of an epoch (teacher.kept_bytes).
     kept_bytes_needed: f64,
@@ -70,7 +72,7 @@ impl Needs {
     pub(super) fn of(measured: &Measured) -> Self {
         let Measured { students, is_text, student_per_second, per_step, epoch_rows, .. } =
             *measured;
-        let teacher = measured.teacher;
+        let (teacher, comes_again) = (measured.teacher, measured.comes_again);
         let student = student_per_second.max(1e-9);
         let step = per_step as f64 / student;
         let own = student * f64::from(students) / teacher.per_second.max(1e-9);
@@ -101,8 +103,11 @@ impl Needs {
             input_bytes_per_second: teacher.input_bytes_per_label * all,
             epoch_rows,
             epoch_teacher_seconds,
-            saved_seconds_per_epoch: epoch_teacher_seconds,
-            kept_bytes_needed: labels * teacher.bytes_per_label + epoch_rows as f64 * KEPT_OVERHEAD,
+            saved_seconds_per_epoch: if comes_again { epoch_teacher_seconds } else { 0.0 },
+            kept_bytes_needed: match comes_again {
+                true => labels * teacher.kept_bytes_per_label + epoch_rows as f64 * KEPT_OVERHEAD,
+                false => 0.0,
+            },
             kept_bytes: measured.kept_bytes,
         }
     }
@@ -151,6 +156,12 @@ impl fmt::Display for Needs {
             amount(self.label_bytes_per_second),
             amount(self.input_bytes_per_second)
         )?;
+        if self.saved_seconds_per_epoch == 0.0 {
+            return write!(
+                out,
+                "later epochs save nothing: rows or draws are new in each, or there is one"
+            );
+        }
         let fits = self.kept_bytes as f64 >= self.kept_bytes_needed;
         write!(
             out,
@@ -190,11 +201,13 @@ mod tests {
             labels_per_row: 1,
             prefetch: 4,
             kept_bytes: 1 << 20,
+            comes_again: true,
             teacher: Teacher {
                 per_second: 4_000.0,
                 latency: 0.025,
                 bytes_per_label: 44.0,
                 input_bytes_per_label: 784.0,
+                kept_bytes_per_label: 40.0,
             },
         }
     }
@@ -209,7 +222,7 @@ mod tests {
         assert_eq!(needs.prefetch, 4);
         assert!((needs.label_bytes_per_second - 1.76e6).abs() < 1.0);
         assert!((needs.saved_seconds_per_epoch - 15.0).abs() < 1e-9);
-        assert!((needs.kept_bytes_needed - 8.4e6).abs() < 1.0);
+        assert!((needs.kept_bytes_needed - 10.08e6).abs() < 1.0);
         let text = needs.to_string();
         for part in ["10 for 4 students", "3 if all train on", "1.76 MB/s", "the rest comes from"] {
             assert!(text.contains(part), "{part} is not in\n{text}");
@@ -223,5 +236,7 @@ mod tests {
         let needs = Needs::of(&fast);
         assert_eq!((needs.teachers_own_rows, needs.teachers_same_rows), (1, 1));
         assert!(needs.stall_with_one_own_rows.abs() < 1e-9);
+        let drawn = Needs::of(&Measured { comes_again: false, ..fast });
+        assert!(drawn.saved_seconds_per_epoch == 0.0 && drawn.to_string().contains("save nothing"));
     }
 }

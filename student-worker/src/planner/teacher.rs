@@ -38,6 +38,8 @@ pub(super) struct Teacher {
     pub(super) bytes_per_label: f64,
     /// Of a request's input, on the wire, for each label.
     pub(super) input_bytes_per_label: f64,
+    /// Of a label, as a student keeps it.
+    pub(super) kept_bytes_per_label: f64,
 }
 
 /// Measures the first of a recipe's teachers, or the one that is embedded.
@@ -65,11 +67,20 @@ pub(super) async fn measure(
         rate: 1.0,
         rows_seed: crate::random::entropy(),
         seed: 0,
+        number: 0,
     };
     let mut client = Client::connect(&endpoint, &Credentials::of(section), client).await?;
     client.closed(BUSY, WARM_UP).await?;
     let alone = client.closed(1, enough / 4).await?;
     let busy = client.closed(BUSY, enough).await?;
+    let load::Shape { classes, hidden_size, .. } = client.shape;
+    let kept = match &asks.kind {
+        Kind::Dense(_) => f64::from(classes),
+        Kind::TopK(top_k) => 2.0 * f64::from(top_k.k) + 1.0,
+        Kind::Ids(ids) => f64::from(ids.ids_per_row) + 1.0,
+        Kind::Sampled(_) => 0.0,
+        Kind::Hidden(_) => f64::from(hidden_size),
+    };
     if let Some(server) = server {
         drop(client);
         server.shutdown().await?;
@@ -79,6 +90,7 @@ pub(super) async fn measure(
         per_second: busy.answers as f64 * labels / busy.took.as_secs_f64(),
         latency: alone.took.as_secs_f64() / alone.answers.max(1) as f64,
         bytes_per_label: busy.bytes as f64 / (busy.answers.max(1) as f64 * labels),
+        kept_bytes_per_label: 4.0 * kept,
         input_bytes_per_label: busy.input_bytes as f64 / (busy.answers.max(1) as f64 * labels),
     })
 }

@@ -1,10 +1,11 @@
 //! What a recipe's values must be, beyond their types. Checked before anything is opened.
 
-use std::{fmt::Display, net::IpAddr};
+use std::fmt::Display;
 
 use stillhouse_nn::{Divergence, LossConfig};
 use stillhouse_proto::limits::MAX_MEMBERS;
-use tonic::transport::Uri;
+
+use crate::label_client::is_here;
 
 use super::{
     Change, LossSchedule, Recipe, Step, data,
@@ -187,14 +188,6 @@ fn credentials(teacher: &TeacherSection) -> Result<(), Invalid> {
         check(false, "teacher.endpoints", format!("{endpoint:?}"), expected)?;
     }
     Ok(())
-}
-
-/// Whether an address is this machine's own.
-fn is_here(endpoint: &str) -> bool {
-    let uri = endpoint.parse::<Uri>().ok();
-    let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 pub(crate) fn teacher(

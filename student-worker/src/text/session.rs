@@ -82,6 +82,7 @@ impl TextSession {
             unit: "tokens",
             teacher: self.labels.is_some(),
         });
+        metrics::begin(start, total);
         let mut validation = None;
         for step in start..total {
             if *self.stop.borrow() || !self.step(step)? {

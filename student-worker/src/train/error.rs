@@ -124,6 +124,7 @@ impl Error {
             | Self::Labels(
                 ClientError::Address { .. }
                 | ClientError::Credentials { .. }
+                | ClientError::Plaintext { .. }
                 | ClientError::Unsuitable { .. },
             )
             | Self::Teacher(StartError::Settings(_) | StartError::Model { .. })

@@ -67,6 +67,7 @@ impl Session {
             unit: "examples",
             teacher: self.labels.is_some(),
         });
+        metrics::begin(start, total);
         let mut test = None;
         for step in start..total {
             if *self.stop.borrow() || !self.step(step)? {

@@ -123,7 +123,7 @@ async fn rows_that_come_again_are_not_asked_for_again() {
     let asked = || fake.rows.lock().unwrap().drain().map(|(_, times)| times).sum::<usize>();
     run(bench.recipe("asked", &endpoints(&[address], "")), Existing::Refuse).await.unwrap();
     assert_eq!(asked(), 4 * 120);
-    let row = 4 * CLASSES as usize + 96;
+    let row = 4 * CLASSES as usize + 128;
     // Nothing is asked for ahead: a row of the next epoch might be before its labels are there.
     let ahead = "prefetch = 0";
     for (name, room, expected) in [("half", 60 * row, 120 + 3 * 60), ("all", 1 << 20, 120)] {

@@ -5,14 +5,14 @@ use std::{
     sync::Arc,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use stillhouse_runtime::config::{self, ConfigError};
 
 use super::token::{self, TokenHash};
 use crate::{encode::Encoding, error::ServeError, listener::Certificate};
 
 /// Bytes of the longest name.
-const MAX_NAME_BYTES: usize = 256;
+const MAX_NAME_BYTES: usize = 128;
 
 /// The file, as it is written.
 #[derive(Debug, Deserialize)]
@@ -27,7 +27,7 @@ struct Written {
 #[serde(deny_unknown_fields)]
 struct WrittenClient {
     /// SHA-256 of its tokens.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "hashes")]
     tokens: Vec<String>,
     /// Names in its certificates, or `sha256:` and the digest of one.
     #[serde(default)]
@@ -38,6 +38,16 @@ struct WrittenClient {
     encodings: Option<BTreeSet<EncodingName>>,
     /// Classes of a row that a sparse label may tell it of; absent: all.
     max_classes: Option<u32>,
+}
+
+/// Reads a list of texts. Serde's own words would repeat what is none, which may be a secret.
+fn hashes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let refused =
+        || D::Error::custom("must be a list of hashes, as `teacher-server new-token` prints them");
+    let value = toml::Value::deserialize(from).map_err(|_| refused())?;
+    let list = value.as_array().ok_or_else(refused)?;
+    let text = |item: &toml::Value| item.as_str().map(str::to_owned).ok_or_else(refused);
+    list.iter().map(text).collect()
 }
 
 /// An encoding in the list.
@@ -142,6 +152,15 @@ impl List {
                 let reason = "has neither tokens nor certificates: nobody could be it".to_owned();
                 return Err(fault(format!("clients.{name}"), reason));
             }
+            let sparse = |own: &BTreeSet<EncodingName>| {
+                !own.contains(&EncodingName::Dense)
+                    && own.iter().any(|name| *name != EncodingName::Hidden)
+            };
+            if client.encodings.as_ref().is_some_and(sparse) && client.max_classes.is_none() {
+                let reason = "is missing: encodings leaves out dense, and a sparse label of all classes \
+                              would be one";
+                return Err(fault(key("max_classes"), reason.to_owned()));
+            }
             if client.max_classes == Some(0) {
                 return Err(fault(key("max_classes"), "is 0; must be 1 or more".to_owned()));
             }
@@ -182,7 +201,19 @@ impl List {
                 max_classes: client.max_classes,
             }));
         }
+        if clients.is_empty() {
+            // Rather a file that is not there yet than the wish to let nobody in.
+            return Err(ConfigError::Value {
+                key: "clients".to_owned(),
+                reason: "is empty; must list one client or more".to_owned(),
+            });
+        }
         Ok(Self { clients })
+    }
+
+    /// Whether any client is known by a certificate.
+    pub(crate) fn knows_certificates(&self) -> bool {
+        self.clients.iter().any(|client| !client.certificates.is_empty())
     }
 
     /// Whose token it is.
@@ -303,13 +334,22 @@ mod tests {
             ("[clients.a]\nencodings = ['topk']", "clients.a.encodings"),
             ("[clients.a]\ncertificates = ['x']\nmax_classes = 0", "max_classes: is 0; must be 1"),
             ("[clients.'']\ncertificates = ['x']", "clients: is 0 bytes long"),
+            ("", "clients: is empty"),
+            ("[clients.a]\ntokens = 'aaaaaaaa'", "clients.a.tokens: must be a list of hashes"),
+            (
+                "[clients.a]\ntokens = [{ aaaaaaaa = 1 }]",
+                "clients.a.tokens: must be a list of hashes",
+            ),
+            (
+                "[clients.a]\ncertificates = ['x']\nencodings = ['top_k']",
+                "clients.a.max_classes: is missing: encodings leaves out dense",
+            ),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text:?} gave {error:?}");
             assert!(!error.contains("aaaa"), "{error}");
         }
         assert!(List::parse("f", b"\xff").unwrap_err().to_string().contains("not UTF-8"));
-        assert_eq!(parse("").unwrap().len(), 0);
     }
 
     #[test]

@@ -220,6 +220,7 @@ mod tests {
         // Off the list, it is nobody from then on.
         std::fs::write(&file, "[clients.b]\ncertificates = ['b.students']\n").unwrap();
         list.look();
+        list.look();
         assert_eq!(who(&access, &caller(&[&bearer], None)), Err(true));
         assert_eq!(who(&access, &caller(&[], Some("b.students"))), ok("b"));
     }

@@ -30,6 +30,10 @@ impl Guarded {
         if list.is_some() && tls.is_none() && !settings.listen.ip().is_loopback() {
             warn!("clients are known by tokens, which travel unencrypted without [tls]");
         }
+        let knows = list.as_ref().is_some_and(|list| list.current().knows_certificates());
+        if knows && settings.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none()) {
+            warn!("clients are known by certificates, which nobody shows without tls.client_ca");
+        }
         let health = match settings.health_listen {
             Some(address) => {
                 let listener = listen("health_listen", address).await?;
@@ -40,6 +44,9 @@ impl Guarded {
             }
             None => None,
         };
+        for file in ["tls", "access"] {
+            metrics::gauge!(names::RELOAD_OK, "file" => file).set(1.0);
+        }
         Ok(Self { tls: tls.map(Arc::new), list: list.map(Arc::new), health })
     }
 
@@ -57,6 +64,8 @@ impl Guarded {
 }
 
 fn reloaded(file: &'static str, read: Result<(), ConfigError>) {
+    let usable = if read.is_ok() { 1.0 } else { 0.0 };
+    metrics::gauge!(names::RELOAD_OK, "file" => file).set(usable);
     let result = match read {
         Ok(()) => {
             info!(file, "read again");

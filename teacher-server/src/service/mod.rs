@@ -164,7 +164,11 @@ impl Core {
     /// Waits for the device, no longer than the client does, then encodes.
     async fn finish(&self, mut submitted: Submitted) -> Answered {
         let counted = submitted.counted.take();
+        let client = Arc::clone(&submitted.client);
         let result = self.answer(submitted).await;
+        if matches!(result, Err(ServeError::Exhausted { .. })) {
+            self.status.refused(&client);
+        }
         if let Some(counted) = counted {
             counted.end(&result);
         }

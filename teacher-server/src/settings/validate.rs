@@ -83,8 +83,12 @@ impl Settings {
             let range = format_args!("0, or {} to 3600000", least.max(0.1));
             return Err(out_of_range("batching.target_latency_ms", target, range));
         }
-        let page = |peer: &&String| !(peer.starts_with("http://") || peer.starts_with("https://"));
-        if let Some(peer) = self.status_peers.iter().find(page) {
+        let is_page = |peer: &str| {
+            let uri = peer.parse::<http::Uri>().ok();
+            let known = |uri: &http::Uri| matches!(uri.scheme_str(), Some("http" | "https"));
+            uri.is_some_and(|uri| known(&uri) && uri.host().is_some_and(|host| !host.is_empty()))
+        };
+        if let Some(peer) = self.status_peers.iter().find(|peer| !is_page(peer)) {
             let found = format_args!("{peer:?}");
             return Err(out_of_range("status_peers", found, "addresses such as http://HOST:PORT"));
         }
@@ -201,6 +205,7 @@ mod tests {
                 "batching.target_latency_ms: is 3; must be 0, or 4 to 3600000",
             ),
             ("model='m'\n[clients.a]\npriority = 'top'", "clients.a.priority: unknown variant"),
+            ("model='m'\nstatus_peers = ['http://']", "status_peers: is \"http://\"; must be addr"),
             ("model='m'\nreload_seconds = 0", "reload_seconds: is 0; must be 0.05 to 3600"),
             ("model='m'\n[tls]\ncert = 'a'", "tls: missing field `key`"),
             ("model='m'\n[limits]\nmax_connections = 0", "is 0; must be 1 to 1048576"),

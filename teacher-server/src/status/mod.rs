@@ -208,12 +208,13 @@ struct ClientSeen {
 pub(crate) fn json(core: &Core, peers: &[String]) -> String {
     let now = clock::now();
     let (cost, waiting) = core.scheduler.waiting();
+    let waiting: HashMap<Arc<str>, u64> = waiting.into_iter().collect();
     let mut seen = core.status.lock();
     let rows = seen.rows.rate(now);
     let cached = seen.cached.rate(now);
     let mut clients: Vec<ClientSeen> = Vec::new();
     for (name, own) in &mut seen.clients {
-        let queued = waiting.iter().find(|(client, _)| client == name).map_or(0, |(_, cost)| *cost);
+        let queued = waiting.get(name).copied().unwrap_or(0);
         let rate = own.rows.rate(now);
         clients.push(ClientSeen {
             name: name.to_string(),
@@ -228,7 +229,10 @@ pub(crate) fn json(core: &Core, peers: &[String]) -> String {
     }
     clients.sort_by(|a, b| b.share.total_cmp(&a.share).then_with(|| a.name.cmp(&b.name)));
     clients.truncate(100);
+    let (busy, runs) = (seen.busy.rate(now), seen.runs.list(now));
     let batches: Vec<BatchSeen> = seen.batches.iter().cloned().collect();
+    // Batches and answers must not wait for what follows.
+    drop(seen);
     let fill: f64 = batches.iter().map(|batch| batch.fill).sum();
     let fingerprint = core.fingerprint(core.contract.default_rule);
     let (memory_bytes, entries) = core.cache.size();
@@ -236,12 +240,12 @@ pub(crate) fn json(core: &Core, peers: &[String]) -> String {
         name: core.name.clone(),
         fingerprint: fingerprint.iter().map(|byte| format!("{byte:02x}")).collect(),
         version: env!("CARGO_PKG_VERSION"),
-        serving: !*core.draining.borrow(),
+        serving: !*core.draining.borrow() && !core.scheduler.is_lost(),
         uptime_seconds: now.saturating_duration_since(core.status.begun).as_secs_f64(),
         unit: if core.contract.takes_tokens() { "tokens" } else { "rows" },
         queue: Queue { cost, clients: waiting.len(), held_bytes: core.ledger.held() },
         device: DeviceSeen {
-            busy_fraction: seen.busy.rate(now).min(1.0),
+            busy_fraction: busy.min(1.0),
             mean_fill: fill / batches.len().max(1) as f64,
         },
         rows_per_second: rows,
@@ -249,7 +253,7 @@ pub(crate) fn json(core: &Core, peers: &[String]) -> String {
         cache: CacheSeen { enabled: core.cache.keyer().is_some(), memory_bytes, entries },
         clients,
         batches,
-        runs: seen.runs.list(now),
+        runs,
         peers: peers.to_vec(),
     };
     // Numbers and names.

@@ -53,6 +53,8 @@ const DATA: usize = 48;
 const ROWS: usize = 6;
 /// Requests of a student: half a minute, with what happens to it.
 const REQUESTS: u64 = 400;
+/// What the client counts for a row that it keeps, beside its labels.
+const KEPT_OVERHEAD: usize = 128;
 /// Of the simulation's time, for a batch.
 const FORWARD: Duration = Duration::from_millis(30);
 /// Longest time of a seed.
@@ -80,6 +82,8 @@ pub(super) fn run(part: Option<&str>) -> Figures {
 struct Seen {
     labels: AtomicU64,
     faults: AtomicU64,
+    impostors: AtomicU64,
+    panics: AtomicU64,
     simulated_ms: AtomicU64,
     failures: Mutex<Vec<String>>,
 }
@@ -96,6 +100,12 @@ pub fn simulate(figures: &mut Figures, first: u64, seeds: u64) {
     let (model, other) = (load(1), load(2));
     let seen = Arc::new(Seen::default());
     let next = Arc::new(AtomicU64::new(first));
+    // Of tasks, too, which tokio keeps to itself.
+    let (panics, before) = (Arc::clone(&seen), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |info| {
+        panics.panics.fetch_add(1, Ordering::Relaxed);
+        before(info);
+    }));
     let threads: Vec<_> = (0..thread::available_parallelism().map_or(1, usize::from))
         .map(|_| {
             let (model, other) = (Arc::clone(&model), Arc::clone(&other));
@@ -124,6 +134,12 @@ pub fn simulate(figures: &mut Figures, first: u64, seeds: u64) {
     let failures = std::mem::take(&mut *seen.failures.lock().unwrap());
     figures.add("seeds", seeds);
     figures.add("faults", seen.faults.load(Ordering::Relaxed));
+    figures.add("came_back_as_another_model", seen.impostors.load(Ordering::Relaxed));
+    figures.add("panics", seen.panics.load(Ordering::Relaxed));
+    figures.require(seen.panics.load(Ordering::Relaxed) == 0, "something panicked");
+    figures.require(seen.faults.load(Ordering::Relaxed) > seeds, "there were no faults");
+    let impostors = seen.impostors.load(Ordering::Relaxed);
+    figures.require(impostors > 0 || seeds < 10, "no teacher came back as another model");
     figures.add("requests_labelled", seen.labels.load(Ordering::Relaxed));
     figures.add("requests_expected", seeds * STUDENTS as u64 * REQUESTS);
     figures.add("simulated_hours", seen.simulated_ms.load(Ordering::Relaxed) as f64 / 3.6e6);
@@ -191,6 +207,7 @@ fn one(
         }
     }
     seen.faults.fetch_add(faults.count, Ordering::Relaxed);
+    seen.impostors.fetch_add(faults.impostors, Ordering::Relaxed);
     seen.labels.fetch_add(done.load(Ordering::Relaxed), Ordering::Relaxed);
     seen.simulated_ms.fetch_add(sim.elapsed().as_millis() as u64, Ordering::Relaxed);
     match failures.borrow().first() {
@@ -212,6 +229,8 @@ fn student(number: usize) -> String {
 #[derive(Default)]
 struct Faults {
     count: u64,
+    /// Crashes after which a teacher came back as another model.
+    impostors: u64,
     next: Duration,
     down: [Option<Duration>; TEACHERS],
     links: [[Option<(Duration, bool)>; TEACHERS]; STUDENTS],
@@ -249,7 +268,11 @@ impl Faults {
         match dice.below(4) {
             0 | 1 if self.down[number].is_none() => {
                 // Sometimes it comes back as another model, and later as itself.
-                impostor.store(number == 0 && dice.below(3) == 0, Ordering::Relaxed);
+                if number == 0 {
+                    let another = dice.below(3) == 0;
+                    impostor.store(another, Ordering::Relaxed);
+                    self.impostors += u64::from(another);
+                }
                 sim.crash(teacher(number));
                 self.down[number] = Some(now + up_to(dice, 4000));
             }
@@ -368,7 +391,12 @@ async fn learn(
         max: Duration::from_secs(2),
         seed,
         on_loss: OnTeacherLoss::Wait,
-        kept_bytes: 0,
+        // Half of the seeds keep labels: of half of the rows.
+        kept_bytes: if seed.is_multiple_of(2) {
+            0
+        } else {
+            DATA / 2 * (4 * CLASSES + KEPT_OVERHEAD)
+        },
     };
     let dial = Dial::new(|address| async move {
         let host: IpAddr = address.host().unwrap_or_default().parse().map_err(io::Error::other)?;

@@ -70,14 +70,15 @@ pub(super) fn run(seconds: Option<f64>) -> Figures {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut clients = Vec::new();
     for number in 0..CLIENTS {
         let (stop, calls, address) = (Arc::clone(&stop), Arc::clone(&calls), teacher.address());
-        runtime.spawn(async move {
+        clients.push(runtime.spawn(async move {
             let mut dice = Dice::new(number);
             while !stop.load(Ordering::Relaxed) {
                 come_and_go(address, &mut dice, &calls).await;
             }
-        });
+        }));
     }
 
     let begun = Instant::now();
@@ -91,6 +92,7 @@ pub(super) fn run(seconds: Option<f64>) -> Figures {
             resident[of].push((now, resident_bytes(pid)));
         }
     }
+    let lost = clients.iter().filter(|client| client.is_finished()).count();
     stop.store(true, Ordering::Relaxed);
     progress("");
     let ended = training.try_wait().unwrap();
@@ -98,6 +100,7 @@ pub(super) fn run(seconds: Option<f64>) -> Figures {
     drop((training.kill(), training.wait()));
 
     let mut figures = Figures::default();
+    figures.require(lost == 0, format!("{lost} clients ended before their time"));
     figures.add("seconds", seconds);
     figures.add("calls", calls.load(Ordering::Relaxed));
     figures.add("student_steps", steps);
@@ -144,8 +147,9 @@ async fn come_and_go(address: std::net::SocketAddr, dice: &mut Dice, calls: &Ato
             // What is refused: another width, no rows.
             0 => drop(client.label(request(1, &[0.0; 3], 3)).await),
             1 => {
-                let mut head = client.fetch_head(FetchHeadRequest { dtype: 0 }).await.unwrap();
-                drop(head.get_mut().message().await);
+                if let Ok(mut head) = client.fetch_head(FetchHeadRequest { dtype: 0 }).await {
+                    drop(head.get_mut().message().await);
+                }
             }
             2 => {
                 // Leaves in the middle.
