@@ -83,10 +83,12 @@ impl LatencyTarget {
         let half = self.target / 2.0;
         let cost = match self.fit() {
             None => return most,
-            // How much of their time is the same for a batch of any size cannot be told: on time, twice
-            // as many are tried, and then it can.
-            Some(Fit::Alike(cost, took)) if took <= half => 2.0 * cost,
-            Some(Fit::Alike(cost, took)) => cost * half / took,
+            // How much of their time is the same for a batch of any size cannot be told. In proportion is
+            // safe, and one more tells.
+            Some(Fit::Alike(cost, took)) if self.factor == 1.0 => {
+                (cost * half / took).max(if took <= half { cost + 1.0 } else { 1.0 })
+            }
+            Some(Fit::Alike(cost, took)) => self.factor * cost * half / took,
             // No batch is small enough. Smaller ones than this would cost more than they gain.
             Some(Fit::Line(base, slope)) if base >= half => base / slope.max(1e-12),
             Some(Fit::Line(base, slope)) => self.factor * (half - base) / slope.max(1e-12),
@@ -152,7 +154,7 @@ mod tests {
 
     /// 8 ms whatever the cost: a batch of 1 says nothing of one of 1,024.
     #[test]
-    fn batches_that_are_all_alike_are_doubled_until_more_can_be_told() {
+    fn batches_that_are_all_alike_grow_until_more_can_be_told() {
         let mut target = LatencyTarget::new(ms(20.0)).unwrap();
         for _ in 0..50 {
             target.observe(1, ms(8.0));
