@@ -64,7 +64,7 @@ names! {
     DENIED = "denied_total",
     ACCESS_CLIENTS = "access_clients",
     RELOADS = "reloads_total",
-    RELOAD_OK = "reload_ok",
+    FILE_UNUSABLE = "file_unusable",
 }
 
 /// The outcomes of a request, as the label `outcome` of `requests_total`.
@@ -345,11 +345,11 @@ pub const CATALOGUE: &[Metric] = &[
         series: RELOADED,
     },
     Metric {
-        name: RELOAD_OK,
+        name: FILE_UNUSABLE,
         kind: Kind::Gauge,
         unit: Unit::Count,
-        help: "1 while the certificates, or the list of clients, are in use as their files are now; 0 \
-               after a change that cannot be used.",
+        help: "1 while the certificates, or the list of clients, have changed to what cannot be used, and \
+               the ones before are in use.",
         series: WATCHED,
     },
 ];

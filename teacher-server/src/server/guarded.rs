@@ -44,9 +44,6 @@ impl Guarded {
             }
             None => None,
         };
-        for file in ["tls", "access"] {
-            metrics::gauge!(names::RELOAD_OK, "file" => file).set(1.0);
-        }
         Ok(Self { tls: tls.map(Arc::new), list: list.map(Arc::new), health })
     }
 
@@ -64,8 +61,8 @@ impl Guarded {
 }
 
 fn reloaded(file: &'static str, read: Result<(), ConfigError>) {
-    let usable = if read.is_ok() { 1.0 } else { 0.0 };
-    metrics::gauge!(names::RELOAD_OK, "file" => file).set(usable);
+    let unusable = if read.is_ok() { 0.0 } else { 1.0 };
+    metrics::gauge!(names::FILE_UNUSABLE, "file" => file).set(unusable);
     let result = match read {
         Ok(()) => {
             info!(file, "read again");
