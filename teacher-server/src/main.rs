@@ -25,6 +25,9 @@ use tracing::info;
 /// Long enough to serve the next batch from the pages of the last.
 const FREED_PAGES_KEPT: Duration = Duration::from_secs(1);
 
+/// Threads for blocking work, at least: as many as may wait for the disk, and some.
+const LEAST_BLOCKING_THREADS: usize = 16;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -204,7 +207,14 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return exit::usage(&error),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    // Under load tokio starts another thread for blocking work whenever none is idle at that moment, up to
+    // 512, and each keeps memory of its own. Lookups on the disk are few at a time, and encoding is work for
+    // the cores that there are.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads((2 * cores).max(LEAST_BLOCKING_THREADS))
+        .build();
     let result = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(run(&arguments));
