@@ -12,7 +12,7 @@ use std::{
 use prost::Message as _;
 use stillhouse_nn::Philox;
 use stillhouse_proto::v1::{
-    DType, DescribeRequest, Encoding, LabelRequest, LabelStreamResponse, Sequences, Tensor,
+    DType, DescribeRequest, Encoding, LabelRequest, LabelStreamResponse, Sequences, Task, Tensor,
     encoding::Kind, input_signature, label_request::Inputs,
     label_stream_response::Result as Answer, teacher_service_client::TeacherServiceClient,
 };
@@ -65,6 +65,8 @@ pub(crate) struct Shape {
     pub(crate) hidden_size: u32,
     /// Requests on one stream.
     pub(crate) in_flight: u32,
+    /// Labels of a row: of a language model, one for each token of a sequence.
+    pub(crate) labels_per_row: u32,
 }
 
 /// A connected client.
@@ -92,7 +94,9 @@ impl Client {
         let described = client.describe(request).await;
         let described = described.map_err(|status| refused(teacher, "Describe", &status))?;
         let described = described.into_inner();
+        let every_token = described.task() == Task::LanguageModel;
         let shape = Shape {
+            labels_per_row: if every_token { asks.tokens.max(1) } else { 1 },
             classes: described.classes,
             hidden_size: described.hidden_size,
             in_flight: described.limits.unwrap_or_default().max_stream_in_flight.max(1),

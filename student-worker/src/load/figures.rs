@@ -112,7 +112,7 @@ pub(crate) struct Figures {
     /// The longest that this process was late with a request: far above a millisecond, it is itself what
     /// is too slow.
     client_lag_ms: f64,
-    /// Labels of rows that came, a second.
+    /// Labels that came, a second; of a language model, one for each token.
     labels_per_second: f64,
     /// From when a request was due to its answer, in milliseconds. What was never answered counts with
     /// the time until it was given up.
@@ -156,12 +156,12 @@ impl Figures {
     pub(super) fn new(
         all: Answers,
         rate: f64,
-        rows: u32,
+        (rows, labels_per_row): (u32, u32),
         took: Duration,
         (own, teacher): (Option<Duration>, Option<Duration>),
     ) -> Self {
         let labelled: u64 = all.labelled.iter().sum();
-        let labels = (labelled * u64::from(rows)) as f64;
+        let answered = (labelled * u64::from(rows)) as f64;
         // What was done in that time, and not what was due in it.
         let done = (all.arrived * u64::from(rows)) as f64;
         let each = |sum: u64| sum as f64 / 1e3 / labelled.max(1) as f64;
@@ -170,7 +170,7 @@ impl Figures {
             rate,
             due_per_second: all.due as f64 / took.as_secs_f64(),
             client_lag_ms: all.lag.as_secs_f64() * 1e3,
-            labels_per_second: done / took.as_secs_f64(),
+            labels_per_second: done * f64::from(labels_per_row) / took.as_secs_f64(),
             latency_ms: Latencies::of(all.latencies),
             requests: all.due,
             labelled,
@@ -178,13 +178,13 @@ impl Figures {
             failed: all.failed,
             unanswered: all.missing,
             unsent: all.unsent,
-            bytes_per_row: all.bytes as f64 / labels.max(1.0),
+            bytes_per_row: all.bytes as f64 / answered.max(1.0),
             client_cpu_us_per_row: own.and_then(per_row),
             teacher_cpu_us_per_row: teacher.and_then(per_row),
             queue_ms: each(all.server[0]),
             compute_ms: each(all.server[1]),
             encode_ms: each(all.server[2]),
-            cached_fraction: (all.cached as f64 / labels.max(1.0)).min(1.0),
+            cached_fraction: all.cached as f64 / (answered * f64::from(labels_per_row)).max(1.0),
             fairness: fairness(&all.labelled),
             ended: all.ended,
         }

@@ -160,6 +160,7 @@ pub(crate) async fn run(
         clients.push(Client::connect(teacher, &credentials, asks).await?);
     }
 
+    let labels = clients.first().map_or(1, |client| client.shape.labels_per_row);
     let begin = Instant::now() + Duration::from_millis(100);
     let from = begin + Duration::from_secs_f64(arguments.warmup);
     let until = from + Duration::from_secs_f64(arguments.seconds.max(0.1));
@@ -183,7 +184,7 @@ pub(crate) async fn run(
     }
     // Told to stop before it began, there is nothing; no more than a moment of it.
     let took = took.max(Duration::from_millis(1));
-    Ok(Figures::new(all, arguments.rate, arguments.rows, took, (own, teacher)))
+    Ok(Figures::new(all, arguments.rate, (arguments.rows, labels), took, (own, teacher)))
 }
 
 /// Waits for a time, or until told to stop.
