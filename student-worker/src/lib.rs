@@ -23,6 +23,7 @@ pub mod capture;
 pub mod cli;
 pub mod data;
 pub mod eval;
+mod flags;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod label_client;

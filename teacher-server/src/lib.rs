@@ -29,6 +29,7 @@ mod error;
 pub mod fuzzing;
 mod gathering;
 mod held;
+mod hex;
 mod listener;
 mod output;
 mod quota;

@@ -28,6 +28,7 @@ use crate::{
     cache::{DiskError, RowCache},
     device,
     ensemble::{self, Ensemble, Rule, Signature},
+    hex::hex,
     listener, metrics as names, model,
     output::Layout,
     service::Teacher,
@@ -159,8 +160,7 @@ impl Server {
 
     /// The teacher's fingerprint for requests that set no rule, as hexadecimal digits.
     pub fn fingerprint(&self) -> String {
-        let fingerprint = self.parts.core.fingerprint(self.settings.ensemble);
-        fingerprint.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.parts.core.fingerprint(self.settings.ensemble))
     }
 
     /// Serves until `stop` is ready, then drains: health turns NOT_SERVING, what was admitted is

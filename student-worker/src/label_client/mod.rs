@@ -66,6 +66,7 @@ pub use error::ClientError;
 pub(crate) use gate::Line;
 pub use gate::{PROBE_ROWS, Probe};
 pub use resolve::Names;
+pub(crate) use status::name as code_name;
 pub use target::{TargetError, soft_target};
 pub use teacher::Teacher;
 pub use tries::Patience;

@@ -56,7 +56,7 @@ pub(super) fn with_causes(mut words: String, error: &dyn Error) -> String {
 }
 
 /// gRPC's name of a code.
-pub(super) fn name(code: Code) -> String {
+pub(crate) fn name(code: Code) -> String {
     let camel = format!("{code:?}");
     let mut name = String::new();
     for (index, letter) in camel.char_indices() {

@@ -24,7 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::figures::{Answers, Outcome};
-use crate::label_client::{ClientError, Credentials, Line, connect_line, on_stream};
+use crate::label_client::{ClientError, Credentials, Line, code_name, connect_line, on_stream};
 
 /// Requests that may wait for the stream to take them; past it they count as not sent.
 const WAITING: usize = 1 << 14;
@@ -419,7 +419,7 @@ fn refused(endpoint: &str, request: &str, status: &Status) -> ClientError {
     ClientError::Refused {
         endpoint: endpoint.to_owned(),
         request: request.to_owned(),
-        code: format!("{:?}", status.code()),
+        code: code_name(status.code()),
         message: status.message().to_owned(),
     }
 }

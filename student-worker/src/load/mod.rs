@@ -19,6 +19,7 @@ use stillhouse_proto::v1::{
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use crate::{
+    flags::number,
     label_client::{ClientError, Credentials},
     recipe::teacher::{EncodingName, TeacherTls},
 };
@@ -30,7 +31,7 @@ pub(crate) struct LoadArguments {
     #[arg(required = true)]
     teacher: Vec<String>,
     /// Requests a second, of all clients together.
-    #[arg(long, default_value_t = 100.0, value_parser = rate)]
+    #[arg(long, default_value_t = 100.0, value_parser = number(0.01..=1e6))]
     rate: f64,
     /// Clients, each with a stream and a name of its own: load-0, load-1, ...
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -46,10 +47,10 @@ pub(crate) struct LoadArguments {
     #[arg(long, default_value_t = 0)]
     distinct: u64,
     /// Time that is measured, in seconds.
-    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 10.0, value_parser = number(0.0..=86_400.0))]
     seconds: f64,
     /// Time before that, in seconds.
-    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 2.0, value_parser = number(0.0..=86_400.0))]
     warmup: f64,
     /// What the labels travel as.
     #[arg(long, value_enum, default_value_t)]
@@ -87,18 +88,6 @@ pub(crate) struct LoadArguments {
     /// Print the figures as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-fn rate(text: &str) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|error| format!("{error}"))?;
-    let fits = (0.01..=1e6).contains(&value);
-    fits.then_some(value).ok_or_else(|| "must be 0.01 to 1000000".to_owned())
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|error| format!("{error}"))?;
-    let fits = (0.0..=86_400.0).contains(&value);
-    fits.then_some(value).ok_or_else(|| "must be 0 to 86400".to_owned())
 }
 
 impl LoadArguments {

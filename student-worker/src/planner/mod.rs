@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use crate::{
     cli::Failure,
     data::Augment,
+    flags::number,
     label_client::encoding_of,
     progress::{Event, Observer},
     recipe::{
@@ -43,17 +44,11 @@ pub(crate) struct PlanArguments {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     students: u32,
     /// How long each is measured, in seconds.
-    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 3.0, value_parser = number(0.5..=600.0))]
     seconds: f64,
     /// Print the figures as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|error| format!("{error}"))?;
-    let fits = (0.5..=600.0).contains(&value);
-    fits.then_some(value).ok_or_else(|| "must be 0.5 to 600".to_owned())
 }
 
 /// A student that is trained for a moment.

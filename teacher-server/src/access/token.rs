@@ -9,6 +9,8 @@ use sha2::{Digest as _, Sha256};
 use stillhouse_runtime::tls;
 use subtle::ConstantTimeEq as _;
 
+use crate::hex::hex;
+
 /// What every token starts with, so that scanners for secrets find one that is where it should not.
 const PREFIX: &str = "stillhouse_";
 /// What its hash is written with.
@@ -62,10 +64,6 @@ pub fn new_token() -> Option<(String, String)> {
     let token = format!("{PREFIX}{}", hex(&tls::random::<32>()?));
     let hash: [u8; 32] = Sha256::digest(&token).into();
     Some((token, format!("{HASH_PREFIX}{}", hex(&hash))))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ use super::{
     entry::{self, Unusable},
     store::{Store, distrust, id, is_damage},
 };
-use crate::{metrics as names, output::Output};
+use crate::{hex::hex, metrics as names, output::Output};
 
 /// Outputs that may wait for the writer; what comes beyond it is not written.
 const WAITING_BYTES: usize = 64 << 20;
@@ -116,8 +116,7 @@ impl Disk {
         fs::create_dir_all(folder).map_err(failed)?;
         let lock = FileLock::take(&folder.join("cache.lock")).map_err(failed)?;
         let lock = lock.ok_or_else(|| DiskError::Busy { folder: folder.to_owned() })?;
-        let teacher: String =
-            fingerprint.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let teacher: String = hex(&fingerprint[..fingerprint.len().min(8)]);
         let name = format!("rows-{}-{teacher}.sqlite", env!("CARGO_PKG_VERSION"));
         remove_others(folder, &name).map_err(failed)?;
         let file = folder.join(name);

@@ -19,7 +19,7 @@ use stillhouse_proto::v1::StudentReport;
 use stillhouse_runtime::clock;
 use window::Window;
 
-use crate::{metrics as names, service::Core};
+use crate::{hex::hex, metrics as names, service::Core};
 
 /// Batches that are shown.
 const BATCHES: usize = 60;
@@ -238,7 +238,7 @@ pub(crate) fn json(core: &Core, peers: &[String]) -> String {
     let (memory_bytes, entries) = core.cache.size();
     let snapshot = Snapshot {
         name: core.name.clone(),
-        fingerprint: fingerprint.iter().map(|byte| format!("{byte:02x}")).collect(),
+        fingerprint: hex(&fingerprint),
         version: env!("CARGO_PKG_VERSION"),
         serving: !*core.draining.borrow() && !core.scheduler.is_lost(),
         uptime_seconds: now.saturating_duration_since(core.status.begun).as_secs_f64(),
