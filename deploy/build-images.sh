@@ -15,7 +15,8 @@ fi
 
 # Naming the target keeps the flag away from build scripts, which need a dynamic libc.
 RUSTFLAGS="-C target-feature=+crt-static" \
-    cargo build --release --locked --target "$target" -p teacher-server -p student-worker
+    cargo build --release --locked --target "$target" -p teacher-server -p student-worker \
+        --features teacher-server/otlp,student-worker/otlp
 
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT

@@ -30,6 +30,7 @@ fn request(inputs: Inputs, kind: Kind) -> LabelRequest {
         encoding: Some(Encoding { kind: Some(kind) }),
         timeout_ms: 100,
         ensemble_rule: 1,
+        traceparent: String::new(),
     }
 }
 

@@ -9,10 +9,12 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use stillhouse_runtime::{
+    config::ConfigError,
     exit,
     metrics_server::MetricsServer,
     shutdown::Signals,
     telemetry::{self, LogFormat, Metrics, TelemetryError},
+    traces::{self, Traces},
 };
 use tokio::{sync::watch, task::spawn_blocking};
 
@@ -94,6 +96,27 @@ struct TrainArguments {
     /// Address that Prometheus scrapes, at /metrics [default: none].
     #[arg(long, value_name = "ADDR", env = "STILLHOUSE_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    traces: TracesArguments,
+}
+
+/// Where traces go.
+#[derive(Debug, Args)]
+struct TracesArguments {
+    /// OpenTelemetry collector that traces go to, over gRPC, such as http://collector:4317; of binaries
+    /// that were built with the feature `otlp` [default: none].
+    #[arg(long, value_name = "URL", env = "STILLHOUSE_TRACES_ENDPOINT")]
+    traces_endpoint: Option<String>,
+    /// The part of the requests that is traced, 0 to 1.
+    #[arg(long, value_name = "PART", env = "STILLHOUSE_TRACES_RATIO", default_value_t = 1.0)]
+    traces_ratio: f64,
+}
+
+impl TracesArguments {
+    fn start(self) -> Result<(), Failure> {
+        let traces = Traces { endpoint: self.traces_endpoint, ratio: self.traces_ratio };
+        Ok(traces::start(&traces, "student-worker")?)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -113,6 +136,8 @@ struct CaptureArguments {
     /// Print the result as one JSON object, and nothing else.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    traces: TracesArguments,
 }
 
 #[derive(Debug, Args)]
@@ -245,6 +270,9 @@ pub enum Failure {
         /// What is wrong with it.
         reason: String,
     },
+    /// Traces cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] ConfigError),
     /// Logging cannot be started.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
@@ -269,7 +297,9 @@ impl Failure {
     /// What the process ends with.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Recipe(_) | Self::Filter { .. } | Self::Telemetry(_) => exit::CONFIGURATION,
+            Self::Recipe(_) | Self::Filter { .. } | Self::Traces(_) | Self::Telemetry(_) => {
+                exit::CONFIGURATION
+            }
             Self::Run(error) => error.exit_code(),
             Self::MetricsPort(..) => exit::TEMPORARY,
             Self::Signals(_) | Self::Output(_) => exit::FAILED,
@@ -336,6 +366,7 @@ async fn train(arguments: TrainArguments, stop: watch::Receiver<bool>) -> Result
     if let Some(address) = arguments.metrics_listen {
         serve_metrics(address).await?;
     }
+    arguments.traces.start()?;
     let (table, folder) = recipe::read(&arguments.recipe, &arguments.set)?;
     let existing = if arguments.resume { Existing::Resume } else { Existing::Refuse };
     let observer = progress::observer(arguments.json);
@@ -396,6 +427,7 @@ fn stopped_words(name: &str, [steps, total]: [u64; 2], folder: &Path, checkpoint
 }
 
 async fn capture(arguments: CaptureArguments, stop: watch::Receiver<bool>) -> Result<u8, Failure> {
+    arguments.traces.start()?;
     let (table, folder) = recipe::read(&arguments.recipe, &arguments.set)?;
     if text::recipe::is_text(&table) {
         let words =

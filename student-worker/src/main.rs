@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use stillhouse_runtime::{exit, tuning};
+use stillhouse_runtime::{exit, traces, tuning};
 use student_worker::cli::{self, Arguments};
 use tokio::runtime::Builder;
 
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Err(error) => return exit::fail(NAME, &error, exit::FAILED),
     };
     let ended = runtime.block_on(cli::run(arguments));
+    traces::flush();
     // What was told to stop and is still at work, such as a test, has nothing to keep.
     runtime.shutdown_background();
     match ended {

@@ -11,6 +11,7 @@ use std::{
 
 use stillhouse_batcher::Batch;
 use stillhouse_nn::TokenBatch;
+use stillhouse_runtime::traces::{Context, Role, Span};
 use tokio::sync::watch;
 use tracing::{error, warn};
 
@@ -102,6 +103,8 @@ pub(crate) fn run(
         return;
     }
 
+    let asked = jobs.iter().map(|job| &job.gathering.trace);
+    let mut span = Span::begin("batch", Role::Internal, &Context::default(), asked);
     let start = Instant::now();
     let rows = places.iter().map(|place| place.labels).sum();
     let outputs = ensemble.infer(&match &input {
@@ -111,6 +114,9 @@ pub(crate) fn run(
         }
     });
     let compute = start.elapsed();
+    span.number("stillhouse.rows", rows as u64);
+    span.number("stillhouse.cost", batch_cost);
+    span.word("stillhouse.reason", reason);
     // In the queue's unit: what is shared takes no time of its own.
     scheduler.completed(batch_cost, compute);
     metrics::counter!(names::BATCHES, "reason" => reason).increment(1);
@@ -136,10 +142,12 @@ pub(crate) fn run(
         Ok(outputs) => split(&outputs, &places, cache.keeps_hidden()),
         Err(error) => {
             warn!(%error, rows, "a forward pass failed");
+            span.failed(&error);
             jobs.into_iter().for_each(|job| job.fail(error.clone()));
             return;
         }
     };
+    let batch = span.context();
     for own in places.chunk_by(|a, b| a.job == b.job) {
         let job = own[0].job;
         jobs[job].gathering.computed(own.iter().map(|place| place.unit), waits[job], compute);
@@ -149,10 +157,13 @@ pub(crate) fn run(
         let gathering = &jobs[place.job].gathering;
         match gathering.units[place.unit].key {
             Some(key) => shared.push((key, output)),
-            None => gathering.fill([(place.unit, output)], Source::Computed),
+            None => {
+                gathering.rides(&batch);
+                gathering.fill([(place.unit, output)], Source::Computed);
+            }
         }
     }
-    cache.complete(&shared);
+    cache.complete(&shared, &batch);
 }
 
 /// What a batch runs: each unit that is missing, and of those with the same key the first.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use stillhouse_batcher::Ticket;
+use stillhouse_runtime::traces::Context as Trace;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -63,6 +64,8 @@ pub(crate) struct Done {
     pub(crate) compute: Duration,
     /// Labels of units that no forward pass was run for.
     pub(crate) cached: usize,
+    /// The batches that its outputs came with.
+    pub(crate) batches: Vec<Trace>,
 }
 
 /// A request's units and what is known of them.
@@ -70,6 +73,8 @@ pub(crate) struct Done {
 pub(crate) struct Gathering {
     pub(crate) units: Vec<Unit>,
     pub(crate) needs_hidden: bool,
+    /// The request's span.
+    pub(crate) trace: Trace,
     state: Mutex<State>,
 }
 
@@ -82,6 +87,7 @@ struct State {
     own: Vec<bool>,
     queue: Duration,
     compute: Duration,
+    batches: Vec<Trace>,
     place: Place,
     /// Gone once the request is answered.
     reply: Option<oneshot::Sender<Result<Done, ServeError>>>,
@@ -99,6 +105,7 @@ impl Gathering {
     pub(crate) fn new(
         units: Vec<Unit>,
         needs_hidden: bool,
+        trace: Trace,
     ) -> (Arc<Self>, oneshot::Receiver<Result<Done, ServeError>>) {
         let (reply, answer) = oneshot::channel();
         let state = State {
@@ -107,10 +114,11 @@ impl Gathering {
             own: vec![false; units.len()],
             queue: Duration::ZERO,
             compute: Duration::ZERO,
+            batches: Vec::new(),
             place: Place::Before,
             reply: Some(reply),
         };
-        (Arc::new(Self { units, needs_hidden, state: Mutex::new(state) }), answer)
+        (Arc::new(Self { units, needs_hidden, trace, state: Mutex::new(state) }), answer)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -159,7 +167,8 @@ impl Gathering {
             metrics::counter!(names::CACHE_ROWS, "source" => source.name()).increment(count);
         }
         let (queue, compute) = (state.queue, state.compute);
-        answer(state, Ok(Done { outputs, queue, compute, cached }));
+        let batches = std::mem::take(&mut state.batches);
+        answer(state, Ok(Done { outputs, queue, compute, cached, batches }));
     }
 
     /// Ends the request without labels, unless it is over.
@@ -190,6 +199,17 @@ impl Gathering {
         let mut state = self.lock();
         (state.queue, state.compute) = (queue, compute);
         units.into_iter().for_each(|unit| state.own[unit] = true);
+    }
+
+    /// Notes a batch that outputs for it come with.
+    pub(crate) fn rides(&self, batch: &Trace) {
+        if batch.is_none() {
+            return;
+        }
+        let mut state = self.lock();
+        if state.batches.last() != Some(batch) {
+            state.batches.push(batch.clone());
+        }
     }
 
     fn place(&self) -> Place {
@@ -230,12 +250,12 @@ pub(crate) struct Canceller {
 impl Pending {
     /// Finds what is known of a request's units and queues for the rest.
     pub(crate) fn start(
-        (units, needs_hidden): (Vec<Unit>, bool),
+        (units, needs_hidden, trace): (Vec<Unit>, bool, Trace),
         cache: &Arc<RowCache>,
         scheduler: &Arc<Scheduler>,
         admission: Admission,
     ) -> Result<Self, ServeError> {
-        let (gathering, answer) = Gathering::new(units, needs_hidden);
+        let (gathering, answer) = Gathering::new(units, needs_hidden, trace);
         let pending = Self {
             gathering: Arc::clone(&gathering),
             answer,

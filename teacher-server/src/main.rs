@@ -16,7 +16,7 @@ use stillhouse_runtime::{
     metrics_server::{MetricsServer, Page},
     shutdown::Signals,
     telemetry::{self, Metrics},
-    tuning,
+    traces, tuning,
 };
 use teacher_server::{DiskError, Server, Settings, StartError, metrics};
 use toml::{Table, Value};
@@ -72,6 +72,10 @@ struct Arguments {
     /// Address of a plaintext listener for health probes alone [default: none].
     #[arg(long, value_name = "ADDR", env = "STILLHOUSE_HEALTH_LISTEN")]
     health_listen: Option<SocketAddr>,
+    /// OpenTelemetry collector that traces go to, over gRPC, such as http://collector:4317; of binaries
+    /// that were built with the feature `otlp` [default: none].
+    #[arg(long, value_name = "URL", env = "STILLHOUSE_TRACES_ENDPOINT")]
+    traces_endpoint: Option<String>,
     /// What computes the labels: cpu.
     #[arg(long, value_name = "DEVICE", env = "STILLHOUSE_DEVICE")]
     device: Option<String>,
@@ -131,16 +135,18 @@ impl Arguments {
         if let Some(model) = self.models() {
             table.insert("model".to_owned(), model);
         }
-        for (section, key, path) in [
-            ("cache", "disk_dir", &self.cache_dir),
-            ("tls", "cert", &self.tls_cert),
-            ("tls", "key", &self.tls_key),
-            ("tls", "client_ca", &self.tls_client_ca),
+        let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        for (section, key, value) in [
+            ("cache", "disk_dir", shown(&self.cache_dir)),
+            ("tls", "cert", shown(&self.tls_cert)),
+            ("tls", "key", shown(&self.tls_key)),
+            ("tls", "client_ca", shown(&self.tls_client_ca)),
+            ("traces", "endpoint", self.traces_endpoint.clone()),
         ] {
-            let Some(path) = path else { continue };
+            let Some(value) = value else { continue };
             let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
             if let Value::Table(section) = section {
-                section.insert(key.to_owned(), path.display().to_string().into());
+                section.insert(key.to_owned(), value.into());
             }
         }
         if let Some(format) = &self.log_format {
@@ -218,6 +224,7 @@ fn main() -> ExitCode {
     let result = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(run(&arguments));
+            traces::flush();
             // Work that the drain limit left behind does not hold the exit up.
             runtime.shutdown_background();
             result
@@ -255,6 +262,7 @@ async fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let settings = arguments.settings()?;
     telemetry::start_logs(&settings.log.level, settings.log.format)?;
+    traces::start(&settings.traces, "teacher-server")?;
     let mut signals = Signals::install().map_err(Failure::Signals)?;
     let metrics = Metrics::install(metrics::CATALOGUE)?;
     tokio::spawn(metrics.clone().upkeep());

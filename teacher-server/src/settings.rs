@@ -6,7 +6,7 @@ mod validate;
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use stillhouse_runtime::{telemetry::LogFormat, tls::ServerTls};
+use stillhouse_runtime::{telemetry::LogFormat, tls::ServerTls, traces::Traces};
 
 use crate::ensemble::Rule;
 
@@ -63,6 +63,8 @@ pub struct Settings {
     pub drain: Drain,
     /// What is logged.
     pub log: Log,
+    /// Where traces go.
+    pub traces: Traces,
 }
 
 /// What computes the labels.
@@ -257,6 +259,7 @@ impl Default for Settings {
             clients: BTreeMap::new(),
             drain: Drain::default(),
             log: Log::default(),
+            traces: Traces::default(),
         }
     }
 }

@@ -42,6 +42,7 @@ pub fn request(id: u64, values: &[f32], width: usize) -> LabelRequest {
         encoding: encoding(Kind::Dense(DenseEncoding::default())),
         timeout_ms: 0,
         ensemble_rule: 0,
+        traceparent: String::new(),
     }
 }
 

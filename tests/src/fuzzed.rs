@@ -130,6 +130,7 @@ mod seeds {
                     encoding: Some(Encoding { kind: Some(kind.clone()) }),
                     timeout_ms: 1000,
                     ensemble_rule: 1,
+                    traceparent: String::new(),
                 };
                 all.push(request.encode_to_vec());
             }

@@ -38,6 +38,9 @@ fn build(folder: &Path) {
     cargo.args(["build", "--quiet", "--locked", "-p", "teacher-server", "-p", "student-worker"]);
     // With what this package asks of their dependencies, too: otherwise they were built twice.
     cargo.args(["-p", "stillhouse-tests", "--bins"]);
+    if cfg!(feature = "otlp") {
+        cargo.args(["--features", "stillhouse-tests/otlp"]);
+    }
     if folder.ends_with("release") {
         cargo.arg("--release");
     }

@@ -9,6 +9,7 @@
 //! * [`shutdown`]: the signals that end a process.
 //! * [`exit`]: how a process ends, and what the exit codes mean.
 //! * [`tls`]: a server's certificate, and who its clients are by theirs.
+//! * [`traces`]: spans for an OpenTelemetry collector.
 //! * [`watched`]: files that are read again when they change.
 //! * [`tuning`]: what a `main` sets first, for speed.
 
@@ -20,5 +21,6 @@ pub mod metrics_server;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
+pub mod traces;
 pub mod tuning;
 pub mod watched;

@@ -10,7 +10,10 @@ use std::{
 };
 
 use stillhouse_nn::Philox;
-use stillhouse_runtime::clock;
+use stillhouse_runtime::{
+    clock,
+    traces::{Context as Trace, Role, Span},
+};
 
 use stillhouse_proto::{
     LabelBatch,

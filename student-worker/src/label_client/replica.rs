@@ -3,6 +3,7 @@
 use std::{collections::HashMap, time::Instant};
 
 use stillhouse_proto::checksum::RequestSum;
+use stillhouse_runtime::traces::Span;
 use tokio::task::AbortHandle;
 
 use super::connection::Link;
@@ -50,6 +51,8 @@ pub(super) struct InFlight {
     pub(super) sent: Instant,
     pub(super) units: usize,
     pub(super) sum: RequestSum,
+    /// Ends with it, answered or not.
+    pub(super) span: Span,
 }
 
 impl Live {

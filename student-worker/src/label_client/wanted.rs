@@ -205,6 +205,7 @@ impl Wanted {
             encoding: Some(Encoding { kind: Some(kind) }),
             timeout_ms: u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX),
             ensemble_rule: self.ensemble.into(),
+            traceparent: String::new(),
         }
     }
 }

@@ -194,6 +194,7 @@ impl Client {
             encoding: Some(Encoding { kind: Some(self.asks.kind.clone()) }),
             timeout_ms: u32::try_from(self.asks.timeout.as_millis()).unwrap_or(u32::MAX),
             ensemble_rule: 0,
+            traceparent: String::new(),
         }
     }
 

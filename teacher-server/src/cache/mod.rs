@@ -30,6 +30,7 @@ use std::{
 
 use disk::Disk;
 use memory::Memory;
+use stillhouse_runtime::traces::Context as Trace;
 use tokio::{sync::Semaphore, task};
 
 pub use disk::DiskError;
@@ -219,8 +220,8 @@ impl RowCache {
         self.gauge();
     }
 
-    /// Keeps what a forward pass has computed, and gives it to all who wait for it.
-    pub(crate) fn complete(&self, outputs: &[(Key, Output)]) {
+    /// Keeps what a batch has computed, and gives it to all who wait for it.
+    pub(crate) fn complete(&self, outputs: &[(Key, Output)], batch: &Trace) {
         // What is not finite is told, and computed again if it is asked for again.
         let finite = |output: &Output| output.iter().all(|value| value.is_finite());
         let kept: Vec<(Key, Output)> =
@@ -253,6 +254,7 @@ impl RowCache {
             {
                 own.push((unit, output));
             }
+            gathering.rides(batch);
             gathering.fill(own, Source::Shared);
         }
         if let Some(disk) = &self.disk {

@@ -33,7 +33,7 @@ struct Asked {
 impl Asked {
     fn new(cache: &RowCache, rows: Vec<u8>, needs_hidden: bool) -> Self {
         let units = rows.iter().map(|&row| Unit { key: Some(key(row)), labels: 1 }).collect();
-        let (gathering, answer) = Gathering::new(units, needs_hidden);
+        let (gathering, answer) = Gathering::new(units, needs_hidden, Trace::default());
         let missing = cache.register(&gathering);
         let queued = (!missing.is_empty()).then_some(missing);
         Self { rows, gathering, answer, queued }
@@ -55,7 +55,7 @@ fn launch(cache: &RowCache, asked: &mut [&mut Asked], runs: &mut [usize; 256]) {
             }
         }
     }
-    cache.complete(&outputs);
+    cache.complete(&outputs, &Trace::default());
 }
 
 proptest! {
@@ -129,7 +129,7 @@ fn what_is_not_finite_reaches_those_who_wait_and_nobody_else() {
     let mut first = Asked::new(&cache, vec![1], false);
     let mut second = Asked::new(&cache, vec![1, 1], false);
     let output: Output = vec![1.0, f32::NAN, 1.0].into();
-    cache.complete(&[(key(1), output)]);
+    cache.complete(&[(key(1), output)], &Trace::default());
     assert_eq!(first.answer.try_recv().unwrap().unwrap().cached, 1);
     assert_eq!(second.answer.try_recv().unwrap().unwrap().cached, 2);
     let mut third = Asked::new(&cache, vec![1], false);

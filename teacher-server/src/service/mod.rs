@@ -21,7 +21,10 @@ use stillhouse_proto::v1::{
     DescribeRequest, DescribeResponse, FetchHeadRequest, LabelRequest, LabelResponse,
     LabelStreamRequest, Timing, teacher_service_server::TeacherService,
 };
-use stillhouse_runtime::clock;
+use stillhouse_runtime::{
+    clock,
+    traces::{Context as Trace, Role, Span},
+};
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -87,6 +90,7 @@ struct Submitted {
     deadline: Option<Instant>,
     pending: Pending,
     client: Arc<str>,
+    span: Span,
     /// Taken when its end is counted.
     counted: Option<Counted>,
 }
@@ -107,7 +111,11 @@ impl Core {
         caller: &Caller,
         deadline: Option<Instant>,
     ) -> Result<Submitted, ServeError> {
-        self.admit(request, caller, deadline).inspect_err(count_failure)
+        let mut span = Span::begin("label", Role::Server, &Trace::of(&request.traceparent), []);
+        self.admit(request, caller, deadline, &mut span).inspect_err(|error| {
+            count_failure(error);
+            span.failed(error);
+        })
     }
 
     fn admit(
@@ -115,6 +123,7 @@ impl Core {
         request: LabelRequest,
         caller: &Caller,
         deadline: Option<Instant>,
+        span: &mut Span,
     ) -> Result<Submitted, ServeError> {
         let listed = self.access.identify(caller)?;
         let sum = RequestSum::new(&request);
@@ -124,6 +133,9 @@ impl Core {
             client.may_label(&accepted.encoding)?;
         }
         let client = caller.name(listed.as_deref(), accepted.client);
+        span.word("stillhouse.client", &client);
+        span.word("stillhouse.encoding", accepted.encoding.name());
+        span.number("stillhouse.rows", accepted.rows as u64);
         let note = |error: &ServeError| {
             if matches!(error, ServeError::Exhausted { .. }) {
                 self.status.refused(&client);
@@ -143,7 +155,7 @@ impl Core {
             input: Box::new(move |units| contract.input(&input, units)),
             held: Arc::clone(&held),
         };
-        let units = (units, accepted.encoding.needs_hidden());
+        let units = (units, accepted.encoding.needs_hidden(), span.context());
         let pending = Pending::start(units, &self.cache, &self.scheduler, admission);
         let pending = pending.inspect_err(note)?;
         Ok(Submitted {
@@ -157,6 +169,7 @@ impl Core {
             deadline,
             pending,
             client,
+            span: std::mem::take(span),
             counted: Some(Counted::default()),
         })
     }
@@ -165,7 +178,11 @@ impl Core {
     async fn finish(&self, mut submitted: Submitted) -> Answered {
         let counted = submitted.counted.take();
         let client = Arc::clone(&submitted.client);
-        let result = self.answer(submitted).await;
+        let mut span = std::mem::take(&mut submitted.span);
+        let result = self.answer(submitted, &mut span).await;
+        if let Err(error) = &result {
+            span.failed(error);
+        }
         if matches!(result, Err(ServeError::Exhausted { .. })) {
             self.status.refused(&client);
         }
@@ -175,7 +192,7 @@ impl Core {
         result
     }
 
-    async fn answer(&self, submitted: Submitted) -> Answered {
+    async fn answer(&self, submitted: Submitted, span: &mut Span) -> Answered {
         let Submitted {
             id,
             sum,
@@ -195,6 +212,8 @@ impl Core {
                 .await
                 .unwrap_or(Err(ServeError::Deadline))?,
         };
+        done.batches.iter().for_each(|batch| span.link(batch));
+        let encoding_span = Span::begin("encode", Role::Internal, &span.context(), []);
         let fingerprint = self.fingerprint(rule);
         let layout = self.cache.layout();
         let values = layout.work(&done.outputs, encoding.needs_hidden(), self.contract.classes);
@@ -214,7 +233,13 @@ impl Core {
             let encoded = tokio::task::spawn_blocking(encode).await;
             encoded.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
         };
+        encoding_span.end();
         let (response, held) = encoded?;
+        span.number("stillhouse.cached_rows", response.cached_rows.into());
+        if let Some(timing) = &response.timing {
+            span.number("stillhouse.queue_us", timing.queue_us);
+            span.number("stillhouse.compute_us", timing.compute_us);
+        }
         self.status.answered(&client, rows, response.cached_rows as usize);
         self.count_client(&client, rows);
         Ok((response, Keep::new(held, &self.open)))
@@ -357,7 +382,13 @@ impl TeacherService for Teacher {
         let _open = Arc::clone(&self.0.open);
         let deadline = deadline::of(request.metadata()).inspect_err(count_failure)?;
         let caller = Caller::of(&request);
-        let (answer, keep) = self.0.label(request.into_inner(), &caller, deadline).await?;
+        let parent = request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
+        let parent = parent.map(str::to_owned);
+        let mut request = request.into_inner();
+        if let Some(parent) = parent.filter(|_| request.traceparent.is_empty()) {
+            request.traceparent = parent;
+        }
+        let (answer, keep) = self.0.label(request, &caller, deadline).await?;
         let mut response = Response::new(answer);
         response.extensions_mut().insert(keep);
         Ok(response)

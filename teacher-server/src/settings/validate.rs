@@ -117,7 +117,7 @@ impl Settings {
         if !(limit > 0.0 && limit <= 3600.0) {
             return Err(out_of_range("drain.limit_seconds", limit, "above 0, at most 3600"));
         }
-        Ok(())
+        self.traces.validate()
     }
 }
 

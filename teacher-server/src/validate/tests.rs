@@ -37,6 +37,7 @@ fn good() -> LabelRequest {
         encoding: wrap(Kind::Dense(DenseEncoding::default())),
         timeout_ms: 0,
         ensemble_rule: 0,
+        traceparent: String::new(),
     }
 }
 

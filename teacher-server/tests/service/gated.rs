@@ -126,6 +126,7 @@ pub(crate) fn request(id: u64, rows: &[f32]) -> LabelRequest {
         encoding: Some(Encoding { kind: Some(Kind::Dense(dense)) }),
         timeout_ms: 0,
         ensemble_rule: 0,
+        traceparent: String::new(),
     }
 }
 

@@ -226,6 +226,7 @@ fn label_request(id: u64, client: &str, rows: usize) -> LabelRequest {
         encoding: client::encoding(Kind::Dense(DenseEncoding::default())),
         timeout_ms: DEADLINE.as_millis() as u32,
         ensemble_rule: 0,
+        traceparent: String::new(),
     }
 }
 

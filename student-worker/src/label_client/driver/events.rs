@@ -67,7 +67,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             has_checksums = live.link.has_checksums;
         }
         // Only of this stream: nothing else answers here, unless it was changed on the way.
-        let Some(InFlight { sent, sum, .. }) = asked else { return Ok(()) };
+        let Some(InFlight { sent, sum, mut span, .. }) = asked else { return Ok(()) };
         // The slowest fades, so that one slow answer is forgotten after some hundred others.
         let took = now.saturating_duration_since(sent);
         self.slowest = Some(self.slowest.unwrap_or_default().mul_f64(0.99).max(took));
@@ -88,6 +88,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 if checked == Some(false) || (checked.is_none() && has_checksums) {
                     self.last_failure =
                         format!("{name}: {described}: the answer was changed on the way");
+                    span.failed(&self.last_failure);
                     tracing::warn!(reason = self.last_failure, "trying again");
                     self.pipeline.failed(request, Duration::ZERO, now);
                     return Ok(());
@@ -108,6 +109,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 let code = Code::from_i32(error.code);
                 let after = Duration::from_millis(error.retry_after_ms.into());
                 let words = format!("{}: {}", status::name(code), error.message);
+                span.failed(&words);
                 match judge_code(code, after) {
                     Verdict::Retry(after) => {
                         tracing::debug!(teacher = name, request = described, words, "trying again");

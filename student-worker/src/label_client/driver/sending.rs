@@ -105,10 +105,16 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             true => held.job.inputs.clone(),
             false => units::some(&held.job.inputs, units),
         };
-        let message = self.gate.wanted.request(*request, &held.job, inputs);
-        let Some(live) = &mut self.endpoints[*endpoint].live else { return };
+        let mut message = self.gate.wanted.request(*request, &held.job, inputs);
+        let replica = &mut self.endpoints[*endpoint];
+        let Some(live) = &mut replica.live else { return };
         let sum = RequestSum::new(&message);
-        live.in_flight.insert(*request, InFlight { sent: now, units: units.len(), sum });
+        let mut span = Span::begin("request", Role::Client, &Trace::default(), []);
+        span.word("server.address", &replica.name);
+        span.number("stillhouse.request", held.job.index);
+        span.number("stillhouse.units", units.len() as u64);
+        message.traceparent = span.context().traceparent();
+        live.in_flight.insert(*request, InFlight { sent: now, units: units.len(), sum, span });
         let message = on_stream(message);
         if live.link.requests.try_send(message).is_err() {
             // The stream has ended; word of it is on its way.

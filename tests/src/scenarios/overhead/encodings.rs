@@ -78,6 +78,7 @@ async fn row_cost(
         encoding,
         timeout_ms: 0,
         ensemble_rule: 0,
+        traceparent: String::new(),
     };
     let mut client = client::connect(teacher.address()).await;
     let reply = client.label(request.clone()).await.unwrap().into_inner();

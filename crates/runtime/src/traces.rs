@@ -1,0 +1,439 @@
+//! Traces over OTLP, with the feature `otlp`: spans that a collector joins to one picture of a request, from
+//! the student that asks to the batch that it rode in.
+//!
+//! Without the feature, or before [`start`], nothing is recorded and a [`Span`] costs nothing. Contexts
+//! travel as `traceparent` of W3C Trace Context, <https://www.w3.org/TR/trace-context/#traceparent-header>.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::ConfigError;
+
+/// Where traces go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Traces {
+    /// An OpenTelemetry collector that takes OTLP over gRPC, such as `http://collector:4317`; none: no
+    /// traces. The binary must have been built with the feature `otlp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The part of the traces that begin here that is recorded, 0 to 1. Of one that another process
+    /// began, that process decides; a batch is recorded if a request in it is.
+    pub ratio: f64,
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self { endpoint: None, ratio: 1.0 }
+    }
+}
+
+impl Traces {
+    /// Checks the values against their ranges, and the endpoint against what this binary can do.
+    ///
+    /// # Errors
+    /// Names the first key that is out of its range, its value and the range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !(0.0..=1.0).contains(&self.ratio) {
+            return Err(value("ratio", format!("is {}, expected 0 to 1", self.ratio)));
+        }
+        let Some(endpoint) = &self.endpoint else { return Ok(()) };
+        let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with(['/', ':'])) {
+            return Err(no_endpoint(endpoint, ""));
+        }
+        if cfg!(not(feature = "otlp")) {
+            let reason = "but this binary was built without the feature `otlp`";
+            return Err(value("endpoint", format!("is {endpoint:?}, {reason}")));
+        }
+        Ok(())
+    }
+}
+
+fn no_endpoint(endpoint: &str, why: &str) -> ConfigError {
+    let expected = "expected an address such as http://HOST:PORT";
+    value("endpoint", format!("is {endpoint:?}, {expected}{why}"))
+}
+
+fn value(key: &str, reason: String) -> ConfigError {
+    ConfigError::Value { key: format!("traces.{key}"), reason }
+}
+
+/// What a span is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Asks another process.
+    Client,
+    /// Answers another process.
+    Server,
+    /// Neither.
+    Internal,
+}
+
+pub use imp::{Context, Span, flush, start};
+
+#[cfg(not(feature = "otlp"))]
+mod imp {
+    use super::{Role, Traces};
+    use crate::config::ConfigError;
+
+    /// What names a span to others; of one that is not recorded, nothing.
+    #[derive(Clone, Debug, Default, PartialEq)]
+    pub struct Context(());
+
+    /// Something that takes time; it ends when it is dropped.
+    #[derive(Debug, Default)]
+    pub struct Span(());
+
+    /// Sends spans to a collector from now on, if there is one.
+    ///
+    /// # Errors
+    /// As [`Traces::validate`].
+    pub fn start(traces: &Traces, _service: &'static str) -> Result<(), ConfigError> {
+        traces.validate()
+    }
+
+    /// Sends what has not been sent yet. Blocks.
+    pub fn flush() {}
+
+    impl Context {
+        /// Reads a `traceparent`; nothing if it is none.
+        pub fn of(_traceparent: &str) -> Self {
+            Self(())
+        }
+
+        /// Whether it names nothing.
+        pub fn is_none(&self) -> bool {
+            true
+        }
+
+        /// As `traceparent`; empty if it names nothing.
+        pub fn traceparent(&self) -> String {
+            String::new()
+        }
+    }
+
+    impl Span {
+        /// Begins one, within the span that `parent` names, and linked to others.
+        pub fn begin<'a>(
+            _name: &'static str,
+            _role: Role,
+            _parent: &Context,
+            _links: impl IntoIterator<Item = &'a Context>,
+        ) -> Self {
+            Self(())
+        }
+
+        /// Links it to another.
+        pub fn link(&mut self, _other: &Context) {}
+
+        /// Notes a number of it.
+        pub fn number(&mut self, _key: &'static str, _value: u64) {}
+
+        /// Notes a word of it.
+        pub fn word(&mut self, _key: &'static str, _value: &str) {}
+
+        /// Notes that what it did failed, and why.
+        pub fn failed(&mut self, _why: &dyn std::fmt::Display) {}
+
+        /// Ends it before its scope does.
+        pub fn end(self) {}
+
+        /// What names it to others.
+        pub fn context(&self) -> Context {
+            Context(())
+        }
+    }
+}
+
+#[cfg(feature = "otlp")]
+mod imp {
+    use std::{fmt::Display, sync::OnceLock, time::Duration};
+
+    use opentelemetry::{
+        KeyValue, Value,
+        trace::{
+            Link, Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _,
+            TraceFlags, TraceId, TraceState, Tracer as _, TracerProvider as _,
+        },
+    };
+    use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithTonicConfig as _};
+    use opentelemetry_sdk::{
+        Resource,
+        trace::{
+            Sampler, SamplingDecision, SamplingResult, SdkTracer, SdkTracerProvider, ShouldSample,
+        },
+    };
+
+    use super::{Role, Traces, no_endpoint};
+    use crate::config::ConfigError;
+
+    /// Bytes of a `traceparent` of version 00.
+    const TRACEPARENT_BYTES: usize = 55;
+
+    /// How long a collector that does not answer is waited for.
+    const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
+
+    static TRACER: OnceLock<(SdkTracerProvider, SdkTracer)> = OnceLock::new();
+
+    /// What names a span to others; of one that is not recorded, nothing.
+    #[derive(Clone, Debug, Default, PartialEq)]
+    pub struct Context(Option<SpanContext>);
+
+    /// Something that takes time; it ends when it is dropped.
+    #[derive(Debug, Default)]
+    pub struct Span(Option<opentelemetry_sdk::trace::Span>);
+
+    /// Sends spans to a collector from now on, if there is one. Within a tokio runtime, which sends them.
+    /// Headers, as of a collector that wants a token, are `OTEL_EXPORTER_OTLP_HEADERS`.
+    ///
+    /// # Errors
+    /// As [`Traces::validate`], and if the endpoint is no address.
+    pub fn start(traces: &Traces, service: &'static str) -> Result<(), ConfigError> {
+        traces.validate()?;
+        let Some(endpoint) = &traces.endpoint else { return Ok(()) };
+        let mut exporter = SpanExporter::builder()
+            .with_tonic()
+            .with_endpoint(endpoint)
+            .with_timeout(EXPORT_TIMEOUT);
+        if endpoint.starts_with("https://") {
+            let tls = opentelemetry_otlp::tonic_types::transport::ClientTlsConfig::new();
+            exporter = exporter.with_tls_config(tls.with_native_roots());
+        }
+        let exporter =
+            exporter.build().map_err(|error| no_endpoint(endpoint, &format!(": {error}")))?;
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_sampler(Sampling(Sampler::TraceIdRatioBased(traces.ratio)))
+            .with_resource(Resource::builder().with_service_name(service).build())
+            .build();
+        let tracer = provider.tracer("stillhouse");
+        // Started twice, the first goes on.
+        drop(TRACER.set((provider, tracer)));
+        Ok(())
+    }
+
+    /// Sends what has not been sent yet. Blocks.
+    pub fn flush() {
+        if let Some((provider, _)) = TRACER.get() {
+            // A collector that is gone must not keep a process from its end.
+            drop(provider.force_flush());
+        }
+    }
+
+    /// Whether a span is recorded: as its parent; without one, if any of those is that it is linked to;
+    /// without these, at a ratio.
+    #[derive(Clone, Debug)]
+    struct Sampling(Sampler);
+
+    impl ShouldSample for Sampling {
+        fn should_sample(
+            &self,
+            parent: Option<&opentelemetry::Context>,
+            trace: TraceId,
+            name: &str,
+            kind: &SpanKind,
+            attributes: &[KeyValue],
+            links: &[Link],
+        ) -> SamplingResult {
+            let parent = parent.map(|parent| parent.span().span_context().clone());
+            let sampled = match parent.filter(SpanContext::is_valid) {
+                Some(parent) => parent.is_sampled(),
+                None if links.is_empty() => {
+                    return self.0.should_sample(None, trace, name, kind, attributes, links);
+                }
+                None => links.iter().any(|link| link.span_context.is_sampled()),
+            };
+            let decision = match sampled {
+                true => SamplingDecision::RecordAndSample,
+                false => SamplingDecision::Drop,
+            };
+            let (attributes, trace_state) = (Vec::new(), TraceState::default());
+            SamplingResult { decision, attributes, trace_state }
+        }
+    }
+
+    impl Context {
+        /// Reads a `traceparent`; nothing if it is none.
+        pub fn of(traceparent: &str) -> Self {
+            Self(parse(traceparent))
+        }
+
+        /// Whether it names nothing.
+        pub fn is_none(&self) -> bool {
+            self.0.is_none()
+        }
+
+        /// As `traceparent`; empty if it names nothing.
+        pub fn traceparent(&self) -> String {
+            let Some(of) = &self.0 else { return String::new() };
+            format!("00-{}-{}-{:02x}", of.trace_id(), of.span_id(), of.trace_flags().to_u8())
+        }
+    }
+
+    impl Span {
+        /// Begins one, within the span that `parent` names, and linked to others.
+        pub fn begin<'a>(
+            name: &'static str,
+            role: Role,
+            parent: &Context,
+            links: impl IntoIterator<Item = &'a Context>,
+        ) -> Self {
+            let Some((_, tracer)) = TRACER.get() else { return Self(None) };
+            let kind = match role {
+                Role::Client => SpanKind::Client,
+                Role::Server => SpanKind::Server,
+                Role::Internal => SpanKind::Internal,
+            };
+            let links: Vec<Link> = links.into_iter().filter_map(to_link).collect();
+            let within = opentelemetry::Context::new();
+            let within = match &parent.0 {
+                Some(parent) => within.with_remote_span_context(parent.clone()),
+                None => within,
+            };
+            let span = tracer.span_builder(name).with_kind(kind).with_links(links);
+            Self(Some(span.start_with_context(tracer, &within)))
+        }
+
+        /// Links it to another.
+        pub fn link(&mut self, other: &Context) {
+            if let (Some(span), Some(other)) = (&mut self.0, &other.0) {
+                span.add_link(other.clone(), Vec::new());
+            }
+        }
+
+        /// Notes a number of it.
+        pub fn number(&mut self, key: &'static str, value: u64) {
+            self.note(key, i64::try_from(value).unwrap_or(i64::MAX));
+        }
+
+        /// Notes a word of it.
+        pub fn word(&mut self, key: &'static str, value: &str) {
+            if self.0.is_some() {
+                self.note(key, value.to_owned());
+            }
+        }
+
+        fn note(&mut self, key: &'static str, value: impl Into<Value>) {
+            if let Some(span) = &mut self.0 {
+                span.set_attribute(KeyValue::new(key, value));
+            }
+        }
+
+        /// Notes that what it did failed, and why.
+        pub fn failed(&mut self, why: &dyn Display) {
+            if let Some(span) = &mut self.0 {
+                span.set_status(Status::error(why.to_string()));
+            }
+        }
+
+        /// Ends it before its scope does.
+        pub fn end(self) {}
+
+        /// What names it to others.
+        pub fn context(&self) -> Context {
+            Context(self.0.as_ref().map(|span| span.span_context().clone()))
+        }
+    }
+
+    fn to_link(context: &Context) -> Option<Link> {
+        Some(Link::new(context.0.clone()?, Vec::new(), 0))
+    }
+
+    /// Of version 00 (section 3.2 of the recommendation).
+    fn parse(text: &str) -> Option<SpanContext> {
+        if text.len() != TRACEPARENT_BYTES || !text.is_ascii() {
+            return None;
+        }
+        let mut parts = text.split('-');
+        let (version, trace, span) = (parts.next()?, parts.next()?, parts.next()?);
+        let flags = parts.next()?;
+        let digits = |part: &str| part.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let sizes = [version.len(), trace.len(), span.len(), flags.len()];
+        if version != "00" || sizes != [2, 32, 16, 2] || parts.next().is_some() {
+            return None;
+        }
+        if ![trace, span, flags].into_iter().all(digits) {
+            return None;
+        }
+        let context = SpanContext::new(
+            TraceId::from_hex(trace).ok()?,
+            SpanId::from_hex(span).ok()?,
+            TraceFlags::new(u8::from_str_radix(flags, 16).ok()?),
+            true,
+            TraceState::default(),
+        );
+        context.is_valid().then_some(context)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_traceparent_is_read_or_none() {
+            let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+            let context = parse(good).unwrap();
+            assert!(context.is_sampled() && context.is_remote());
+            assert_eq!(context.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+            assert_eq!(Context::of(good).traceparent(), good);
+            for bad in [
+                "",
+                "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+                "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+                "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+                "00-0af7651916cd43dd8448eb211c8031xx-b7ad6b7169203331-01",
+                "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-zz",
+                "00-0af7651916cd43dd8448eb211c80319-cb7ad6b7169203331-01",
+            ] {
+                assert!(parse(bad).is_none(), "{bad}");
+            }
+        }
+
+        #[test]
+        fn a_span_is_recorded_as_its_parent_its_links_or_the_ratio_say() {
+            let context = |flags: &str| {
+                Context::of(&format!("00-{}-{}-{flags}", "1".repeat(32), "2".repeat(16)))
+            };
+            let (on, off) = (context("01"), context("00"));
+            let sampled = |ratio: f64, parent: Option<&Context>, links: &[&Context]| {
+                let links: Vec<Link> = links.iter().copied().filter_map(to_link).collect();
+                let parent = parent.and_then(|parent| parent.0.clone());
+                let parent =
+                    parent.map(|of| opentelemetry::Context::new().with_remote_span_context(of));
+                let sampling = Sampling(Sampler::TraceIdRatioBased(ratio));
+                let (trace, kind) = (TraceId::from(7_u128), SpanKind::Internal);
+                let result =
+                    sampling.should_sample(parent.as_ref(), trace, "x", &kind, &[], &links);
+                result.decision == SamplingDecision::RecordAndSample
+            };
+            assert!(sampled(1.0, None, &[]) && !sampled(0.0, None, &[]));
+            assert!(sampled(0.0, Some(&on), &[]) && !sampled(1.0, Some(&off), &[&on]));
+            assert!(sampled(0.0, None, &[&off, &on]) && !sampled(1.0, None, &[&off, &off]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        let of = |endpoint: Option<&str>, ratio| {
+            Traces { endpoint: endpoint.map(str::to_owned), ratio }.validate()
+        };
+        of(None, 0.5).unwrap();
+        for ratio in [-0.1, 1.1, f64::NAN] {
+            let error = of(None, ratio).unwrap_err().to_string();
+            assert_eq!(error, format!("traces.ratio: is {ratio}, expected 0 to 1"));
+        }
+        for endpoint in ["collector:4317", "http://", "grpc://collector:4317", ""] {
+            let error = of(Some(endpoint), 1.0).unwrap_err().to_string();
+            assert!(error.contains(&format!("is {endpoint:?}, expected an address")), "{error}");
+        }
+        let there = of(Some("http://collector:4317"), 1.0);
+        assert_eq!(there.is_ok(), cfg!(feature = "otlp"), "{there:?}");
+    }
+}
