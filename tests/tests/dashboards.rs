@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
-use std::{collections::BTreeSet, env, fs, path::Path};
+use std::{collections::BTreeSet, env, fs, path::Path, process::Command};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use stillhouse_runtime::telemetry::{Kind, Metric};
 
 fn root() -> &'static Path {
@@ -56,7 +56,9 @@ fn check(place: &str, text: &str) -> BTreeSet<String> {
             }
         });
         let metric = metric.unwrap_or_else(|| panic!("{place}: there is no {name}"));
-        for (label, values) in matchers.iter().filter(|(label, _)| label != "job") {
+        // Those two are Prometheus' own.
+        let own = |(label, _): &&(String, String)| label != "job" && label != "instance";
+        for (label, values) in matchers.iter().filter(own) {
             for value in values.split('|') {
                 let mut own = metric.series.iter().flat_map(|series| *series);
                 let there = own.any(|(key, own)| key == label && *own == value);
@@ -126,6 +128,45 @@ fn alerts_are_about_what_is_measured() {
     assert_eq!(alerts.len(), text.matches("summary: ").count());
     assert_eq!(alerts.len(), text.matches("severity: ").count());
     assert!(alerts.len() >= 10);
+
+    let tests = fs::read_to_string(root().join("deploy/prometheus/alerts_test.yaml")).unwrap();
+    check("alerts_test.yaml", &tests);
+    for alert in alerts {
+        let fires = format!("- alertname: {alert}\n");
+        assert!(tests.contains(&fires), "{alert} fires in no test");
+    }
+}
+
+fn promtool(folder: &Path, arguments: &[&str]) {
+    let output = Command::new("promtool").args(arguments).current_dir(folder).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+#[test]
+#[ignore = "needs Prometheus' promtool"]
+fn prometheus_reads_the_alerts_and_the_dashboard() {
+    let alerts = root().join("deploy/prometheus");
+    promtool(&alerts, &["check", "rules", "alerts.yaml"]);
+    promtool(&alerts, &["test", "rules", "alerts_test.yaml"]);
+
+    // The dashboard's expressions, as rules; JSON is YAML.
+    let file = root().join("deploy/grafana/stillhouse.json");
+    let dashboard: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let rules: Vec<Value> = targets
+        .enumerate()
+        .map(|(number, target)| {
+            let expression = target["expr"].as_str().unwrap().replace("$__rate_interval", "5m");
+            json!({ "record": format!("expression_{number}"), "expr": expression })
+        })
+        .collect();
+    assert!(rules.len() > 30);
+    let folder = tempfile::tempdir().unwrap();
+    let rules = json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    fs::write(folder.path().join("dashboard.yaml"), rules.to_string()).unwrap();
+    promtool(folder.path(), &["check", "rules", "dashboard.yaml"]);
 }
 
 /// `docs/metrics.md`, of the catalogues; `UPDATE_GOLDEN=1` writes it.
