@@ -116,7 +116,7 @@ async fn look(teacher: &Uri) -> Result<Value, String> {
 /// A teacher in some lines.
 fn describe(text: &mut String, status: &Value) {
     let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0);
-    let state = if status["serving"] == true { "serving" } else { "draining" };
+    let state = plain(&status["state"]);
     let unit = plain(&status["unit"]);
     // Writing to a string does not fail.
     let _ = writeln!(
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn a_teacher_is_described_and_names_cannot_write_to_the_terminal() {
         let status = json!({
-            "name": "mnist", "serving": true, "uptime_seconds": 120.0, "unit": "rows",
+            "name": "mnist", "state": "serving", "uptime_seconds": 120.0, "unit": "rows",
             "rows_per_second": 12_345.0, "cached_fraction": 0.25,
             "device": { "busy_fraction": 0.5, "mean_fill": 0.75 },
             "queue": { "cost": 42 }, "cache": { "memory_bytes": 3_000_000 },

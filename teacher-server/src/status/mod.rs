@@ -157,7 +157,8 @@ struct Snapshot {
     name: String,
     fingerprint: String,
     version: &'static str,
-    serving: bool,
+    /// `serving`, `draining` or `device lost`.
+    state: &'static str,
     uptime_seconds: f64,
     unit: &'static str,
     queue: Queue,
@@ -240,7 +241,11 @@ pub(crate) fn json(core: &Core, peers: &[String]) -> String {
         name: core.name.clone(),
         fingerprint: hex(&fingerprint),
         version: env!("CARGO_PKG_VERSION"),
-        serving: !*core.draining.borrow() && !core.scheduler.is_lost(),
+        state: match (core.scheduler.is_lost(), *core.draining.borrow()) {
+            (true, _) => "device lost",
+            (_, true) => "draining",
+            _ => "serving",
+        },
         uptime_seconds: now.saturating_duration_since(core.status.begun).as_secs_f64(),
         unit: if core.contract.takes_tokens() { "tokens" } else { "rows" },
         queue: Queue { cost, clients: waiting.len(), held_bytes: core.ledger.held() },

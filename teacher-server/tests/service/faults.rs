@@ -13,7 +13,7 @@ use stillhouse_proto::v1::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use crate::gated::{Client, Gated, label, request, serve};
+use crate::gated::{Client, Gated, bind, label, request, serve};
 
 /// Far longer than any deadline here.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -120,8 +120,13 @@ async fn a_row_without_a_finite_output_is_an_error_of_that_row() {
 async fn a_device_that_keeps_panicking_is_lost_and_health_says_so() {
     let (model, permit) = Gated::new(true);
     drop(permit);
-    let (mut client, running) = serve(model).await;
+    let server = bind(model, |_| {}).await;
+    let page = server.status();
+    let running = server.spawn();
     let address = format!("http://{}", running.address());
+    let mut client = Client::connect(address.clone()).await.unwrap();
+    let says = |state: &str| page().contains(&format!("\"state\":\"{state}\","));
+    assert!(says("serving"), "{}", page());
     for _ in 0..3 {
         let status = client.label(request(1, &[1.0])).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
@@ -131,6 +136,7 @@ async fn a_device_that_keeps_panicking_is_lost_and_health_says_so() {
     let check = tonic_health::pb::HealthCheckRequest { service: String::new() };
     let mut watch = health.watch(check).await.unwrap().into_inner();
     while watch.message().await.unwrap().unwrap().status != 2 {}
+    assert!(says("device lost"), "{}", page());
     let status = client.label(request(2, &[1.0])).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     running.shutdown().await.unwrap();

@@ -103,15 +103,20 @@ pub(crate) async fn serve_with(
     model: Arc<Gated>,
     change: impl FnOnce(&mut Settings),
 ) -> (Client, teacher_server::Running) {
+    let running = bind(model, change).await.spawn();
+    let client = Client::connect(format!("http://{}", running.address())).await.unwrap();
+    (client, running)
+}
+
+/// A server that is still to be spawned.
+pub(crate) async fn bind(model: Arc<Gated>, change: impl FnOnce(&mut Settings)) -> Server {
     let mut settings = Settings::embedded("gated");
     settings.drain.limit_seconds = 5.0;
     // Most tests count forward passes of equal rows.
     settings.cache.enabled = false;
     change(&mut settings);
     let ensemble = Ensemble::new([(PathBuf::from("gated"), model as Arc<dyn Model>)]).unwrap();
-    let running = Server::bind_ensemble(settings, ensemble).await.unwrap().spawn();
-    let client = Client::connect(format!("http://{}", running.address())).await.unwrap();
-    (client, running)
+    Server::bind_ensemble(settings, ensemble).await.unwrap()
 }
 
 /// Asks for the logits of rows.

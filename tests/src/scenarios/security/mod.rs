@@ -1,5 +1,6 @@
 //! `security`: who is let in, what each may ask for, and certificates that change under load.
 
+mod names;
 mod refusals;
 mod rotation;
 
@@ -32,6 +33,7 @@ const SEEN: Duration = Duration::from_millis(1500);
 pub(super) fn run(seconds: Option<f64>) -> Figures {
     let mut figures = Figures::default();
     refusals(&mut figures);
+    names(&mut figures);
     rotation(&mut figures, seconds.unwrap_or(60.0));
     figures
 }
@@ -40,6 +42,12 @@ pub(super) fn run(seconds: Option<f64>) -> Figures {
 pub fn refusals(figures: &mut Figures) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(refusals::run(figures));
+}
+
+/// Teachers behind one name, with certificates of that name.
+pub fn names(figures: &mut Figures) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(names::run(figures));
 }
 
 /// Certificates, authorities and tokens that change while students and clients ask on.

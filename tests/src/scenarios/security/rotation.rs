@@ -162,6 +162,22 @@ pub(super) async fn run(figures: &mut Figures, seconds: f64) {
         figures.require(reached > steps, format!("the student stands at step {steps}"));
         steps = reached;
     }
+    // What cannot be used is told, and changes nothing.
+    for (file, name) in [("access", "clients.toml"), ("tls", "server.crt")] {
+        let unusable = format!("stillhouse_teacher_file_unusable{{file=\"{file}\"}}");
+        let good = std::fs::read_to_string(files.join(name)).unwrap();
+        figures
+            .require(server.metric(&unusable) == 0.0, format!("{name} is good, but not said so"));
+        replace(&files.join(name), "neither a list nor a certificate");
+        settle().await;
+        figures.require(
+            server.metric(&unusable) == 1.0,
+            format!("{name} is unusable, but not said so"),
+        );
+        replace(&files.join(name), &good);
+        settle().await;
+        figures.require(server.metric(&unusable) == 0.0, format!("{name} is good again"));
+    }
     drop((authority, token));
     for clients in [&anew, &lasting] {
         clients.stop.store(true, Ordering::Relaxed);
