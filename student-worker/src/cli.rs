@@ -1,12 +1,17 @@
 //! The command line.
 
+mod arguments;
+
 use std::{
     io::{self, Write as _},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use clap::{Args, Parser, Subcommand};
+use arguments::{
+    CaptureArguments, EvalArguments, QuickstartArguments, SweepArguments, TrainArguments,
+};
+use clap::{Parser, Subcommand};
 use serde::Serialize;
 use stillhouse_runtime::{
     config::ConfigError,
@@ -14,20 +19,18 @@ use stillhouse_runtime::{
     metrics_server::MetricsServer,
     shutdown::Signals,
     telemetry::{self, LogFormat, Metrics, TelemetryError},
-    traces::{self, Traces},
 };
 use tokio::{sync::watch, task::spawn_blocking};
 
 use crate::{
     capture,
-    data::DataError,
     eval::{self, Bias, Tested},
     load::{self, LoadArguments},
     metrics,
     planner::{self, PlanArguments},
     progress,
     quickstart::{self, Quickstart, Size},
-    recipe::{self, DataFormat, DataSection, RecipeError, teacher::EnsembleRule},
+    recipe::{self, RecipeError},
     run_folder::Existing,
     sweep,
     text::{self, TextOutcome},
@@ -76,178 +79,6 @@ enum Command {
     Load(LoadArguments),
     /// Show what teachers are doing: their queues, batches, caches, clients and students.
     Top(TopArguments),
-}
-
-#[derive(Debug, Args)]
-struct TrainArguments {
-    /// The recipe.
-    recipe: PathBuf,
-    /// Change a value of the recipe: --set train.epochs=3. Can be repeated. Paths are relative to
-    /// the recipe's folder, as in the recipe.
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Go on from the newest checkpoint, or start where there is none; of a run that is done, print
-    /// the result again.
-    #[arg(long)]
-    resume: bool,
-    /// Print the result as one JSON object, and nothing else.
-    #[arg(long)]
-    json: bool,
-    /// Address that Prometheus scrapes, at /metrics [default: none].
-    #[arg(long, value_name = "ADDR", env = "STILLHOUSE_METRICS_LISTEN")]
-    metrics_listen: Option<SocketAddr>,
-    #[command(flatten)]
-    traces: TracesArguments,
-}
-
-/// Where traces go.
-#[derive(Debug, Args)]
-struct TracesArguments {
-    /// OpenTelemetry collector that traces go to, over gRPC, such as http://collector:4317; of binaries
-    /// that were built with the feature `otlp` [default: none].
-    #[arg(long, value_name = "URL", env = "STILLHOUSE_TRACES_ENDPOINT")]
-    traces_endpoint: Option<String>,
-    /// The part of the requests that is traced, 0 to 1.
-    #[arg(long, value_name = "PART", env = "STILLHOUSE_TRACES_RATIO", default_value_t = 1.0)]
-    traces_ratio: f64,
-}
-
-impl TracesArguments {
-    fn start(self) -> Result<(), Failure> {
-        let traces = Traces { endpoint: self.traces_endpoint, ratio: self.traces_ratio };
-        Ok(traces::start(&traces, "student-worker")?)
-    }
-}
-
-#[derive(Debug, Args)]
-struct CaptureArguments {
-    /// The recipe.
-    recipe: PathBuf,
-    /// The folder to store them in; otherwise `captures/` and the recipe's name.
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Change a value of the recipe, as of train.
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Go on where an earlier process ended, or start where none has been; check a capture that is
-    /// complete.
-    #[arg(long)]
-    resume: bool,
-    /// Print the result as one JSON object, and nothing else.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    traces: TracesArguments,
-}
-
-#[derive(Debug, Args)]
-struct EvalArguments {
-    /// Folder with config.json and model.safetensors; several are tested as one ensemble.
-    #[arg(required = true)]
-    model: Vec<PathBuf>,
-    /// Of several models: the mean of their probabilities, or of their logits.
-    #[arg(long, value_enum, default_value_t)]
-    ensemble: EnsembleRule,
-    /// Folder with the data set, under the names that its format has for the files of its test part.
-    #[arg(long, value_name = "DIR", required_unless_present = "test_file")]
-    data: Option<PathBuf>,
-    /// Format of the data set.
-    #[arg(long, value_enum, default_value_t)]
-    format: DataFormat,
-    /// A file to test on, instead of those in a folder; can be repeated. Of mnist: the images, then
-    /// the labels.
-    #[arg(long, value_name = "FILE", conflicts_with = "data")]
-    test_file: Vec<PathBuf>,
-    /// Of folder: the folders in its `train` are no classes, as with data.unlabelled.
-    #[arg(long)]
-    unlabelled: bool,
-    /// Of parquet: the column of images.
-    #[arg(long, value_name = "NAME", default_value = DataSection::IMAGE_COLUMN)]
-    image_column: String,
-    /// Of parquet: the column of labels.
-    #[arg(long, value_name = "NAME", default_value = DataSection::LABEL_COLUMN)]
-    label_column: String,
-    /// Add a number to a class's logit before a class is decided on. Can be repeated.
-    #[arg(long, value_name = "CLASS=VALUE", value_parser = class_and_value)]
-    bias: Vec<(usize, f64)>,
-    /// Find the number which, added to the logits of these classes, leaves the fewest errors on this
-    /// test set, and test with it: --fit-bias 7,8.
-    #[arg(long, value_name = "CLASSES", value_delimiter = ',')]
-    fit_bias: Vec<usize>,
-    /// Print the result as one JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
-impl EvalArguments {
-    /// The data, as a recipe would name them.
-    fn data(&self) -> Result<DataSection, DataError> {
-        let mut section = DataSection {
-            format: self.format,
-            dir: self.data.clone(),
-            unlabelled: self.unlabelled,
-            image_column: Some(self.image_column.clone()),
-            label_column: Some(self.label_column.clone()),
-            ..DataSection::default()
-        };
-        let given = self.test_file.len();
-        match (self.format, self.test_file.as_slice()) {
-            (_, []) => {}
-            (DataFormat::Cifar10 | DataFormat::Parquet, files) => {
-                section.test_files = files.to_vec();
-            }
-            (DataFormat::Mnist, [images, labels]) => {
-                section.test_images = Some(images.clone());
-                section.test_labels = Some(labels.clone());
-            }
-            (DataFormat::Mnist, _) => {
-                let found = format!("given {given} times");
-                let expected = "twice with --format mnist: the images, then the labels";
-                return Err(DataError::mismatch("--test-file", found, expected));
-            }
-            (DataFormat::Folder, _) => {
-                let expected = "--data DIR with --format folder";
-                return Err(DataError::mismatch("--test-file", "given", expected));
-            }
-        }
-        Ok(section)
-    }
-}
-
-/// Reads CLASS=VALUE.
-fn class_and_value(argument: &str) -> Result<(usize, f64), String> {
-    let parsed = argument
-        .split_once('=')
-        .and_then(|(class, value)| Some((class.trim().parse().ok()?, value.trim().parse().ok()?)));
-    parsed.ok_or_else(|| "expected a class's number, `=` and a number, such as 3=1.5".to_owned())
-}
-
-#[derive(Debug, Args)]
-struct QuickstartArguments {
-    /// Seed of everything random.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
-    seed: u64,
-    /// Folder with MNIST's idx files.
-    #[arg(long, value_name = "DIR", default_value = "examples/data/mnist")]
-    data: PathBuf,
-    /// Where results go; what an earlier quickstart left there is replaced.
-    #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
-    output: PathBuf,
-    /// Print the result as one JSON object, and nothing else.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
-struct SweepArguments {
-    /// The sweep.
-    sweep: PathBuf,
-    /// Runs at once.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    jobs: u16,
-    /// Print the table as one JSON object, and nothing else.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Why the command failed.
