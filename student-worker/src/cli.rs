@@ -14,7 +14,6 @@ use arguments::{
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use stillhouse_runtime::{
-    config::ConfigError,
     exit,
     metrics_server::MetricsServer,
     shutdown::Signals,
@@ -102,8 +101,8 @@ pub enum Failure {
         reason: String,
     },
     /// Traces cannot be sent.
-    #[error(transparent)]
-    Traces(#[from] ConfigError),
+    #[error("{0}")]
+    Traces(String),
     /// Logging cannot be started.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Err(error) => return exit::fail(NAME, &error, exit::FAILED),
     };
     let ended = runtime.block_on(cli::run(arguments));
-    traces::flush();
+    traces::stop();
     // What was told to stop and is still at work, such as a test, has nothing to keep.
     runtime.shutdown_background();
     match ended {

@@ -224,7 +224,7 @@ fn main() -> ExitCode {
     let result = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(run(&arguments));
-            traces::flush();
+            traces::stop();
             // Work that the drain limit left behind does not hold the exit up.
             runtime.shutdown_background();
             result

@@ -124,7 +124,7 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The certificates in a PEM file, one or more.
-fn certificates(
+pub(crate) fn certificates(
     key: &str,
     file: &Path,
     contents: &[u8],

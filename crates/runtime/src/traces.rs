@@ -4,6 +4,8 @@
 //! Without the feature, or before [`start`], nothing is recorded and a [`Span`] costs nothing. Contexts
 //! travel as `traceparent` of W3C Trace Context, <https://www.w3.org/TR/trace-context/#traceparent-header>.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigError;
@@ -19,11 +21,14 @@ pub struct Traces {
     /// The part of the traces that begin here that is recorded, 0 to 1. Of one that another process
     /// began, that process decides; a batch is recorded if a request in it is.
     pub ratio: f64,
+    /// Authorities of a collector with `https`, in PEM; none: the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
 }
 
 impl Default for Traces {
     fn default() -> Self {
-        Self { endpoint: None, ratio: 1.0 }
+        Self { endpoint: None, ratio: 1.0, ca: None }
     }
 }
 
@@ -40,6 +45,15 @@ impl Traces {
         let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
         if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with(['/', ':'])) {
             return Err(no_endpoint(endpoint, ""));
+        }
+        // It would be told in errors and by the collector.
+        if endpoint.contains('@') {
+            let reason = "holds a name or a password, which OTEL_EXPORTER_OTLP_HEADERS is for";
+            return Err(value("endpoint", reason.to_owned()));
+        }
+        if self.ca.is_some() && !endpoint.starts_with("https://") {
+            let reason = format!("is given, but traces.endpoint is {endpoint:?}, without https");
+            return Err(value("ca", reason));
         }
         if cfg!(not(feature = "otlp")) {
             let reason = "but this binary was built without the feature `otlp`";
@@ -69,7 +83,7 @@ pub enum Role {
     Internal,
 }
 
-pub use imp::{Context, Span, flush, start};
+pub use imp::{Context, Span, start, stop};
 
 #[cfg(not(feature = "otlp"))]
 mod imp {
@@ -92,11 +106,11 @@ mod imp {
         traces.validate()
     }
 
-    /// Sends what has not been sent yet. Blocks.
-    pub fn flush() {}
+    /// Sends what has not been sent yet, and ends. Blocks, for some seconds at most.
+    pub fn stop() {}
 
     impl Context {
-        /// Reads a `traceparent`; nothing if it is none.
+        /// Reads a `traceparent`; nothing if it is none, or nothing is recorded here.
         pub fn of(_traceparent: &str) -> Self {
             Self(())
         }
@@ -113,7 +127,8 @@ mod imp {
     }
 
     impl Span {
-        /// Begins one, within the span that `parent` names, and linked to others.
+        /// Begins one, within the span that `parent` names, and linked to others. Not recorded if its
+        /// parent is not, or if none of the others is.
         pub fn begin<'a>(
             _name: &'static str,
             _role: Role,
@@ -147,7 +162,9 @@ mod imp {
 
 #[cfg(feature = "otlp")]
 mod imp {
-    use std::{fmt::Display, sync::OnceLock, time::Duration};
+    use std::{
+        error::Error as _, fmt::Display, path::Path, sync::OnceLock, thread, time::Duration,
+    };
 
     use opentelemetry::{
         KeyValue, Value,
@@ -160,18 +177,30 @@ mod imp {
     use opentelemetry_sdk::{
         Resource,
         trace::{
-            Sampler, SamplingDecision, SamplingResult, SdkTracer, SdkTracerProvider, ShouldSample,
+            BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingDecision, SamplingResult,
+            SdkTracer, SdkTracerProvider, ShouldSample,
         },
     };
 
-    use super::{Role, Traces, no_endpoint};
-    use crate::config::ConfigError;
+    use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+    use super::{Role, Traces, no_endpoint, value};
+    use crate::{config::ConfigError, tls::certificates, watched::read_bounded};
 
     /// Bytes of a `traceparent` of version 00.
     const TRACEPARENT_BYTES: usize = 55;
 
     /// How long a collector that does not answer is waited for.
     const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
+    /// Spans that wait for the collector; those beyond are dropped.
+    const WAITING_SPANS: usize = 4096;
+    /// Spans in one message.
+    const SENT_SPANS: usize = 512;
+    const SEND_EVERY: Duration = Duration::from_secs(2);
+    /// More than requests in a batch.
+    const MAX_LINKS: u32 = 1 << 16;
+    /// Bytes of a word, and of a reason for failure.
+    const MAX_WORD_BYTES: usize = 1024;
 
     static TRACER: OnceLock<(SdkTracerProvider, SdkTracer)> = OnceLock::new();
 
@@ -187,22 +216,25 @@ mod imp {
     /// Headers, as of a collector that wants a token, are `OTEL_EXPORTER_OTLP_HEADERS`.
     ///
     /// # Errors
-    /// As [`Traces::validate`], and if the endpoint is no address.
+    /// As [`Traces::validate`], and if the endpoint is no address or the authorities cannot be read.
     pub fn start(traces: &Traces, service: &'static str) -> Result<(), ConfigError> {
         traces.validate()?;
         let Some(endpoint) = &traces.endpoint else { return Ok(()) };
-        let mut exporter = SpanExporter::builder()
+        let exporter = SpanExporter::builder()
             .with_tonic()
-            .with_endpoint(endpoint)
-            .with_timeout(EXPORT_TIMEOUT);
-        if endpoint.starts_with("https://") {
-            let tls = opentelemetry_otlp::tonic_types::transport::ClientTlsConfig::new();
-            exporter = exporter.with_tls_config(tls.with_native_roots());
-        }
-        let exporter =
-            exporter.build().map_err(|error| no_endpoint(endpoint, &format!(": {error}")))?;
+            .with_channel(channel(endpoint, traces.ca.as_deref())?)
+            .with_timeout(EXPORT_TIMEOUT)
+            .build()
+            .map_err(|error| no_endpoint(endpoint, &format!(": {error}")))?;
+        let sending = BatchConfigBuilder::default()
+            .with_max_queue_size(WAITING_SPANS)
+            .with_max_export_batch_size(SENT_SPANS)
+            .with_scheduled_delay(SEND_EVERY)
+            .build();
+        let processor = BatchSpanProcessor::builder(exporter).with_batch_config(sending).build();
         let provider = SdkTracerProvider::builder()
-            .with_batch_exporter(exporter)
+            .with_span_processor(processor)
+            .with_max_links_per_span(MAX_LINKS)
             .with_sampler(Sampling(Sampler::TraceIdRatioBased(traces.ratio)))
             .with_resource(Resource::builder().with_service_name(service).build())
             .build();
@@ -212,16 +244,48 @@ mod imp {
         Ok(())
     }
 
-    /// Sends what has not been sent yet. Blocks.
-    pub fn flush() {
-        if let Some((provider, _)) = TRACER.get() {
-            // A collector that is gone must not keep a process from its end.
-            drop(provider.force_flush());
+    /// A connection that is made when it is needed, and given up when it is silent.
+    #[expect(clippy::disallowed_methods, reason = "the exporter's calls have no other deadline")]
+    fn channel(endpoint: &str, ca: Option<&Path>) -> Result<Channel, ConfigError> {
+        let unusable = |error: tonic::transport::Error| {
+            let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+            no_endpoint(endpoint, &format!(": {why}"))
+        };
+        let mut connection = Endpoint::from_shared(endpoint.to_owned())
+            .map_err(unusable)?
+            .connect_timeout(EXPORT_TIMEOUT)
+            .timeout(EXPORT_TIMEOUT);
+        if endpoint.starts_with("https://") {
+            let tls = ClientTlsConfig::new().timeout(EXPORT_TIMEOUT);
+            let tls = match ca {
+                None => tls.with_native_roots(),
+                Some(file) => {
+                    let pem = read_bounded(file).map_err(|error| value("ca", error.to_string()))?;
+                    // tonic would take a file without one.
+                    certificates("traces.ca", file, &pem)?;
+                    tls.ca_certificate(Certificate::from_pem(pem))
+                }
+            };
+            connection = connection.tls_config(tls).map_err(|error| {
+                let ca = ca.map_or_else(|| "not set".to_owned(), |file| format!("{file:?}"));
+                let why = error.source().map_or_else(String::new, |why| format!(": {why}"));
+                value("ca", format!("is {ca}; authorities that can be used are expected there, or else in the system's store{why}"))
+            })?;
+        }
+        Ok(connection.connect_lazy())
+    }
+
+    /// Sends what has not been sent yet, and ends. Blocks, for some seconds at most.
+    pub fn stop() {
+        let Some((provider, _)) = TRACER.get() else { return };
+        // A collector that is gone must not keep a process from its end.
+        if let Err(error) = provider.shutdown_with_timeout(EXPORT_TIMEOUT) {
+            tracing::warn!(%error, "the last spans may be lost");
         }
     }
 
-    /// Whether a span is recorded: as its parent; without one, if any of those is that it is linked to;
-    /// without these, at a ratio.
+    /// Whether a span is recorded: as its parent; without one, if it is linked to one that is; without
+    /// these, at a ratio.
     #[derive(Clone, Debug)]
     struct Sampling(Sampler);
 
@@ -241,7 +305,7 @@ mod imp {
                 None if links.is_empty() => {
                     return self.0.should_sample(None, trace, name, kind, attributes, links);
                 }
-                None => links.iter().any(|link| link.span_context.is_sampled()),
+                None => true,
             };
             let decision = match sampled {
                 true => SamplingDecision::RecordAndSample,
@@ -253,9 +317,9 @@ mod imp {
     }
 
     impl Context {
-        /// Reads a `traceparent`; nothing if it is none.
+        /// Reads a `traceparent`; nothing if it is none, or nothing is recorded here.
         pub fn of(traceparent: &str) -> Self {
-            Self(parse(traceparent))
+            Self(TRACER.get().and_then(|_| parse(traceparent)))
         }
 
         /// Whether it names nothing.
@@ -271,7 +335,8 @@ mod imp {
     }
 
     impl Span {
-        /// Begins one, within the span that `parent` names, and linked to others.
+        /// Begins one, within the span that `parent` names, and linked to others. Not recorded if its
+        /// parent is not, or if none of the others is.
         pub fn begin<'a>(
             name: &'static str,
             role: Role,
@@ -284,7 +349,12 @@ mod imp {
                 Role::Server => SpanKind::Server,
                 Role::Internal => SpanKind::Internal,
             };
-            let links: Vec<Link> = links.into_iter().filter_map(to_link).collect();
+            let mut others = links.into_iter().peekable();
+            let is_linked = others.peek().is_some();
+            let links: Vec<Link> = others.filter_map(to_link).collect();
+            if parent.is_none() && is_linked && links.is_empty() {
+                return Self(None);
+            }
             let within = opentelemetry::Context::new();
             let within = match &parent.0 {
                 Some(parent) => within.with_remote_span_context(parent.clone()),
@@ -296,8 +366,8 @@ mod imp {
 
         /// Links it to another.
         pub fn link(&mut self, other: &Context) {
-            if let (Some(span), Some(other)) = (&mut self.0, &other.0) {
-                span.add_link(other.clone(), Vec::new());
+            if let (Some(span), Some(link)) = (&mut self.0, to_link(other)) {
+                span.add_link(link.span_context, link.attributes);
             }
         }
 
@@ -309,7 +379,7 @@ mod imp {
         /// Notes a word of it.
         pub fn word(&mut self, key: &'static str, value: &str) {
             if self.0.is_some() {
-                self.note(key, value.to_owned());
+                self.note(key, cut(value.to_owned()));
             }
         }
 
@@ -322,7 +392,7 @@ mod imp {
         /// Notes that what it did failed, and why.
         pub fn failed(&mut self, why: &dyn Display) {
             if let Some(span) = &mut self.0 {
-                span.set_status(Status::error(why.to_string()));
+                span.set_status(Status::error(cut(why.to_string())));
             }
         }
 
@@ -335,8 +405,24 @@ mod imp {
         }
     }
 
+    impl Drop for Span {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                self.failed(&"a panic");
+            }
+        }
+    }
+
+    /// To a span that is recorded.
     fn to_link(context: &Context) -> Option<Link> {
-        Some(Link::new(context.0.clone()?, Vec::new(), 0))
+        let recorded = context.0.as_ref().filter(|of| of.is_sampled())?;
+        Some(Link::new(recorded.clone(), Vec::new(), 0))
+    }
+
+    /// Without what is beyond the most.
+    fn cut(mut text: String) -> String {
+        text.truncate(text.floor_char_boundary(MAX_WORD_BYTES));
+        text
     }
 
     /// Of version 00 (section 3.2 of the recommendation).
@@ -375,7 +461,7 @@ mod imp {
             let context = parse(good).unwrap();
             assert!(context.is_sampled() && context.is_remote());
             assert_eq!(context.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
-            assert_eq!(Context::of(good).traceparent(), good);
+            assert_eq!(Context(Some(context)).traceparent(), good);
             for bad in [
                 "",
                 "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
@@ -394,7 +480,7 @@ mod imp {
         #[test]
         fn a_span_is_recorded_as_its_parent_its_links_or_the_ratio_say() {
             let context = |flags: &str| {
-                Context::of(&format!("00-{}-{}-{flags}", "1".repeat(32), "2".repeat(16)))
+                Context(parse(&format!("00-{}-{}-{flags}", "1".repeat(32), "2".repeat(16))))
             };
             let (on, off) = (context("01"), context("00"));
             let sampled = |ratio: f64, parent: Option<&Context>, links: &[&Context]| {
@@ -410,7 +496,29 @@ mod imp {
             };
             assert!(sampled(1.0, None, &[]) && !sampled(0.0, None, &[]));
             assert!(sampled(0.0, Some(&on), &[]) && !sampled(1.0, Some(&off), &[&on]));
-            assert!(sampled(0.0, None, &[&off, &on]) && !sampled(1.0, None, &[&off, &off]));
+            assert!(sampled(0.0, None, &[&off, &on]));
+        }
+
+        #[test]
+        fn long_words_are_cut_between_characters() {
+            assert_eq!(cut("short".to_owned()), "short");
+            assert_eq!(cut("ab".repeat(9999)).len(), MAX_WORD_BYTES);
+            assert_eq!(cut(format!("a{}", "\u{20ac}".repeat(9999))).len(), 1 + 3 * 341);
+        }
+
+        #[tokio::test]
+        async fn authorities_that_are_none_are_named() {
+            let at = |ca: Option<&Path>| channel("https://collector:4317", ca);
+            let error = at(Some(Path::new("/nowhere/ca.crt"))).unwrap_err().to_string();
+            assert!(
+                error.starts_with("traces.ca: ") && error.contains("/nowhere/ca.crt"),
+                "{error}"
+            );
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("ca.crt");
+            std::fs::write(&file, "no certificate").unwrap();
+            let error = at(Some(&file)).unwrap_err().to_string();
+            assert!(error.contains("ca.crt: it holds no certificate"), "{error}");
         }
     }
 }
@@ -422,7 +530,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_named() {
         let of = |endpoint: Option<&str>, ratio| {
-            Traces { endpoint: endpoint.map(str::to_owned), ratio }.validate()
+            Traces { endpoint: endpoint.map(str::to_owned), ratio, ca: None }.validate()
         };
         of(None, 0.5).unwrap();
         for ratio in [-0.1, 1.1, f64::NAN] {
@@ -433,6 +541,14 @@ mod tests {
             let error = of(Some(endpoint), 1.0).unwrap_err().to_string();
             assert!(error.contains(&format!("is {endpoint:?}, expected an address")), "{error}");
         }
+        let error = of(Some("https://user:secret@collector:4317"), 1.0).unwrap_err().to_string();
+        assert!(
+            error.starts_with("traces.endpoint: holds") && !error.contains("secret"),
+            "{error}"
+        );
+        let ca = Some("ca.crt".into());
+        let there = Traces { endpoint: Some("http://collector".to_owned()), ca, ratio: 1.0 };
+        assert!(there.validate().unwrap_err().to_string().starts_with("traces.ca: "));
         let there = of(Some("http://collector:4317"), 1.0);
         assert_eq!(there.is_ok(), cfg!(feature = "otlp"), "{there:?}");
     }

@@ -43,12 +43,19 @@ pub(super) struct TracesArguments {
     /// The part of the requests that is traced, 0 to 1.
     #[arg(long, value_name = "PART", env = "STILLHOUSE_TRACES_RATIO", default_value_t = 1.0)]
     pub(super) traces_ratio: f64,
+    /// Authorities of a collector with https, in PEM [default: the system's].
+    #[arg(long, value_name = "FILE", env = "STILLHOUSE_TRACES_CA")]
+    pub(super) traces_ca: Option<PathBuf>,
 }
 
 impl TracesArguments {
     pub(super) fn start(self) -> Result<(), Failure> {
-        let traces = Traces { endpoint: self.traces_endpoint, ratio: self.traces_ratio };
-        Ok(traces::start(&traces, "student-worker")?)
+        let Self { traces_endpoint: endpoint, traces_ratio: ratio, traces_ca: ca } = self;
+        let traces = Traces { endpoint, ratio, ca };
+        traces::start(&traces, "student-worker").map_err(|error| {
+            // Its flags are called a little otherwise.
+            Failure::Traces(error.to_string().replace("traces.", "--traces-"))
+        })
     }
 }
 

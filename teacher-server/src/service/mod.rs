@@ -76,8 +76,14 @@ pub(crate) struct Core {
     pub(crate) open: Arc<()>,
 }
 
-/// A request that the scheduler has admitted.
+/// A request that the scheduler has admitted, and its end.
 struct Submitted {
+    work: Work,
+    counted: Counted,
+}
+
+/// What is left to do for a request.
+struct Work {
     id: u64,
     /// Of the request, as it was read.
     sum: RequestSum,
@@ -90,9 +96,6 @@ struct Submitted {
     deadline: Option<Instant>,
     pending: Pending,
     client: Arc<str>,
-    span: Span,
-    /// Taken when its end is counted.
-    counted: Option<Counted>,
 }
 
 /// The answer to a request, and what it keeps until it is taken.
@@ -110,12 +113,17 @@ impl Core {
         request: LabelRequest,
         caller: &Caller,
         deadline: Option<Instant>,
+        trace: &Trace,
     ) -> Result<Submitted, ServeError> {
-        let mut span = Span::begin("label", Role::Server, &Trace::of(&request.traceparent), []);
-        self.admit(request, caller, deadline, &mut span).inspect_err(|error| {
-            count_failure(error);
-            span.failed(error);
-        })
+        let mut span = Span::default();
+        match self.admit(request, caller, deadline, (trace, &mut span)) {
+            Ok(work) => Ok(Submitted { work, counted: Counted { ended: false, span } }),
+            Err(error) => {
+                count_failure(&error);
+                span.failed(&error);
+                Err(error)
+            }
+        }
     }
 
     fn admit(
@@ -123,9 +131,10 @@ impl Core {
         request: LabelRequest,
         caller: &Caller,
         deadline: Option<Instant>,
-        span: &mut Span,
-    ) -> Result<Submitted, ServeError> {
+        (trace, span): (&Trace, &mut Span),
+    ) -> Result<Work, ServeError> {
         let listed = self.access.identify(caller)?;
+        *span = Span::begin("label", Role::Server, trace, []);
         let sum = RequestSum::new(&request);
         let accepted = self.contract.accept(request)?;
         let own = accepted.timeout.and_then(|timeout| clock::now().checked_add(timeout));
@@ -158,7 +167,7 @@ impl Core {
         let units = (units, accepted.encoding.needs_hidden(), span.context());
         let pending = Pending::start(units, &self.cache, &self.scheduler, admission);
         let pending = pending.inspect_err(note)?;
-        Ok(Submitted {
+        Ok(Work {
             id: accepted.id,
             sum,
             rule: accepted.rule,
@@ -169,43 +178,23 @@ impl Core {
             deadline,
             pending,
             client,
-            span: std::mem::take(span),
-            counted: Some(Counted::default()),
         })
     }
 
     /// Waits for the device, no longer than the client does, then encodes.
-    async fn finish(&self, mut submitted: Submitted) -> Answered {
-        let counted = submitted.counted.take();
-        let client = Arc::clone(&submitted.client);
-        let mut span = std::mem::take(&mut submitted.span);
-        let result = self.answer(submitted, &mut span).await;
-        if let Err(error) = &result {
-            span.failed(error);
-        }
+    async fn finish(&self, Submitted { work, mut counted }: Submitted) -> Answered {
+        let client = Arc::clone(&work.client);
+        let result = self.answer(work, &mut counted.span).await;
         if matches!(result, Err(ServeError::Exhausted { .. })) {
             self.status.refused(&client);
         }
-        if let Some(counted) = counted {
-            counted.end(&result);
-        }
+        counted.end(&result);
         result
     }
 
-    async fn answer(&self, submitted: Submitted, span: &mut Span) -> Answered {
-        let Submitted {
-            id,
-            sum,
-            rule,
-            rows,
-            encoding,
-            temperatures,
-            held,
-            deadline,
-            pending,
-            client,
-            ..
-        } = submitted;
+    async fn answer(&self, work: Work, span: &mut Span) -> Answered {
+        let Work { id, sum, rule, rows, encoding, temperatures, held, deadline, pending, client } =
+            work;
         let done = match deadline {
             None => pending.await?,
             Some(deadline) => tokio::time::timeout_at(deadline.into(), pending)
@@ -250,8 +239,9 @@ impl Core {
         request: LabelRequest,
         caller: &Caller,
         deadline: Option<Instant>,
+        trace: &Trace,
     ) -> Answered {
-        self.finish(self.submit(request, caller, deadline)?).await
+        self.finish(self.submit(request, caller, deadline, trace)?).await
     }
 }
 
@@ -268,7 +258,7 @@ impl Core {
 
 impl Submitted {
     fn canceller(&self) -> Canceller {
-        self.pending.canceller()
+        self.work.pending.canceller()
     }
 }
 
@@ -320,11 +310,19 @@ fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// What asks: as the request says, or else the call.
+fn trace_of(request: &Request<LabelRequest>) -> Trace {
+    let own = Trace::of(&request.get_ref().traceparent);
+    let of_call = request.metadata().get("traceparent").filter(|_| own.is_none());
+    of_call.and_then(|text| text.to_str().ok()).map_or(own, Trace::of)
+}
+
 /// Counts an admitted request once, whatever becomes of it: one whose client goes away is
 /// cancelled.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counted {
     ended: bool,
+    span: Span,
 }
 
 impl Counted {
@@ -332,7 +330,10 @@ impl Counted {
         self.ended = true;
         match result {
             Ok(_) => count_outcome("labelled"),
-            Err(error) => count_failure(error),
+            Err(error) => {
+                count_failure(error);
+                self.span.failed(error);
+            }
         }
     }
 }
@@ -341,6 +342,7 @@ impl Drop for Counted {
     fn drop(&mut self) {
         if !self.ended {
             count_outcome(ServeError::Cancelled.outcome());
+            self.span.failed(&ServeError::Cancelled);
         }
     }
 }
@@ -382,13 +384,8 @@ impl TeacherService for Teacher {
         let _open = Arc::clone(&self.0.open);
         let deadline = deadline::of(request.metadata()).inspect_err(count_failure)?;
         let caller = Caller::of(&request);
-        let parent = request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
-        let parent = parent.map(str::to_owned);
-        let mut request = request.into_inner();
-        if let Some(parent) = parent.filter(|_| request.traceparent.is_empty()) {
-            request.traceparent = parent;
-        }
-        let (answer, keep) = self.0.label(request, &caller, deadline).await?;
+        let trace = trace_of(&request);
+        let (answer, keep) = self.0.label(request.into_inner(), &caller, deadline, &trace).await?;
         let mut response = Response::new(answer);
         response.extensions_mut().insert(keep);
         Ok(response)

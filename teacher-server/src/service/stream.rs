@@ -15,6 +15,7 @@ use stillhouse_proto::v1::{
     CancelRequest, LabelRequest, LabelStreamRequest, LabelStreamResponse,
     label_stream_request::Action, label_stream_response::Result as Outcome,
 };
+use stillhouse_runtime::traces::Context as Trace;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -124,7 +125,8 @@ async fn serve(
                         count_failure(&error);
                         Err(error)
                     } else {
-                        core.submit(request, caller, deadline)
+                        let trace = Trace::of(&request.traceparent);
+                        core.submit(request, caller, deadline, &trace)
                     };
                     match submitted {
                         Ok(submitted) => {

@@ -100,9 +100,13 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                     }
                     // Another model stands at this address now; the others are as they were.
                     Err(error @ ClientError::Fingerprint { .. }) => {
+                        span.failed(&error);
                         self.refuse(endpoint, error, now)
                     }
-                    Err(error) => Err(error),
+                    Err(error) => {
+                        span.failed(&error);
+                        Err(error)
+                    }
                 }
             }
             Some(Answer::Error(error)) => {
@@ -134,6 +138,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             }
             None => {
                 let reason = "it holds neither labels nor an error".to_owned();
+                span.failed(&reason);
                 if held.refused_again(first, &reason) {
                     let (endpoint, request) = (name, described);
                     return Err(ClientError::Answer { endpoint, request, reason });
@@ -193,7 +198,10 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
 
     /// Closes the stream to an endpoint; what was in flight on it goes elsewhere.
     pub(super) fn drop_link(&mut self, endpoint: usize, now: Instant) {
-        self.endpoints[endpoint].live = None;
+        if let Some(mut live) = self.endpoints[endpoint].live.take() {
+            let lost = live.in_flight.values_mut();
+            lost.for_each(|request| request.span.failed(&"the stream ended before its answer"));
+        }
         self.pipeline.lost(endpoint, now);
     }
 }
