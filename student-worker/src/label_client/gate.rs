@@ -35,6 +35,12 @@ use super::{
 pub const PROBE_ROWS: u32 = 8;
 /// Time for a connection to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of answers on their way, of a stream and of a connection. Given, not found out by pings, which
+/// would cost both sides two messages more an answer.
+const STREAM_WINDOW: u32 = 16 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+/// Of an answer, which then comes in one write or a few.
+const FRAME: u32 = 1 << 17;
 /// A peer that does not answer a ping for this long is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Largest difference in a probability between replicas. Bit-identical on CPU; devices of other
@@ -74,7 +80,9 @@ impl Address {
         let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
-            .http2_adaptive_window(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
