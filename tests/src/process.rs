@@ -146,13 +146,7 @@ impl Teacher {
 
     /// What Prometheus would scrape.
     pub fn metrics(&self) -> String {
-        use std::io::{Read as _, Write as _};
-        let address = self.metrics.expect("a metrics listener");
-        let mut stream = std::net::TcpStream::connect(address).expect("it listens");
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
+        scrape(self.metrics.expect("a metrics listener"))
     }
 
     /// Value of a series, by its full name with labels.
@@ -198,6 +192,16 @@ impl Drop for Teacher {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// What Prometheus would scrape at an address.
+pub fn scrape(address: SocketAddr) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(address).expect("it listens");
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 fn collect(mut lines: BufReader<ChildStderr>, log: Arc<Mutex<String>>) -> JoinHandle<()> {

@@ -83,6 +83,7 @@ fn a_browser_shows_what_is_going_on() {
         "<h1 id=\"name\">mnist-teacher</h1>",
         ">serving<",
         "labels per second",
+        "Its students wait",
         "class=\"curve\"",
         "class=\"batch\"",
         ">small<",

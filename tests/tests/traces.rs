@@ -223,7 +223,7 @@ async fn a_batch_is_linked_to_all_its_requests_and_strangers_leave_no_span() {
     let batching =
         ["--set", "batching.max_wait_us=1000000", "--set", "limits.max_stream_in_flight=256"];
     let mut teacher =
-        Teacher::start(folder.path(), &[&arguments[..], &batching, &UNCACHED].concat());
+        Teacher::start(folder.path(), &[&arguments[..], &batching[..], &UNCACHED].concat());
     let mut client = client::connect(teacher.address()).await;
     client.label(client::request(1, &[0.5; 4], 4)).await.unwrap_err();
 

@@ -42,17 +42,17 @@ impl Traces {
             return Err(value("ratio", format!("is {}, expected 0 to 1", self.ratio)));
         }
         let Some(endpoint) = &self.endpoint else { return Ok(()) };
-        let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
-        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with(['/', ':'])) {
-            return Err(no_endpoint(endpoint, ""));
-        }
         // It would be told in errors and by the collector.
         if endpoint.contains('@') {
             let reason = "holds a name or a password, which OTEL_EXPORTER_OTLP_HEADERS is for";
             return Err(value("endpoint", reason.to_owned()));
         }
+        let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with(['/', ':'])) {
+            return Err(no_endpoint(endpoint, ""));
+        }
         if self.ca.is_some() && !endpoint.starts_with("https://") {
-            let reason = format!("is given, but traces.endpoint is {endpoint:?}, without https");
+            let reason = format!("is given, but {endpoint:?} is without https");
             return Err(value("ca", reason));
         }
         if cfg!(not(feature = "otlp")) {
@@ -541,11 +541,11 @@ mod tests {
             let error = of(Some(endpoint), 1.0).unwrap_err().to_string();
             assert!(error.contains(&format!("is {endpoint:?}, expected an address")), "{error}");
         }
-        let error = of(Some("https://user:secret@collector:4317"), 1.0).unwrap_err().to_string();
-        assert!(
-            error.starts_with("traces.endpoint: holds") && !error.contains("secret"),
-            "{error}"
-        );
+        for endpoint in ["https://user:secret@collector:4317", "user:secret@collector"] {
+            let error = of(Some(endpoint), 1.0).unwrap_err().to_string();
+            assert!(error.starts_with("traces.endpoint: holds"), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
         let ca = Some("ca.crt".into());
         let there = Traces { endpoint: Some("http://collector".to_owned()), ca, ratio: 1.0 };
         assert!(there.validate().unwrap_err().to_string().starts_with("traces.ca: "));

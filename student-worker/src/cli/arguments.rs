@@ -53,8 +53,10 @@ impl TracesArguments {
         let Self { traces_endpoint: endpoint, traces_ratio: ratio, traces_ca: ca } = self;
         let traces = Traces { endpoint, ratio, ca };
         traces::start(&traces, "student-worker").map_err(|error| {
-            // Its flags are called a little otherwise.
-            Failure::Traces(error.to_string().replace("traces.", "--traces-"))
+            // The flag, where a file of settings has a key.
+            let error = error.to_string();
+            let flag = error.strip_prefix("traces.").map(|rest| format!("--traces-{rest}"));
+            Failure::Traces(flag.unwrap_or(error))
         })
     }
 }

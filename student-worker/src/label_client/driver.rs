@@ -35,7 +35,7 @@ use super::{
     join::join,
     kept::{Kept, Key},
     pipeline::{Limits, Pipeline, Sending},
-    replica::{InFlight, Live, Replica},
+    replica::{InFlight, Live, Record, Replica},
     router,
     status::{self, Verdict, judge_code},
     units,
@@ -65,18 +65,28 @@ struct Held {
     keys: Vec<Key>,
     /// Of every unit's content, once they are shared out.
     hashes: OnceLock<Vec<u64>>,
-    /// What it was refused with last: a refusal that is repeated is believed, one that is not may be
-    /// of what became of the request on the way.
-    refusal: Mutex<Option<(u32, String)>>,
+    /// What it was refused with last, and by whom: a refusal that is repeated is believed, one that is not
+    /// may be of what became of the request on the way, or of the teacher.
+    refusal: Mutex<Option<(u32, String, usize)>>,
+}
+
+/// Who refused a request.
+#[derive(Clone, Copy, Debug)]
+struct By {
+    endpoint: usize,
+    /// Whether there are others that could be asked.
+    others: bool,
 }
 
 impl Held {
-    /// Notes a refusal of the part that begins with a unit; whether it was refused so before.
-    fn refused_again(&self, first: u32, words: &str) -> bool {
+    /// Notes a refusal of the part that begins with a unit; whether it was refused so before, by another
+    /// if there are others.
+    fn refused_again(&self, first: u32, words: &str, by: By) -> bool {
         let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        let refusal = (first, words.to_owned());
-        let again = last.as_ref() == Some(&refusal);
-        *last = Some(refusal);
+        let again = last.as_ref().is_some_and(|(unit, said, endpoint)| {
+            (*unit, said.as_str()) == (first, words) && (*endpoint != by.endpoint || !by.others)
+        });
+        *last = Some((first, words.to_owned(), by.endpoint));
         again
     }
 }
@@ -158,7 +168,8 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 let connection = (self.connect)(number, address);
                 let task = Some(self.connections.spawn(connection.keep()));
                 let (tried, failures, retired, live) = (false, 0, false, None);
-                let replica = Replica { name, hash, task, tried, failures, retired, live };
+                let record = Record::default();
+                let replica = Replica { name, hash, task, tried, failures, retired, record, live };
                 self.endpoints.push(replica);
             }
         }
@@ -174,7 +185,11 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
     /// Runs until every job is handed on, the receiver is gone, or the run cannot go on; the error
     /// is then the last thing handed on.
     pub(super) async fn run(mut self) {
-        if let Err(error) = self.drive().await {
+        let driven = self.drive().await;
+        for live in self.endpoints.iter_mut().filter_map(|replica| replica.live.as_mut()) {
+            live.give_up("the run ended before its answer");
+        }
+        if let Err(error) = driven {
             let _ = self.out.send(Err(error)).await;
         }
         // That was all of them; the run goes on for as long as somebody reports how.

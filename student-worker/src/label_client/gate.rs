@@ -39,8 +39,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// would cost both sides two messages more an answer.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
-/// Of an answer, which then comes in one write or a few.
-const FRAME: u32 = 1 << 17;
+/// Of an answer: as large as the pieces that teachers send.
+const FRAME: u32 = 1 << 16;
 /// A peer that does not answer a ping for this long is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Largest difference in a probability between replicas. Bit-identical on CPU; devices of other

@@ -14,6 +14,7 @@ use student_worker::{
     train::Error,
 };
 use tokio::sync::{mpsc, watch};
+use tonic::Code;
 
 use crate::{
     fake_teacher::{Fake, Fault, serve_fake},
@@ -91,6 +92,33 @@ async fn a_replica_that_becomes_another_teacher_is_left_and_the_run_goes_on() {
     assert!((1..=4).contains(&changed.requests.load(Ordering::Relaxed)));
     assert_eq!(bench.weights("left"), bench.weights("whole"));
     assert_eq!(changed.streams.load(Ordering::Relaxed), 1, "it was asked again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_only_fails_is_set_aside_and_one_that_refuses_alone_is_not_believed() {
+    let bench = Bench::new();
+    let first = serve_fake(Arc::new(Fake::new())).await;
+    run(bench.recipe("whole", &endpoints(&[first], "")), Existing::Refuse).await.unwrap();
+    for (name, code) in [("internal", Code::Internal), ("lost", Code::Unavailable)] {
+        let sick = Arc::new(Fake::with(vec![Fault::Error(code, 0); 10_000]));
+        let second = serve_fake(Arc::clone(&sick)).await;
+        let both = endpoints(&[first, second], "");
+        run(bench.recipe(name, &both), Existing::Refuse).await.unwrap();
+        assert_eq!(bench.weights(name), bench.weights("whole"));
+        // What is under way to it at one time; it is not asked again and again.
+        let asked = sick.requests.load(Ordering::Relaxed);
+        assert!((1..=30).contains(&asked), "{name}: {asked}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_that_all_replicas_repeat_is_believed() {
+    let bench = Bench::new();
+    let refuse = || Arc::new(Fake::with(vec![Fault::Error(Code::InvalidArgument, 0); 10_000]));
+    let both = [serve_fake(refuse()).await, serve_fake(refuse()).await];
+    let error = run(bench.recipe("refused", &endpoints(&both, "")), Existing::Refuse).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("was refused: INVALID_ARGUMENT: as told"), "{error}");
 }
 
 /// Rows of one request and none of the next: the pixels of the fake teachers' rows tell them apart.

@@ -183,8 +183,12 @@ pub(crate) fn encode(
     deadline: Option<Instant>,
 ) -> Result<(Vec<Labels>, Vec<RowError>), ServeError> {
     let mut encoder = Encoder::new(rule, encoding, temperatures);
+    let is_late = || deadline.is_some_and(|deadline| clock::now() >= deadline);
     let classes = match computed {
         Computed::Logits(forward) => {
+            if is_late() {
+                return Err(ServeError::Deadline);
+            }
             encoder.add(0, forward);
             forward.logits.len() / (forward.members * forward.rows).max(1)
         }
@@ -192,7 +196,7 @@ pub(crate) fn encode(
             let classes = states.ensemble.classes();
             let block = (BLOCK / classes).max(1);
             for first in (0..states.rows).step_by(block) {
-                if deadline.is_some_and(|deadline| clock::now() >= deadline) {
+                if is_late() {
                     return Err(ServeError::Deadline);
                 }
                 let rows = first..states.rows.min(first + block);

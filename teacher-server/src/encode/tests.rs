@@ -105,6 +105,17 @@ fn a_log_probability_below_the_dtypes_range_is_zero_mass() {
 }
 
 #[test]
+fn labels_that_are_too_late_are_not_made() {
+    let computed = Computed::Logits(forward());
+    let kind = DenseKind::Logits;
+    let encoding = Encoding::Dense { kind, dtype: DType::F32 };
+    let made = |deadline| super::encode(&computed, Rule::default(), &encoding, &[1.0], deadline);
+    let now = clock::now();
+    assert!(matches!(made(Some(now)), Err(ServeError::Deadline)));
+    made(Some(now + std::time::Duration::from_secs(60))).unwrap();
+}
+
+#[test]
 fn several_temperatures_come_from_one_forward_in_order() {
     let encoding = Encoding::Dense { kind: DenseKind::LogProbabilities, dtype: DType::F32 };
     let (labels, _) = encode(&forward(), &encoding, &[4.0, 1.0, 20.0]).unwrap();

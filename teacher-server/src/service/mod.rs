@@ -202,7 +202,7 @@ impl Core {
                 .unwrap_or(Err(ServeError::Deadline))?,
         };
         done.batches.iter().for_each(|batch| span.link(batch));
-        let encoding_span = Span::begin("encode", Role::Internal, &span.context(), []);
+        let mut encoding_span = Span::begin("encode", Role::Internal, &span.context(), []);
         let fingerprint = self.fingerprint(rule);
         let layout = self.cache.layout();
         let values = layout.work(&done.outputs, encoding.needs_hidden(), self.contract.classes);
@@ -222,6 +222,9 @@ impl Core {
             let encoded = tokio::task::spawn_blocking(encode).await;
             encoded.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
         };
+        if let Err(error) = &encoded {
+            encoding_span.failed(error);
+        }
         encoding_span.end();
         let (response, held) = encoded?;
         span.number("stillhouse.cached_rows", response.cached_rows.into());
@@ -280,7 +283,12 @@ fn respond(
     let start = clock::now();
     let Asked { id, sum, rule, encoding, temperatures, deadline } = asked;
     let (labels, row_errors) = encode::encode(computed, rule, &encoding, &temperatures, deadline)?;
-    let took = clock::now().saturating_duration_since(start);
+    let end = clock::now();
+    if deadline.is_some_and(|deadline| end >= deadline) {
+        // Nobody waits for them any more.
+        return Err(ServeError::Deadline);
+    }
+    let took = end.saturating_duration_since(start);
 
     metrics::histogram!(names::ENCODE).record(took);
     let rows = computed.rows() - row_errors.len();
@@ -342,7 +350,9 @@ impl Drop for Counted {
     fn drop(&mut self) {
         if !self.ended {
             count_outcome(ServeError::Cancelled.outcome());
-            self.span.failed(&ServeError::Cancelled);
+            if !std::thread::panicking() {
+                self.span.failed(&ServeError::Cancelled);
+            }
         }
     }
 }

@@ -63,6 +63,7 @@ pub(super) fn run(seconds: Option<f64>) -> Figures {
     let plain = median(&rates[0]);
     figures.add("plain_rows_per_second", plain);
     figures.add("teacher_over_student_time_of_a_row", forward * plain);
+    figures.require(forward * plain <= 1.0, "the teacher needs more time than the student");
     let mut best = 0.0_f64;
     for (at, kind) in kinds.iter().enumerate() {
         let Some(prefetch) = kind else { continue };

@@ -27,7 +27,7 @@ use crate::{
 
 const CLIENTS: usize = 500;
 /// What a client has in flight at any time.
-const REQUESTS: usize = 16;
+const REQUESTS: usize = 20;
 /// The same of the light client.
 const LIGHT_REQUESTS: usize = 2;
 /// How long a client waits for an answer.

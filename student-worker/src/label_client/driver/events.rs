@@ -75,10 +75,16 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             tracing::info!(teacher = replica.name, "labels again");
             self.pipeline.heard(now);
         }
+        if let Some(Answer::Error(error)) = &answer.result {
+            let code = Code::from_i32(error.code);
+            span.failed(&format_args!("{}: {}", status::name(code), error.message));
+            self.note_failure(endpoint, code, now);
+        }
         let request = answer.id;
         // The request may have been given up; its answer came all the same.
         let Some((held, units)) = self.pipeline.job(request) else { return Ok(()) };
-        let name = replica.name.clone();
+        let name = self.endpoints[endpoint].name.clone();
+        let by = By { endpoint, others: self.others_are_well(endpoint, now) };
         let (job, described) = (&held.job, describe(&held.job));
         let first = units.first().copied().unwrap_or(0);
         let rows = units.iter().map(|&unit| held.labels[unit as usize]).sum();
@@ -96,6 +102,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 match self.labels((&name, &described), job, rows, &response) {
                     Ok(batch) => {
                         self.pipeline.answered(request, batch, now);
+                        self.endpoints[endpoint].record.labelled();
                         Ok(())
                     }
                     // Another model stands at this address now; the others are as they were.
@@ -113,7 +120,6 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 let code = Code::from_i32(error.code);
                 let after = Duration::from_millis(error.retry_after_ms.into());
                 let words = format!("{}: {}", status::name(code), error.message);
-                span.failed(&words);
                 match judge_code(code, after) {
                     Verdict::Retry(after) => {
                         tracing::debug!(teacher = name, request = described, words, "trying again");
@@ -121,7 +127,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                         self.pipeline.failed(request, after, now);
                         Ok(())
                     }
-                    Verdict::Final if held.refused_again(first, &words) => {
+                    Verdict::Final if held.refused_again(first, &words, by) => {
                         Err(ClientError::Refused {
                             endpoint: name,
                             request: described,
@@ -139,13 +145,28 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             None => {
                 let reason = "it holds neither labels nor an error".to_owned();
                 span.failed(&reason);
-                if held.refused_again(first, &reason) {
+                if held.refused_again(first, &reason, by) {
                     let (endpoint, request) = (name, described);
                     return Err(ClientError::Answer { endpoint, request, reason });
                 }
                 self.pipeline.failed(request, Duration::ZERO, now);
                 Ok(())
             }
+        }
+    }
+
+    /// Sets a replica aside that fails again and again, where others can do its work. One that is full or
+    /// late has not failed.
+    fn note_failure(&mut self, endpoint: usize, code: Code, now: Instant) {
+        let is_load =
+            matches!(code, Code::ResourceExhausted | Code::DeadlineExceeded | Code::Cancelled);
+        if is_load || !self.others_are_well(endpoint, now) {
+            return;
+        }
+        let replica = &mut self.endpoints[endpoint];
+        if let Some(time) = replica.record.failed(now) {
+            let seconds = time.as_secs();
+            tracing::warn!(teacher = replica.name, seconds, "it fails again and again; set aside");
         }
     }
 
@@ -199,8 +220,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
     /// Closes the stream to an endpoint; what was in flight on it goes elsewhere.
     pub(super) fn drop_link(&mut self, endpoint: usize, now: Instant) {
         if let Some(mut live) = self.endpoints[endpoint].live.take() {
-            let lost = live.in_flight.values_mut();
-            lost.for_each(|request| request.span.failed(&"the stream ended before its answer"));
+            live.give_up("the stream ended before its answer");
         }
         self.pipeline.lost(endpoint, now);
     }

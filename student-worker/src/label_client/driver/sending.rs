@@ -19,12 +19,13 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
 
     /// Replicas that work may go to: those that are well, or else those that are not.
     pub(super) fn replicas(&self) -> Vec<router::Replica> {
+        let now = clock::now();
         let open = |well: bool| -> Vec<router::Replica> {
             let replicas = self.endpoints.iter().enumerate();
             replicas
                 .filter_map(|(endpoint, replica)| {
                     let live = replica.live.as_ref()?;
-                    let is_well = replica.is_well();
+                    let is_well = replica.is_well(now);
                     let room = live.link.capacity.saturating_sub(live.in_flight.len());
                     let (hash, load) = (replica.hash, live.load());
                     (is_well == well).then_some(router::Replica { endpoint, hash, load, room })
@@ -33,6 +34,12 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         };
         let well = open(true);
         if well.is_empty() { open(false) } else { well }
+    }
+
+    /// Whether any but one can be given work.
+    pub(super) fn others_are_well(&self, endpoint: usize, now: Instant) -> bool {
+        let others = self.endpoints.iter().enumerate();
+        others.into_iter().any(|(at, of)| at != endpoint && of.is_well(now))
     }
 
     /// Sends what can be sent, each unit to its replica.
@@ -73,8 +80,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
     /// Notes who is late, and asks others for what they owe.
     pub(super) fn ask_elsewhere(&mut self, now: Instant) {
         for endpoint in self.pipeline.late(now) {
-            let others = self.endpoints.iter().enumerate();
-            if !others.into_iter().any(|(at, of)| at != endpoint && of.is_well()) {
+            if !self.others_are_well(endpoint, now) {
                 continue;
             }
             let replica = &mut self.endpoints[endpoint];
