@@ -25,8 +25,8 @@ use tracing::info;
 /// Long enough to serve the next batch from the pages of the last.
 const FREED_PAGES_KEPT: Duration = Duration::from_secs(1);
 
-/// Threads for blocking work, at least: as many as may wait for the disk, and some.
-const LEAST_BLOCKING_THREADS: usize = 16;
+/// Threads for blocking work, at least: twice as many as may wait for the disk.
+const LEAST_BLOCKING_THREADS: usize = 8;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

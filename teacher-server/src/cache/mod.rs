@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// Requests that look rows up on the disk at one time.
-const LOOKUPS: usize = 8;
+const LOOKUPS: usize = 4;
 /// How long a request waits for the disk before it queues without.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(2);
 
