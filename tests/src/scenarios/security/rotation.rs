@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -131,7 +132,7 @@ pub(super) async fn run(figures: &mut Figures, seconds: f64) {
     let mut steps = 0;
 
     let begun = Instant::now();
-    let mut rounds = 0;
+    let (mut rounds, mut secrets) = (0, Vec::new());
     while begun.elapsed().as_secs_f64() < seconds {
         progress(&format!("security: rotation, {:.0} s", begun.elapsed().as_secs_f64()));
         let next = Authority::new("next");
@@ -156,6 +157,7 @@ pub(super) async fn run(figures: &mut Figures, seconds: f64) {
         replace(&files.join("ca.crt"), &next.pem);
         anew.shows.lock().unwrap().ca.clone_from(&next.pem);
         settle().await;
+        secrets.push(token);
         (authority, token, hash) = (next, next_token, next_hash);
         rounds += 1;
         let reached = student.last_step();
@@ -178,7 +180,8 @@ pub(super) async fn run(figures: &mut Figures, seconds: f64) {
         settle().await;
         figures.require(server.metric(&unusable) == 0.0, format!("{name} is good again"));
     }
-    drop((authority, token));
+    drop(authority);
+    secrets.push(token);
     for clients in [&anew, &lasting] {
         clients.stop.store(true, Ordering::Relaxed);
     }
@@ -199,10 +202,27 @@ pub(super) async fn run(figures: &mut Figures, seconds: f64) {
     figures.add("student_steps", steps);
     let reloads = "stillhouse_teacher_reloads_total{file=\"tls\",result=\"done\"}";
     figures.add("certificates_read_again", server.metric(reloads));
+    let mut told = vec![server.log(), server.metrics()];
+    read_all(&files.join("student"), &mut told);
+    figures.add("run_files_searched", told.len() as u64 - 2);
+    let tells = told.iter().any(|text| secrets.iter().any(|secret| text.contains(secret)));
+    figures.require(!tells, "a token is in a log, in metrics or in the run's folder");
     figures.require(failures.is_empty(), format!("calls failed: {:?}", failures.first()));
     figures.require(calls > 0 && streamed > 0, "nobody has called");
     let seen = server.metric(reloads) >= f64::from(rounds);
     figures.require(seen, "not every rotation was seen");
+}
+
+/// The files of a folder and of those in it, as far as they are text.
+fn read_all(folder: &Path, texts: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_all(&path, texts);
+        } else {
+            texts.push(String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned());
+        }
+    }
 }
 
 /// Until everybody has seen what has changed.
