@@ -208,6 +208,7 @@ impl Failure {
 
 fn main() -> ExitCode {
     tuning::keep_freed_pages(Some(FREED_PAGES_KEPT));
+    tuning::no_huge_pages();
     tuning::quiet_candle_threads();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

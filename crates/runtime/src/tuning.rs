@@ -22,6 +22,21 @@ pub fn keep_freed_pages(time: Option<Duration>) {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, milliseconds as _) };
 }
 
+/// Has the kernel back this process with pages of 4 KiB alone, where it would use huge ones
+/// (`prctl(2)`, `PR_SET_THP_DISABLE`).
+///
+/// mimalloc asks for huge pages, and the kernel makes them of 2 MiB that are used here and there, minutes
+/// after they were: a server's memory rises by half, in steps, although it holds no more than before. To be
+/// called first in `main`. Where the kernel refuses, all stays as it is.
+#[cfg_attr(target_os = "linux", allow(unsafe_code))]
+pub fn no_huge_pages() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: with these arguments prctl reads and writes no memory of this process.
+    unsafe {
+        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    }
+}
+
 /// Gives candle's own thread pool a single thread, unless the environment says otherwise.
 ///
 /// The work is in this project's kernels, which have a pool of their own; candle's only adds small
