@@ -2,7 +2,7 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs)]
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use stillhouse_proto::v1::{
     DType, DenseEncoding, DenseKind, LabelRequest, LabelResponse, encoding::Kind, labels::Payload,
@@ -11,9 +11,18 @@ use stillhouse_tests::{
     client, models,
     process::{Teacher, pause},
 };
+use tempfile::TempDir;
 
 const WIDTH: usize = 4;
 const ROWS: usize = 500;
+
+/// A folder with a model, and one in it for the cache.
+fn place() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    models::write_mlp(folder.path(), WIDTH, &[8], 5, 1);
+    let cache = folder.path().join("cache");
+    (folder, cache)
+}
 
 async fn ask(address: SocketAddr) -> LabelResponse {
     let rows: Vec<f32> = (0..ROWS * WIDTH).map(|at| at as f32 / 100.0).collect();
@@ -28,9 +37,7 @@ async fn ask(address: SocketAddr) -> LabelResponse {
 
 #[tokio::test]
 async fn a_killed_teacher_comes_back_with_what_it_had_computed() {
-    let folder = tempfile::tempdir().unwrap();
-    models::write_mlp(folder.path(), WIDTH, &[8], 5, 1);
-    let cache = folder.path().join("cache");
+    let (folder, cache) = place();
     let arguments = ["--cache-dir", cache.to_str().unwrap()];
     let mut teacher = Teacher::start(folder.path(), &arguments);
     let first = ask(teacher.address()).await;
@@ -57,9 +64,7 @@ async fn a_killed_teacher_comes_back_with_what_it_had_computed() {
 
 #[tokio::test]
 async fn a_damaged_entry_is_counted_and_computed_anew() {
-    let folder = tempfile::tempdir().unwrap();
-    models::write_mlp(folder.path(), WIDTH, &[8], 5, 1);
-    let cache = folder.path().join("cache");
+    let (folder, cache) = place();
     let arguments = ["--cache-dir", cache.to_str().unwrap()];
     let mut teacher = Teacher::start(folder.path(), &arguments);
     let first = ask(teacher.address()).await;

@@ -93,7 +93,7 @@ fn a_teacher_has_no_huge_pages() {
     let folder = tempfile::tempdir().unwrap();
     models::write_mlp(folder.path(), 4, &[8], 5, 1);
     let teacher = process::Teacher::start(folder.path(), &[]);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", teacher.pid())).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", teacher.pid())).unwrap();
     // Kernels before 5.0 do not tell.
     let huge = status.lines().find_map(|line| line.strip_prefix("THP_enabled:"));
     assert!(huge.is_none_or(|huge| huge.trim() == "0"), "{status}");
