@@ -1,6 +1,7 @@
 //! `student-worker top`: what teachers' status pages show, in a terminal.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     io::{self, IsTerminal as _, Write as _},
     time::Duration,
@@ -122,7 +123,7 @@ fn describe(text: &mut String, status: &Value) {
     let _ = writeln!(
         text,
         "{}  {state}, up {}\n  {} labels/s  device {} busy  batches {} full  {} {unit} waiting  {} from \
-         the cache or shared  cache {}B",
+         the cache or shared  cache {}B{}",
         cut(&plain(&status["name"]), 64),
         time(number("/uptime_seconds")),
         short(number("/rows_per_second")),
@@ -131,9 +132,31 @@ fn describe(text: &mut String, status: &Value) {
         short(number("/queue/cost")),
         percent(number("/cached_fraction")),
         short(number("/cache/memory_bytes")),
+        status
+            .pointer("/cache/disk_bytes")
+            .and_then(Value::as_f64)
+            .map_or_else(String::new, |bytes| format!(", on disk {}B", short(bytes))),
     );
     let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
-    let (clients, runs) = (list("clients"), list("runs"));
+    let (batches, clients, runs) = (list("batches"), list("clients"), list("runs"));
+    if !batches.is_empty() {
+        let part = |key: &'static str| {
+            batches.iter().map(move |batch| batch[key].as_f64().unwrap_or(0.0))
+        };
+        let mut reasons = BTreeMap::<String, usize>::new();
+        for batch in &batches {
+            *reasons.entry(plain(&batch["reason"])).or_default() += 1;
+        }
+        let reasons: Vec<String> =
+            reasons.iter().map(|(reason, times)| format!("{times} {reason}")).collect();
+        let _ = writeln!(
+            text,
+            "  last batches  {}  launched: {}  forward {} ms at most",
+            curve(&part("fill").collect::<Vec<f64>>(), 1.0),
+            reasons.join(", "),
+            short(part("forward_ms").fold(0.0, f64::max)),
+        );
+    }
     if !clients.is_empty() {
         let _ = writeln!(
             text,
@@ -177,7 +200,7 @@ fn describe(text: &mut String, status: &Value) {
             losses.last().map_or_else(String::new, |loss| short(*loss)),
             short(number("examples_per_second")),
             percent(number("stall_fraction")),
-            curve(&losses),
+            curve(&losses, losses.iter().copied().fold(0.0, f64::max)),
         );
     }
 }
@@ -225,9 +248,8 @@ fn time(seconds: f64) -> String {
     }
 }
 
-/// Numbers in one line.
-fn curve(numbers: &[f64]) -> String {
-    let most = numbers.iter().copied().fold(0.0, f64::max);
+/// Numbers in one line, of which `most` is as high as it is.
+fn curve(numbers: &[f64], most: f64) -> String {
     let step = numbers.len().div_ceil(CURVE).max(1);
     let mark = |part: &[f64]| {
         let mean = part.iter().sum::<f64>() / part.len() as f64;
@@ -249,7 +271,9 @@ mod tests {
             "name": "mnist", "state": "serving", "uptime_seconds": 120.0, "unit": "rows",
             "rows_per_second": 12_345.0, "cached_fraction": 0.25,
             "device": { "busy_fraction": 0.5, "mean_fill": 0.75 },
-            "queue": { "cost": 42 }, "cache": { "memory_bytes": 3_000_000 },
+            "queue": { "cost": 42 }, "cache": { "memory_bytes": 3_000_000, "disk_bytes": 5_000_000 },
+            "batches": [{ "fill": 0.5, "forward_ms": 2.0, "reason": "waited" },
+                        { "fill": 1.0, "forward_ms": 3.0, "reason": "full" }],
             "clients": [{ "name": "a\u{1b}[2J\u{202e}b", "share": 1.0, "weight": 4 }],
             "runs": [{ "run": "x".repeat(60), "step": 3, "steps": 9, "stall_fraction": 0.125,
                        "curve": [[1, 4.0], [2, 2.0], [3, 0.5]] }],
@@ -257,9 +281,16 @@ mod tests {
         let mut text = String::new();
         describe(&mut text, &status);
         assert!(!text.contains('\u{1b}'), "{text:?}");
-        for part in
-            ["mnist  serving, up 2 min", "12.3 k labels/s", "50 %", "a?[2J?b", "3 of 9", "█▅▂"]
-        {
+        for part in [
+            "mnist  serving, up 2 min",
+            "12.3 k labels/s",
+            "50 %",
+            "3.0 MB, on disk 5.0 MB",
+            "last batches  ▅█  launched: 1 full, 1 waited  forward 3 ms at most",
+            "a?[2J?b",
+            "3 of 9",
+            "█▅▂",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         // What a server leaves out, or sends as something else, is not missed.

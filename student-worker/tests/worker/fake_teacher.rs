@@ -28,6 +28,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_health::server::HealthReporter;
 
 use crate::support::{CLASSES, SIDE};
 
@@ -125,12 +126,19 @@ impl Fake {
 
 /// Serves it for as long as the test lasts.
 pub(crate) async fn serve_fake(fake: Arc<Fake>) -> SocketAddr {
+    serve_fake_with_health(fake).await.0
+}
+
+/// The same, with what its health service is told.
+pub(crate) async fn serve_fake_with_health(fake: Arc<Fake>) -> (SocketAddr, HealthReporter) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    let (health, health_service) = tonic_health::server::health_reporter();
     let service = teacher_service_server::TeacherServiceServer::new(Shared(fake));
     let router = tonic::transport::Server::builder().add_service(service);
+    let router = router.add_service(health_service);
     tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
-    address
+    (address, health)
 }
 
 struct Shared(Arc<Fake>);

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stillhouse_proto::v1::{DType, Tensor, label_request::Inputs};
+use stillhouse_proto::v1::{
+    DType, Tensor, label_request::Inputs, teacher_service_server::SERVICE_NAME,
+};
 use student_worker::{
     label_client::{
         ClientError, Job, LabelClient, Names, OrderedLabels, Patience, Probe, Teachers, Wanted,
@@ -15,9 +17,10 @@ use student_worker::{
 };
 use tokio::sync::{mpsc, watch};
 use tonic::Code;
+use tonic_health::ServingStatus;
 
 use crate::{
-    fake_teacher::{Fake, Fault, serve_fake},
+    fake_teacher::{Fake, Fault, serve_fake, serve_fake_with_health},
     support::{Bench, CLASSES, SIDE, endpoints, keeping, run, run_watched, serve, slow_step},
 };
 
@@ -109,6 +112,50 @@ async fn a_replica_that_only_fails_is_set_aside_and_one_that_refuses_alone_is_no
         let asked = sick.requests.load(Ordering::Relaxed);
         assert!((1..=30).contains(&asked), "{name}: {asked}");
     }
+}
+
+/// Its stream stays open and it would answer; it only says that it should not be asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_says_it_is_not_serving_is_not_asked_until_it_says_otherwise() {
+    let bench = Bench::new();
+    let recipe = |name: &str, both: &str| {
+        let mut recipe = bench.recipe(name, both);
+        recipe.train.epochs = 60;
+        recipe
+    };
+    let first = serve_fake(Arc::new(Fake::new())).await;
+    let whole = recipe("whole", &endpoints(&[first], ""));
+    run(whole, Existing::Refuse).await.unwrap();
+
+    let moody = Arc::new(Fake::new());
+    let (second, health) = serve_fake_with_health(Arc::clone(&moody)).await;
+    let say = |status| health.set_service_status(SERVICE_NAME, status);
+    say(ServingStatus::Serving).await;
+    let asked = || moody.requests.load(Ordering::Relaxed);
+    let (reached, mut steps) = mpsc::unbounded_channel();
+    let (_running, stop) = watch::channel(false);
+    let both = recipe("moody", &endpoints(&[first, second], ""));
+    let running = tokio::spawn(run_watched(both, Existing::Refuse, stop, move |step| {
+        let _ = reached.send(step);
+        slow_step();
+    }));
+    let mut step = async || steps.recv().await.expect("the run is longer than that");
+    while asked() < 5 {
+        step().await;
+    }
+    say(ServingStatus::NotServing).await;
+    let told = step().await;
+    while step().await < told + 20 {}
+    let before = asked();
+    while step().await < told + 100 {}
+    assert_eq!(asked(), before, "it is not serving");
+    say(ServingStatus::Serving).await;
+    while asked() < before + 5 {
+        step().await;
+    }
+    assert!(running.await.unwrap().unwrap().finished);
+    assert_eq!(bench.weights("moody"), bench.weights("whole"));
+    assert_eq!(moody.streams.load(Ordering::Relaxed), 1, "its stream was open all the time");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

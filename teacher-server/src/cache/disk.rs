@@ -106,6 +106,8 @@ struct Shared {
     waiting: AtomicUsize,
     /// Set while the writer has been told of damage and has not dealt with it.
     damaged: AtomicBool,
+    /// Bytes of the file that rows take.
+    used: AtomicU64,
 }
 
 impl Disk {
@@ -226,6 +228,11 @@ impl Disk {
             // An error means that the tier is closed.
             drop(self.queue.send(Message::Rows(rows)));
         }
+    }
+
+    /// Bytes on the disk.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shared.used.load(Ordering::Relaxed)
     }
 
     /// Writes what is still to be written, and ends the writer. Blocks.
@@ -358,6 +365,7 @@ impl Writer {
     fn gauge(&self) {
         let bytes = self.store.as_ref().map_or(0, Store::used_bytes);
         metrics::gauge!(names::CACHE_BYTES, "tier" => "disk").set(bytes as f64);
+        self.shared.used.store(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
     }
 }
 

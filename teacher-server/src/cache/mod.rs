@@ -288,6 +288,11 @@ impl RowCache {
         (self.memory.bytes(), self.memory.len() as u64)
     }
 
+    /// Bytes on the disk, where there is that tier.
+    pub(crate) fn disk_bytes(&self) -> Option<u64> {
+        self.disk.as_ref().map(|disk| disk.bytes())
+    }
+
     fn gauge(&self) {
         metrics::gauge!(names::CACHE_BYTES, "tier" => "memory").set(self.memory.bytes() as f64);
         metrics::gauge!(names::CACHE_ENTRIES).set(self.memory.len() as f64);

@@ -26,6 +26,9 @@ use crate::{
 /// HTTP/2 flow-control windows: a few dense batches, so that one stream can fill a fast link.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The largest HTTP/2 frame that clients may send: a request of some hundred rows is one frame, and one
+/// system call of its client, rather than one for each 16 KiB.
+const FRAME: u32 = 256 << 10;
 /// A peer that does not answer a ping for this long is gone, and its requests with it.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
@@ -95,6 +98,7 @@ pub(crate) fn router(core: &Arc<Core>, settings: &Settings) -> Router<Layers> {
         .layer(InterceptorLayer::new(Guard(Arc::clone(&core.access))))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
         .max_concurrent_streams(settings.limits.max_connection_streams)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

@@ -190,6 +190,8 @@ struct CacheSeen {
     enabled: bool,
     memory_bytes: u64,
     entries: u64,
+    /// Null: nothing is kept on a disk.
+    disk_bytes: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -255,7 +257,12 @@ pub(crate) fn json(core: &Core, peers: &[String]) -> String {
         },
         rows_per_second: rows,
         cached_fraction: if rows > 0.0 { cached / rows } else { 0.0 },
-        cache: CacheSeen { enabled: core.cache.keyer().is_some(), memory_bytes, entries },
+        cache: CacheSeen {
+            enabled: core.cache.keyer().is_some(),
+            memory_bytes,
+            entries,
+            disk_bytes: core.cache.disk_bytes(),
+        },
         clients,
         batches,
         runs,

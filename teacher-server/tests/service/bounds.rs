@@ -2,15 +2,12 @@
 //! the others.
 
 use std::{
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use stillhouse_proto::v1::{LabelRequest, LabelResponse, label_stream_response::Result as Answer};
-use teacher_server::{
-    Settings,
-    settings::{ClientSettings, Priority},
-};
+use teacher_server::Settings;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Status,
@@ -24,12 +21,12 @@ use crate::gated::{Client, Gated, label, request, serve_with};
 const CLIENT_BYTES: u64 = 1 << 20;
 const ALL_BYTES: u64 = 3 << 19;
 
-fn from(client: &str, request: LabelRequest) -> LabelRequest {
+pub(crate) fn from(client: &str, request: LabelRequest) -> LabelRequest {
     LabelRequest { client: client.to_owned(), ..request }
 }
 
 /// The refusal's text, after its code and its time to try again.
-fn refusal(status: &Status) -> String {
+pub(crate) fn refusal(status: &Status) -> String {
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     let info = status.get_details_retry_info().unwrap();
     assert!(info.retry_delay.is_some_and(|delay| !delay.is_zero()), "{info:?}");
@@ -214,67 +211,6 @@ async fn a_request_that_could_never_be_held_is_invalid() {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert!(status.message().contains("limits.client_held_bytes"), "{status:?}");
     client.label(request(2, &[1.0])).await.unwrap();
-    running.shutdown().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_quota_is_the_clients_own_and_refuses_with_a_time_to_try_again() {
-    let (model, permit) = Gated::new(false);
-    drop(permit);
-    let (mut client, running) = serve_with(Arc::clone(&model), |settings| {
-        let quota = ClientSettings { rows_per_second: 10.0, ..Default::default() };
-        settings.clients.insert("a".to_owned(), quota);
-        let quota = ClientSettings { max_in_flight: 1, ..Default::default() };
-        settings.clients.insert("default".to_owned(), quota);
-    })
-    .await;
-    // More than a second's worth is let through once, and paid for.
-    client.label(from("a", request(1, &[1.0; 40]))).await.unwrap();
-    let status = client.label(from("a", request(2, &[1.0]))).await.unwrap_err();
-    let text = refusal(&status);
-    assert!(text.contains("this client's quota of 10 rows or tokens a second is spent"), "{text}");
-    for id in 0..5 {
-        client.label(from("b", request(id, &[1.0; 40]))).await.unwrap();
-    }
-    running.shutdown().await.unwrap();
-}
-
-/// One batch with the device, then one request of each client in a queue, the last first.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_of_higher_priority_goes_first() {
-    let (model, permit) = Gated::new(false);
-    let (client, running) = serve_with(Arc::clone(&model), |settings| {
-        settings.limits.max_rows = 1;
-        settings.batching.max_batch_rows = 1;
-        for (name, priority) in [("urgent", Priority::High), ("nightly", Priority::Low)] {
-            let own = ClientSettings { priority, ..ClientSettings::default() };
-            settings.clients.insert(name.to_owned(), own);
-        }
-    })
-    .await;
-    let done = Arc::new(Mutex::new(Vec::new()));
-    let mut waiting = Vec::new();
-    for (id, name) in ["first", "nightly", "normal", "urgent"].into_iter().enumerate() {
-        let (mut client, done) = (client.clone(), Arc::clone(&done));
-        waiting.push(tokio::spawn(async move {
-            client.label(from(name, request(id as u64, &[1.0]))).await.unwrap();
-            done.lock().unwrap().push(name);
-        }));
-        model.has_taken(1).await;
-        // Until it is in the queue.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    for batch in 1..=4 {
-        permit.send(()).unwrap();
-        model.has_taken((batch + 1).min(4)).await;
-        while done.lock().unwrap().len() < batch {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-    for waiting in waiting {
-        waiting.await.unwrap();
-    }
-    assert_eq!(*done.lock().unwrap(), ["first", "urgent", "normal", "nightly"]);
     running.shutdown().await.unwrap();
 }
 

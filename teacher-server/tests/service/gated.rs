@@ -22,12 +22,15 @@ use tonic::transport::Channel;
 pub(crate) const CLASSES: usize = 16;
 
 /// A model of one feature, with logits x, -x, -x, ... and the first NaN above 100, that waits for a permit before
-/// each batch.
+/// each batch, and in it for each row.
 pub(crate) struct Gated {
     permits: Mutex<Receiver<()>>,
     /// Batches that the device has taken.
     entered: AtomicUsize,
     pub(crate) rows_run: AtomicUsize,
+    /// Rows of each batch, in order.
+    pub(crate) batches: Mutex<Vec<usize>>,
+    row_time: Duration,
     panics: bool,
 }
 
@@ -38,9 +41,18 @@ impl Gated {
             permits: Mutex::new(permits),
             entered: AtomicUsize::new(0),
             rows_run: AtomicUsize::new(0),
+            batches: Mutex::default(),
+            row_time: Duration::ZERO,
             panics,
         };
         (Arc::new(model), permit)
+    }
+
+    /// One that needs no permits, and that time for a row.
+    pub(crate) fn slow(row_time: Duration) -> Arc<Self> {
+        let (model, _) = Self::new(false);
+        let model = Arc::into_inner(model).unwrap();
+        Arc::new(Self { row_time, ..model })
     }
 
     /// Waits until the device has taken that many batches.
@@ -77,6 +89,8 @@ impl Model for Gated {
         // An error means that the test let go of the gate: run on.
         let _ = self.permits.lock().unwrap_or_else(PoisonError::into_inner).recv();
         assert!(!self.panics, "as the test wants it");
+        std::thread::sleep(self.row_time * rows as u32);
+        self.batches.lock().unwrap().push(rows);
         self.rows_run.fetch_add(rows, Ordering::SeqCst);
         let mut logits = Vec::with_capacity(rows * CLASSES);
         for x in input {

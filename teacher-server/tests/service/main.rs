@@ -8,3 +8,4 @@ mod cache;
 mod ensemble;
 mod faults;
 mod gated;
+mod shares;

@@ -1,0 +1,187 @@
+//! What each client gets of a server that others use too: quotas, priorities, weights, and the time that
+//! a target promises.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use teacher_server::settings::{ClientSettings, Priority};
+use tokio::task::JoinSet;
+
+use crate::{
+    bounds::{from, refusal},
+    gated::{Gated, request, serve_with},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_is_the_clients_own_and_refuses_with_a_time_to_try_again() {
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let (mut client, running) = serve_with(Arc::clone(&model), |settings| {
+        let quota = ClientSettings { rows_per_second: 10.0, ..Default::default() };
+        settings.clients.insert("a".to_owned(), quota);
+        let quota = ClientSettings { max_in_flight: 1, ..Default::default() };
+        settings.clients.insert("default".to_owned(), quota);
+    })
+    .await;
+    // More than a second's worth is let through once, and paid for.
+    client.label(from("a", request(1, &[1.0; 40]))).await.unwrap();
+    let status = client.label(from("a", request(2, &[1.0]))).await.unwrap_err();
+    let text = refusal(&status);
+    assert!(text.contains("this client's quota of 10 rows or tokens a second is spent"), "{text}");
+    for id in 0..5 {
+        client.label(from("b", request(id, &[1.0; 40]))).await.unwrap();
+    }
+    running.shutdown().await.unwrap();
+}
+
+/// One batch with the device, then one request of each client in a queue, the last first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_higher_priority_goes_first() {
+    let (model, permit) = Gated::new(false);
+    let (client, running) = serve_with(Arc::clone(&model), |settings| {
+        settings.limits.max_rows = 1;
+        settings.batching.max_batch_rows = 1;
+        for (name, priority) in [("urgent", Priority::High), ("nightly", Priority::Low)] {
+            let own = ClientSettings { priority, ..ClientSettings::default() };
+            settings.clients.insert(name.to_owned(), own);
+        }
+    })
+    .await;
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let mut waiting = Vec::new();
+    for (id, name) in ["first", "nightly", "normal", "urgent"].into_iter().enumerate() {
+        let (mut client, done) = (client.clone(), Arc::clone(&done));
+        waiting.push(tokio::spawn(async move {
+            client.label(from(name, request(id as u64, &[1.0]))).await.unwrap();
+            done.lock().unwrap().push(name);
+        }));
+        model.has_taken(1).await;
+        // Until it is in the queue.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for batch in 1..=4 {
+        permit.send(()).unwrap();
+        model.has_taken((batch + 1).min(4)).await;
+        while done.lock().unwrap().len() < batch {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    for waiting in waiting {
+        waiting.await.unwrap();
+    }
+    assert_eq!(*done.lock().unwrap(), ["first", "urgent", "normal", "nightly"]);
+    running.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_under_way_are_a_quota_of_the_client_too() {
+    let (model, permit) = Gated::new(false);
+    let (client, running) = serve_with(Arc::clone(&model), |settings| {
+        let quota = ClientSettings { max_in_flight: 1, ..Default::default() };
+        settings.clients.insert("a".to_owned(), quota);
+    })
+    .await;
+    let ask = |name, id| {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.label(from(name, request(id, &[1.0]))).await })
+    };
+    let first = ask("a", 1);
+    model.has_taken(1).await;
+    let refused = ask("a", 2).await.unwrap().unwrap_err();
+    let text = refusal(&refused);
+    assert!(text.contains("this client has 1 requests under way, its quota"), "{text}");
+    let others = [ask("b", 3), ask("b", 4)];
+    drop(permit);
+    first.await.unwrap().unwrap();
+    for other in others {
+        other.await.unwrap().unwrap();
+    }
+    ask("a", 5).await.unwrap().unwrap();
+    running.shutdown().await.unwrap();
+}
+
+/// Both have more waiting than a batch holds; one has three times the other's weight.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_shared_by_weight() {
+    const BATCH: u32 = 64;
+    let (model, permit) = Gated::new(false);
+    let (client, running) = serve_with(Arc::clone(&model), |settings| {
+        settings.limits.max_rows = BATCH;
+        settings.batching.max_batch_rows = BATCH;
+        let own = ClientSettings { weight: 3, ..ClientSettings::default() };
+        settings.clients.insert("heavy".to_owned(), own);
+    })
+    .await;
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let mut waiting = JoinSet::new();
+    // The device is busy with this one until all others wait.
+    let first = {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.label(request(0, &[1.0; BATCH as usize])).await })
+    };
+    model.has_taken(1).await;
+    for id in 0..2 * BATCH {
+        let name = if id % 2 == 0 { "heavy" } else { "light" };
+        let (mut client, done) = (client.clone(), Arc::clone(&done));
+        waiting.spawn(async move {
+            client.label(from(name, request(id.into(), &[1.0]))).await.unwrap();
+            done.lock().unwrap().push(name);
+        });
+    }
+    // Until all are in the queue.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    permit.send(()).unwrap();
+    first.await.unwrap().unwrap();
+    permit.send(()).unwrap();
+    model.has_taken(3).await;
+    while done.lock().unwrap().len() < BATCH as usize {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let heavy = done.lock().unwrap().iter().filter(|name| **name == "heavy").count();
+    assert_eq!(heavy, 48, "three quarters of a batch of 64");
+    drop(permit);
+    while let Some(ended) = waiting.join_next().await {
+        ended.unwrap();
+    }
+    running.shutdown().await.unwrap();
+}
+
+/// A row takes a millisecond or more: half of the target is 20 rows at most, where batches could hold 256.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_latency_keeps_batches_small_and_refuses_what_would_take_longer() {
+    const TARGET: Duration = Duration::from_millis(40);
+    const CLIENTS: u64 = 32;
+    let model = Gated::slow(Duration::from_millis(1));
+    let (client, running) = serve_with(Arc::clone(&model), |settings| {
+        settings.batching.target_latency_ms = TARGET.as_secs_f64() * 1e3;
+    })
+    .await;
+    let mut clients = JoinSet::new();
+    for own in 0..CLIENTS {
+        let mut client = client.clone();
+        clients.spawn(async move {
+            let (mut answered, mut refused) = (0, 0);
+            while answered < 15 {
+                let asked = from(&format!("client-{own}"), request(answered, &[1.0; 4]));
+                if let Err(status) = client.label(asked).await {
+                    refusal(&status);
+                    refused += 1;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                } else {
+                    answered += 1;
+                }
+            }
+            refused
+        });
+    }
+    let refused: u32 = clients.join_all().await.into_iter().sum();
+    assert!(refused > 0, "32 clients with 4 rows each are more than 20 rows");
+    let batches = model.batches.lock().unwrap().clone();
+    // Until it has seen how long rows take, batches are as large as ever.
+    let later = &batches[batches.len() / 2..];
+    assert!(batches.len() > 40, "{batches:?}");
+    assert!(later.iter().all(|rows| *rows <= 20), "{batches:?}");
+    running.shutdown().await.unwrap();
+}
