@@ -140,9 +140,8 @@ fn describe(text: &mut String, status: &Value) {
     let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
     let (batches, clients, runs) = (list("batches"), list("clients"), list("runs"));
     if !batches.is_empty() {
-        let part = |key: &'static str| {
-            batches.iter().map(move |batch| batch[key].as_f64().unwrap_or(0.0))
-        };
+        let part =
+            |key: &'static str| batches.iter().map(move |batch| batch[key].as_f64().unwrap_or(0.0));
         let mut reasons = BTreeMap::<String, usize>::new();
         for batch in &batches {
             *reasons.entry(plain(&batch["reason"])).or_default() += 1;

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     bounds::{from, refusal},
-    gated::{Gated, request, serve_with},
+    gated::{Client, Gated, bind, request, serve_with},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,13 +107,16 @@ async fn requests_under_way_are_a_quota_of_the_client_too() {
 async fn a_batch_is_shared_by_weight() {
     const BATCH: u32 = 64;
     let (model, permit) = Gated::new(false);
-    let (client, running) = serve_with(Arc::clone(&model), |settings| {
+    let server = bind(Arc::clone(&model), |settings| {
         settings.limits.max_rows = BATCH;
+        settings.limits.max_connection_streams = 256;
         settings.batching.max_batch_rows = BATCH;
         let own = ClientSettings { weight: 3, ..ClientSettings::default() };
         settings.clients.insert("heavy".to_owned(), own);
     })
     .await;
+    let (status, running) = (server.status(), server.spawn());
+    let client = Client::connect(format!("http://{}", running.address())).await.unwrap();
     let done = Arc::new(Mutex::new(Vec::new()));
     let mut waiting = JoinSet::new();
     // The device is busy with this one until all others wait.
@@ -130,8 +133,9 @@ async fn a_batch_is_shared_by_weight() {
             done.lock().unwrap().push(name);
         });
     }
-    // Until all are in the queue.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    while !status().contains("\"queue\":{\"cost\":128,") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     permit.send(()).unwrap();
     first.await.unwrap().unwrap();
     permit.send(()).unwrap();
