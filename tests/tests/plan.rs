@@ -46,6 +46,14 @@ fn a_slow_teacher_is_needed_more_than_once_and_nothing_is_left_behind() {
     assert_eq!(number("teachers_own_rows"), (4.0 * own / teachers).ceil(), "{needs}");
     assert_eq!(number("teachers_same_rows"), (own / teachers).ceil(), "{needs}");
     assert_eq!(number("epoch_rows"), 6400.0, "{needs}");
+    // While one batch is trained on, those behind it are on their way.
+    let ahead = (number("request_latency_ms") / number("step_ms")).ceil() + 1.0;
+    assert_eq!(number("prefetch"), ahead.clamp(1.0, 64.0), "{needs}");
+    // Each later epoch saves one pass of all rows, and the student has room for their labels.
+    let pass = 6400.0 / teachers;
+    let saved = number("saved_seconds_per_epoch");
+    assert!((saved / pass - 1.0).abs() < 1e-9, "{needs}");
+    assert!(number("kept_bytes_needed") >= 6400.0 * 40.0, "{needs}");
     // Ten f32 and some bytes of each answer.
     assert!((40.0..60.0).contains(&number("bytes_per_label")), "{needs}");
     assert!(!folder.path().join("planned").exists(), "the run's folder is for the run");
