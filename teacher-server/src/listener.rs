@@ -125,7 +125,7 @@ async fn accept(
         };
         match accepted {
             Ok((stream, address)) => {
-                let (terms, out) = (Arc::clone(&terms), out.clone());
+                let (terms, out, port) = (Arc::clone(&terms), out.clone(), terms.port);
                 let greeting = tokio::spawn(async move {
                     if let Some(connection) = terms.greet(stream, address).await {
                         // Otherwise the server has ended.
@@ -139,7 +139,8 @@ async fn accept(
                     && let Some(oldest) = handshakes.pop_front()
                 {
                     oldest.abort();
-                    metrics::counter!(names::CONNECTIONS_REFUSED, "reason" => "crowd").increment(1);
+                    metrics::counter!(names::CONNECTIONS_REFUSED, "port" => port, "reason" => "crowd")
+                        .increment(1);
                 }
                 handshakes.push_back(greeting.abort_handle());
             }
@@ -171,9 +172,9 @@ impl Terms {
                         (Stream::Tls(Box::new(stream)), certificate)
                     }
                     Ok(Err(error)) => {
-                        return refused("handshake", &host, &error.to_string());
+                        return self.refused("handshake", &host, &error.to_string());
                     }
-                    Err(_) => return refused("timeout", &host, "the handshake took too long"),
+                    Err(_) => return self.refused("timeout", &host, "the handshake took too long"),
                 }
             }
         };
@@ -185,23 +186,25 @@ impl Terms {
         };
         match read {
             Ok(Ok(count)) if count > 0 => first.truncate(count),
-            Ok(Ok(_)) => return refused("handshake", &host, "it is closed"),
-            Ok(Err(error)) => return refused("handshake", &host, &error.to_string()),
-            Err(_) => return refused("timeout", &host, "it says nothing"),
+            Ok(Ok(_)) => return self.refused("handshake", &host, "it is closed"),
+            Ok(Err(error)) => return self.refused("handshake", &host, &error.to_string()),
+            Err(_) => return self.refused("timeout", &host, "it says nothing"),
         }
         let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() else {
-            let reason = format!("limits.max_connections is {}", self.most);
-            return refused("limit", &host, &reason);
+            let reason = format!("{} connections are open, the most of this port", self.most);
+            return self.refused("limit", &host, &reason);
         };
         let place = Place::new(self.port, permit);
         Some(Connection { stream, first, peer: Peer { host, certificate }, _place: place })
     }
-}
 
-fn refused(label: &'static str, host: &str, reason: &str) -> Option<Connection> {
-    debug!(host, reason, "a connection is refused");
-    metrics::counter!(names::CONNECTIONS_REFUSED, "reason" => label).increment(1);
-    None
+    fn refused(&self, label: &'static str, host: &str, reason: &str) -> Option<Connection> {
+        let port = self.port;
+        debug!(port, host, reason, "a connection is refused");
+        metrics::counter!(names::CONNECTIONS_REFUSED, "port" => port, "reason" => label)
+            .increment(1);
+        None
+    }
 }
 
 impl Connected for Connection {

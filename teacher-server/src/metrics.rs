@@ -128,10 +128,14 @@ const PORTS: &[&[(&str, &str)]] = &[&[("port", "grpc")], &[("port", "health")]];
 
 /// Why a connection was closed before its first call, as the label `reason`.
 const UNCONNECTED: &[&[(&str, &str)]] = &[
-    &[("reason", "handshake")],
-    &[("reason", "timeout")],
-    &[("reason", "crowd")],
-    &[("reason", "limit")],
+    &[("port", "grpc"), ("reason", "handshake")],
+    &[("port", "grpc"), ("reason", "timeout")],
+    &[("port", "grpc"), ("reason", "crowd")],
+    &[("port", "grpc"), ("reason", "limit")],
+    &[("port", "health"), ("reason", "handshake")],
+    &[("port", "health"), ("reason", "timeout")],
+    &[("port", "health"), ("reason", "crowd")],
+    &[("port", "health"), ("reason", "limit")],
 ];
 
 /// Why a caller was denied what it asked for, as the label `reason`.
@@ -324,7 +328,8 @@ pub const CATALOGUE: &[Metric] = &[
         kind: Kind::Counter,
         unit: Unit::Count,
         help: "Connections that were closed before their first call: the TLS handshake failed, \
-               took too long or gave way to newer ones, or limits.max_connections was reached.",
+               took too long or gave way to newer ones, or the port's limit was reached \
+               (limits.max_connections of the gRPC port, 64 of the health port).",
         series: UNCONNECTED,
     },
     Metric {

@@ -15,8 +15,13 @@ use crate::{error::ServeError, settings::ClientSettings};
 
 /// When a client with too many requests under way should try again: about the time of an answer.
 const RETRY_IN_FLIGHT: Duration = Duration::from_millis(100);
+/// The same of one for which there is no room to count.
+const RETRY_CROWD: Duration = Duration::from_secs(1);
 /// Clients that are remembered although their buckets are full and nothing of theirs is under way.
 const IDLE_KEPT: usize = 4096;
+/// Clients without a quota of their own that are remembered at all: more have to wait. A client's name
+/// may be anything that it says.
+const MOST: usize = 1 << 16;
 
 /// The quotas of all clients.
 #[derive(Debug)]
@@ -24,7 +29,15 @@ pub(crate) struct Quotas {
     /// Of clients that have none of their own.
     default: ClientSettings,
     own: BTreeMap<String, ClientSettings>,
-    used: Mutex<HashMap<Arc<str>, Used>>,
+    used: Mutex<Clients>,
+}
+
+#[derive(Debug, Default)]
+struct Clients {
+    all: HashMap<Arc<str>, Used>,
+    /// How many were left when the idle ones were last looked for, and when that was.
+    swept: usize,
+    swept_at: Option<Instant>,
 }
 
 /// What a client has used.
@@ -58,7 +71,7 @@ impl Quotas {
         self.own.get(client).unwrap_or(&self.default)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Used>> {
+    fn lock(&self) -> MutexGuard<'_, Clients> {
         // Sums that one statement each keeps right.
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,11 +87,24 @@ impl Quotas {
         if quota.is_unlimited() {
             return Ok(UnderWay { quotas: Arc::clone(self), client: None });
         }
-        let mut all = self.lock();
-        if all.len() > IDLE_KEPT {
-            all.retain(|name, used| !used.is_idle(self.of(name), now));
+        let mut clients = self.lock();
+        let is_new = !self.is_named(client) && !clients.all.contains_key(client);
+        let is_full = clients.all.len() >= MOST;
+        // Idle ones are looked for when there are twice as many as were left the last time, or once a
+        // second, so that it costs little for each request.
+        let is_time = |at: Instant| now.saturating_duration_since(at) >= RETRY_CROWD;
+        if clients.all.len() > IDLE_KEPT.max(2 * clients.swept)
+            || (is_new && is_full && clients.swept_at.is_none_or(is_time))
+        {
+            clients.all.retain(|name, used| !used.is_idle(self.of(name), now));
+            (clients.swept, clients.swept_at) = (clients.all.len(), Some(now));
         }
-        let used = all.entry(Arc::clone(client)).or_insert_with(|| Used::new(quota, now));
+        if is_new && clients.all.len() >= MOST {
+            let what = format!("{MOST} clients have used part of their quotas");
+            return Err(spent("clients", what, RETRY_CROWD));
+        }
+        let used = clients.all.entry(Arc::clone(client));
+        let used = used.or_insert_with(|| Used::new(quota, now));
         used.refill(quota, now);
         if quota.max_in_flight > 0 && used.in_flight >= quota.max_in_flight {
             let what = format!("this client has {} requests under way, its quota", used.in_flight);
@@ -102,6 +128,15 @@ impl Quotas {
         }
         used.in_flight += 1;
         Ok(UnderWay { quotas: Arc::clone(self), client: Some(Arc::clone(client)) })
+    }
+
+    /// Gives back what a request has taken that was then told to come back: it cost nothing.
+    pub(crate) fn give_back(&self, client: &Arc<str>, rows: u64) {
+        let quota = self.of(client);
+        if let Some(used) = self.lock().all.get_mut(client) {
+            used.requests = (used.requests + 1.0).min(quota.requests_per_second);
+            used.rows = (used.rows + rows as f64).min(quota.rows_per_second);
+        }
     }
 }
 
@@ -142,7 +177,7 @@ impl Used {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         if let Some(client) = &self.client
-            && let Some(used) = self.quotas.lock().get_mut(client)
+            && let Some(used) = self.quotas.lock().all.get_mut(client)
         {
             used.in_flight = used.in_flight.saturating_sub(1);
         }
@@ -212,19 +247,54 @@ mod tests {
         for number in 0..2 * IDLE_KEPT {
             quotas.take(&Arc::from(number.to_string()), 1, start).unwrap();
         }
-        assert_eq!(quotas.lock().len(), 2 * IDLE_KEPT, "none of them is idle yet");
+        assert_eq!(quotas.lock().all.len(), 2 * IDLE_KEPT, "none of them is idle yet");
         let later = start + Duration::from_secs(10);
         let debtor = Arc::from("debtor");
         quotas.take(&debtor, 1, later).unwrap();
-        quotas.take(&Arc::from("another"), 1, later).unwrap();
-        assert!(quotas.lock().len() <= 2, "{}", quotas.lock().len());
+        for number in 0..=IDLE_KEPT {
+            quotas.take(&Arc::from(format!("another {number}")), 1, later).unwrap();
+        }
+        let left = quotas.lock().all.len();
+        assert!(left <= IDLE_KEPT + 3, "{left}");
         assert_eq!(refusal(quotas.take(&debtor, 1, later)).0, "requests");
+    }
+
+    #[test]
+    fn made_up_names_take_bounded_memory_and_do_not_keep_the_known_out() {
+        let quotas = quotas(limits(0.0, 1.0, 0), &[("known", limits(0.0, 1e6, 0))]);
+        let start = Instant::now();
+        for number in 0..MOST {
+            quotas.take(&Arc::from(number.to_string()), 1024, start).unwrap();
+        }
+        let later = start + Duration::from_secs(60);
+        assert_eq!(
+            refusal(quotas.take(&Arc::from("one more"), 1, later)),
+            ("clients", RETRY_CROWD)
+        );
+        assert_eq!(quotas.lock().all.len(), MOST);
+        quotas.take(&Arc::from("known"), 1024, later).unwrap();
+        // Their debts are paid.
+        let later = start + Duration::from_secs(1100);
+        quotas.take(&Arc::from("one more"), 1, later).unwrap();
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_used_and_is_no_more_than_a_second_of_it() {
+        let quotas = quotas(limits(2.0, 100.0, 0), &[]);
+        let (client, start) = (Arc::from("a"), Instant::now());
+        for _ in 0..10 {
+            quotas.take(&client, 150, start).unwrap();
+            quotas.give_back(&client, 150);
+        }
+        quotas.give_back(&client, 1000);
+        quotas.take(&client, 150, start).unwrap();
+        assert_eq!(refusal(quotas.take(&client, 1, start)), ("rows", Duration::from_millis(500)));
     }
 
     #[test]
     fn without_limits_nothing_is_counted() {
         let quotas = quotas(ClientSettings::default(), &[]);
         drop(quotas.take(&Arc::from("a"), u64::MAX, Instant::now()).unwrap());
-        assert!(quotas.lock().is_empty());
+        assert!(quotas.lock().all.is_empty());
     }
 }

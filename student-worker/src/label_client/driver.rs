@@ -101,7 +101,7 @@ pub(super) struct Driver<I> {
     reports: mpsc::Receiver<StudentReport>,
     /// Makes the connections to endpoints.
     connect: Box<dyn FnMut(usize, Address) -> Connection + Send>,
-    /// Every endpoint that there has been, by number.
+    /// Endpoints, by number: those that there are, and those that have been until not long ago.
     endpoints: Vec<Replica>,
     out: mpsc::Sender<Result<Labelled, ClientError>>,
     /// Labels for rows that come again.
@@ -161,16 +161,24 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 // One that was let go, or refused, and went, is another when it comes back.
                 replica.name == address.name && (replica.task.is_some() || !replica.retired)
             });
-            let number = known.unwrap_or(self.endpoints.len());
+            let now = clock::now();
+            let number = known
+                // The place of one that is long gone: what it still had to say has been heard.
+                .or_else(|| self.endpoints.iter().position(|replica| replica.is_long_gone(now)))
+                .unwrap_or(self.endpoints.len());
             stay.insert(number);
             if known.is_none() {
                 let (name, hash) = (address.name.clone(), router::name_hash(&address.known_as));
                 let connection = (self.connect)(number, address);
                 let task = Some(self.connections.spawn(connection.keep()));
                 let (tried, failures, retired, live) = (false, 0, false, None);
-                let record = Record::default();
-                let replica = Replica { name, hash, task, tried, failures, retired, record, live };
-                self.endpoints.push(replica);
+                let (record, gone) = (Record::default(), None);
+                let replica =
+                    Replica { name, hash, task, tried, failures, retired, gone, record, live };
+                match self.endpoints.get_mut(number) {
+                    Some(place) => *place = replica,
+                    None => self.endpoints.push(replica),
+                }
             }
         }
         for (number, replica) in self.endpoints.iter_mut().enumerate() {
@@ -179,6 +187,9 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 tracing::info!(teacher = replica.name, "its name stands for this teacher no more");
             }
             replica.retired = retired;
+            if retired && replica.task.is_none() {
+                replica.gone.get_or_insert(clock::now());
+            }
         }
     }
 

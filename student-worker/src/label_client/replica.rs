@@ -16,6 +16,8 @@ const FAILURES_IN_A_ROW: u32 = 3;
 /// For how long the first time, and twice as long each further time.
 const SET_ASIDE: Duration = Duration::from_secs(5);
 const SET_ASIDE_AT_MOST: Duration = Duration::from_secs(60);
+/// After this time nothing is heard any more of a connection that was ended.
+const LAST_HEARD: Duration = Duration::from_secs(60);
 
 /// What a replica has answered of late.
 #[derive(Debug, Default)]
@@ -61,6 +63,8 @@ pub(super) struct Replica {
     pub(super) failures: u32,
     /// Its name stands for it no more: it gets no work, and goes when it has answered what it has.
     pub(super) retired: bool,
+    /// Since when it is not connected to any more, having retired.
+    pub(super) gone: Option<Instant>,
     /// What it has answered of late.
     pub(super) record: Record,
     /// Its open stream.
@@ -68,6 +72,11 @@ pub(super) struct Replica {
 }
 
 impl Replica {
+    /// Whether nothing is to be heard of it any more.
+    pub(super) fn is_long_gone(&self, now: Instant) -> bool {
+        self.retired && self.gone.is_some_and(|at| now.saturating_duration_since(at) > LAST_HEARD)
+    }
+
     /// Whether it should be given work.
     pub(super) fn is_well(&self, now: Instant) -> bool {
         let live = self.live.as_ref();
@@ -112,6 +121,29 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Its place is for another then; one that may come back, or has just gone, keeps it.
+    #[test]
+    fn only_who_has_retired_and_was_let_go_long_ago_is_long_gone() {
+        let now = Instant::now();
+        let mut replica = Replica {
+            name: "http://a".to_owned(),
+            hash: 1,
+            task: None,
+            tried: true,
+            failures: 0,
+            retired: true,
+            gone: None,
+            record: Record::default(),
+            live: None,
+        };
+        assert!(!replica.is_long_gone(now + 2 * LAST_HEARD), "it is not gone");
+        replica.gone = Some(now);
+        assert!(!replica.is_long_gone(now + LAST_HEARD));
+        assert!(replica.is_long_gone(now + 2 * LAST_HEARD));
+        replica.retired = false;
+        assert!(!replica.is_long_gone(now + 2 * LAST_HEARD));
+    }
 
     #[test]
     fn who_fails_three_times_in_a_row_is_set_aside_ever_longer() {

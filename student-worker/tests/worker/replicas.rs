@@ -102,8 +102,13 @@ async fn a_replica_that_only_fails_is_set_aside_and_one_that_refuses_alone_is_no
     let bench = Bench::new();
     let first = serve_fake(Arc::new(Fake::new())).await;
     run(bench.recipe("whole", &endpoints(&[first], "")), Existing::Refuse).await.unwrap();
-    for (name, code) in [("internal", Code::Internal), ("lost", Code::Unavailable)] {
-        let sick = Arc::new(Fake::with(vec![Fault::Error(code, 0); 10_000]));
+    for (name, fault) in [
+        ("internal", Fault::Error(Code::Internal, 0)),
+        ("lost", Fault::Error(Code::Unavailable, 0)),
+        ("not-finite", Fault::Row),
+        ("garbage", Fault::Garbage),
+    ] {
+        let sick = Arc::new(Fake::with(vec![fault; 10_000]));
         let second = serve_fake(Arc::clone(&sick)).await;
         let both = endpoints(&[first, second], "");
         run(bench.recipe(name, &both), Existing::Refuse).await.unwrap();

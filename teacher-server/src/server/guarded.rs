@@ -3,7 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use stillhouse_runtime::{config::ConfigError, tls::ServerTls, watched::Watched};
+use stillhouse_runtime::{
+    config::ConfigError,
+    tls::{ClientCert, ServerTls},
+    watched::Watched,
+};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::rustls::ServerConfig;
 use tracing::{info, warn};
@@ -27,6 +31,14 @@ impl Guarded {
     pub(super) async fn open(settings: &Settings) -> Result<Self, StartError> {
         let tls = settings.tls.as_ref().map(ServerTls::open).transpose()?;
         let list = settings.access_file.clone().map(access::open_list).transpose()?;
+        let cert = settings.tls.as_ref().and_then(|tls| tls.client_cert);
+        if list.is_none() && cert == Some(ClientCert::Optional) {
+            let key = "tls.client_cert".to_owned();
+            let reason = "is \"optional\"; must be \"required\", or there must be an access_file: \
+                          without one, who shows no certificate could ask for everything"
+                .to_owned();
+            return Err(ConfigError::Value { key, reason }.into());
+        }
         if list.is_some() && tls.is_none() && !settings.listen.ip().is_loopback() {
             warn!("clients are known by tokens, which travel unencrypted without [tls]");
         }

@@ -90,6 +90,8 @@ struct Work {
     rule: Rule,
     /// Labels that it asks for, at each temperature.
     rows: usize,
+    /// What it takes of a quota.
+    cost: u64,
     encoding: Encoding,
     temperatures: Vec<f32>,
     held: Arc<Held>,
@@ -153,6 +155,10 @@ impl Core {
         let deadline = deadline.into_iter().chain(own).min();
         let under_way = self.quotas.take(&client, accepted.cost, clock::now());
         let under_way = under_way.inspect_err(note)?;
+        let note = |error: &ServeError| {
+            note(error);
+            self.give_back(&client, accepted.cost, error);
+        };
         let held = self.ledger.take(&client, accepted.bytes).inspect_err(note)?;
         let held = Arc::new(held.with(under_way));
         let units = self.contract.units(&accepted.input, self.cache.keyer())?;
@@ -172,6 +178,7 @@ impl Core {
             sum,
             rule: accepted.rule,
             rows: accepted.rows,
+            cost: accepted.cost,
             encoding: accepted.encoding,
             temperatures: accepted.temperatures,
             held,
@@ -183,18 +190,19 @@ impl Core {
 
     /// Waits for the device, no longer than the client does, then encodes.
     async fn finish(&self, Submitted { work, mut counted }: Submitted) -> Answered {
-        let client = Arc::clone(&work.client);
+        let (client, cost) = (Arc::clone(&work.client), work.cost);
         let result = self.answer(work, &mut counted.span).await;
-        if matches!(result, Err(ServeError::Exhausted { .. })) {
+        if let Err(error @ ServeError::Exhausted { .. }) = &result {
             self.status.refused(&client);
+            self.give_back(&client, cost, error);
         }
         counted.end(&result);
         result
     }
 
     async fn answer(&self, work: Work, span: &mut Span) -> Answered {
-        let Work { id, sum, rule, rows, encoding, temperatures, held, deadline, pending, client } =
-            work;
+        let Work { id, sum, rule, rows, encoding, temperatures, held, deadline, .. } = work;
+        let (pending, client) = (work.pending, work.client);
         let done = match deadline {
             None => pending.await?,
             Some(deadline) => tokio::time::timeout_at(deadline.into(), pending)
@@ -249,6 +257,13 @@ impl Core {
 }
 
 impl Core {
+    /// A request that was told to come back is not charged to the client's quota.
+    fn give_back(&self, client: &Arc<str>, cost: u64, error: &ServeError) {
+        if matches!(error, ServeError::Exhausted { .. }) {
+            self.quotas.give_back(client, cost);
+        }
+    }
+
     /// Counts rows of clients that the operator has named; all others' together, so that nobody makes
     /// series by making names up.
     fn count_client(&self, client: &Arc<str>, rows: usize) {

@@ -76,6 +76,43 @@ async fn a_client_of_higher_priority_goes_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_finds_the_queue_full_is_not_charged_to_the_quota() {
+    let (model, permit) = Gated::new(false);
+    let server = bind(Arc::clone(&model), |settings| {
+        settings.limits.max_rows = 4;
+        settings.batching.max_batch_rows = 4;
+        settings.batching.max_queue_rows = 4;
+        settings.batching.max_client_rows = 4;
+        let quota = ClientSettings { rows_per_second: 8.0, ..Default::default() };
+        settings.clients.insert("b".to_owned(), quota);
+    })
+    .await;
+    let (status, running) = (server.status(), server.spawn());
+    let mut client = Client::connect(format!("http://{}", running.address())).await.unwrap();
+    // One with the device, and one that waits.
+    let mut others = JoinSet::new();
+    for (id, sign) in [(0, "\"cost\":0,"), (1, "\"cost\":4,")] {
+        let mut client = client.clone();
+        others.spawn(async move { client.label(from("a", request(id, &[1.0; 4]))).await });
+        model.has_taken(1).await;
+        while !status().contains(&format!("\"queue\":{{{sign}")) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    for id in 2..12 {
+        let refused = client.label(from("b", request(id, &[1.0; 4]))).await.unwrap_err();
+        let text = refusal(&refused);
+        assert!(text.contains("queue") && !text.contains("quota"), "{text}");
+    }
+    drop(permit);
+    for answer in others.join_all().await {
+        answer.unwrap();
+    }
+    client.label(from("b", request(12, &[1.0; 4]))).await.unwrap();
+    running.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_under_way_are_a_quota_of_the_client_too() {
     let (model, permit) = Gated::new(false);
     let (client, running) = serve_with(Arc::clone(&model), |settings| {

@@ -112,7 +112,17 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                     }
                     Err(error) => {
                         span.failed(&error);
-                        Err(error)
+                        // As a refusal: another teacher may do better.
+                        let words = error.to_string();
+                        let reason = words.strip_prefix(&name).unwrap_or(&words);
+                        if held.refused_again(first, reason, by) {
+                            return Err(error);
+                        }
+                        tracing::warn!(teacher = name, reason, "trying again");
+                        self.last_failure = words;
+                        self.note_failure(endpoint, Code::Internal, now);
+                        self.pipeline.failed(request, Duration::ZERO, now);
+                        Ok(())
                     }
                 }
             }

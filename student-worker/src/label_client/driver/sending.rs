@@ -160,6 +160,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             {
                 task.abort();
                 replica.live = None;
+                replica.gone = Some(clock::now());
             }
         }
     }
