@@ -82,7 +82,7 @@ struct Arguments {
     /// Log lines as `text` or `json`.
     #[arg(long, value_name = "FORMAT", env = "STILLHOUSE_LOG_FORMAT")]
     log_format: Option<String>,
-    /// TOML file with any of the settings.
+    /// TOML file with any of the settings, which docs/settings.md lists.
     #[arg(long, value_name = "FILE", env = "STILLHOUSE_CONFIG")]
     config: Option<PathBuf>,
     /// Any setting, by its path: --set limits.max_rows=256. Can be repeated.

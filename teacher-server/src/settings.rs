@@ -1,5 +1,7 @@
 //! What a server is told: defaults < file < environment < flags.
 
+#[cfg(test)]
+mod documented;
 mod folders;
 mod validate;
 
@@ -117,8 +119,8 @@ pub struct Limits {
 pub struct Batching {
     /// Rows in one forward pass, 1 or more.
     pub max_batch_rows: u32,
-    /// Rows that may wait over all clients; past it requests get RESOURCE_EXHAUSTED. At least
-    /// `max_batch_rows`; twice that or more keeps room for the largest request of a client that has
+    /// Rows that may wait over all clients of one priority; past it requests get RESOURCE_EXHAUSTED. At
+    /// least `max_batch_rows`; twice that or more keeps room for the largest request of a client that has
     /// nothing waiting.
     pub max_queue_rows: u32,
     /// Rows that may wait for one client. At least `max_batch_rows`.
@@ -166,7 +168,8 @@ impl From<Priority> for stillhouse_batcher::Priority {
 const DEFAULT_CLIENT: &str = "default";
 
 /// A client's share of the device and its quotas. What is asked for counts, whether it is cached or
-/// not; past a quota a request gets RESOURCE_EXHAUSTED and a time to try again.
+/// not, but not what is told to come back; past a quota a request gets RESOURCE_EXHAUSTED and a time to
+/// try again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientSettings {

@@ -32,6 +32,7 @@ pub struct ServerTls {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<PathBuf>,
     /// Of a server with `client_ca`: whether every client must show a certificate; absent: `required`.
+    /// `optional` is for a server with a list of clients (`access_file`), where tokens do as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_cert: Option<ClientCert>,
 }
