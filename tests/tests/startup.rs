@@ -4,7 +4,7 @@
 
 use std::{fs, net::TcpListener, path::Path, process::Command};
 
-use stillhouse_tests::{models, process};
+use stillhouse_tests::{models, pki::Authority, process};
 
 fn fails(model: &Path, arguments: &[&str]) -> (i32, String) {
     let output = Command::new(process::binary("teacher-server"))
@@ -37,6 +37,23 @@ fn a_port_in_use_is_named_and_temporary() {
     assert_eq!(code, 75, "{text}");
     assert!(text.contains("metrics_listen"), "{text}");
     drop(held);
+}
+
+/// Nobody would be asked who they are.
+#[test]
+fn certificates_are_not_optional_without_a_list_of_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    models::write_mlp(folder.path(), 4, &[8], 5, 1);
+    let authority = Authority::new("ours");
+    authority.server("teacher.test").write(folder.path(), "server");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(at("ca.crt"), &authority.pem).unwrap();
+    let (cert, key, ca) = (at("server.crt"), at("server.key"), at("ca.crt"));
+    let files = ["--tls-cert", &cert, "--tls-key", &key, "--tls-client-ca", &ca];
+    let (code, text) =
+        fails(folder.path(), &[&files[..], &["--set", "tls.client_cert=optional"]].concat());
+    assert_eq!(code, 64, "{text}");
+    assert!(text.contains("tls.client_cert: is \"optional\"; must be \"required\""), "{text}");
 }
 
 #[test]
