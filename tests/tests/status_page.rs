@@ -41,7 +41,8 @@ fn a_browser_shows_what_is_going_on() {
     }
     let second = Teacher::start(&two, &[]);
     let peers = format!("status_peers=[\"{}\"]", second.metrics_url());
-    let teacher = Teacher::start(&one, &["--set", &peers]);
+    let cache = folder.path().join("cache").display().to_string();
+    let teacher = Teacher::start(&one, &["--cache-dir", &cache, "--set", &peers]);
 
     // Students of two teams and a client with a name that is none.
     let students = [("small", 256, 0.9), ("tiny", 16, 0.9), ("night-sweep", 64, 0.5)].map(|(name, width, alpha)| {
@@ -84,6 +85,9 @@ fn a_browser_shows_what_is_going_on() {
         ">serving<",
         "labels per second",
         "Its students wait",
+        ">Cache on disk<",
+        // The other replica's.
+        ">none<",
         "class=\"curve\"",
         "class=\"batch\"",
         ">small<",
@@ -105,7 +109,9 @@ fn a_browser_shows_what_is_going_on() {
     // The same in a terminal.
     let top = Command::new(binary("student-worker")).args(["top", &url]).output().unwrap();
     let text = String::from_utf8(top.stdout).unwrap();
-    assert!(top.status.success() && text.contains("tiny") && text.contains("team-b"), "{text}");
+    for part in ["tiny", "team-b", ", on disk ", "last batches  "] {
+        assert!(top.status.success() && text.contains(part), "{part} is not in\n{text}");
+    }
     let nobody =
         Command::new(binary("student-worker")).args(["top", "http://127.0.0.1:1"]).output();
     assert_eq!(nobody.unwrap().status.code(), Some(75));
