@@ -98,6 +98,7 @@ const REFUSALS: &[&[(&str, &str)]] = &[
     &[("reason", "requests")],
     &[("reason", "rows")],
     &[("reason", "in_flight")],
+    &[("reason", "names")],
 ];
 
 /// Why a batch was launched when it was, as the label `reason`.

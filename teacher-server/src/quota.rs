@@ -101,7 +101,7 @@ impl Quotas {
         }
         if is_new && clients.all.len() >= MOST {
             let what = format!("{MOST} clients have used part of their quotas");
-            return Err(spent("clients", what, RETRY_CROWD));
+            return Err(spent("names", what, RETRY_CROWD));
         }
         let used = clients.all.entry(Arc::clone(client));
         let used = used.or_insert_with(|| Used::new(quota, now));
@@ -267,10 +267,7 @@ mod tests {
             quotas.take(&Arc::from(number.to_string()), 1024, start).unwrap();
         }
         let later = start + Duration::from_secs(60);
-        assert_eq!(
-            refusal(quotas.take(&Arc::from("one more"), 1, later)),
-            ("clients", RETRY_CROWD)
-        );
+        assert_eq!(refusal(quotas.take(&Arc::from("one more"), 1, later)), ("names", RETRY_CROWD));
         assert_eq!(quotas.lock().all.len(), MOST);
         quotas.take(&Arc::from("known"), 1024, later).unwrap();
         // Their debts are paid.

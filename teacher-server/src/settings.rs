@@ -168,7 +168,7 @@ impl From<Priority> for stillhouse_batcher::Priority {
 const DEFAULT_CLIENT: &str = "default";
 
 /// A client's share of the device and its quotas. What is asked for counts, whether it is cached or
-/// not, but not what is told to come back; past a quota a request gets RESOURCE_EXHAUSTED and a time to
+/// not, but not what gets RESOURCE_EXHAUSTED; past a quota a request gets RESOURCE_EXHAUSTED and a time to
 /// try again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -4,7 +4,7 @@ mod events;
 mod sending;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -65,9 +65,10 @@ struct Held {
     keys: Vec<Key>,
     /// Of every unit's content, once they are shared out.
     hashes: OnceLock<Vec<u64>>,
-    /// What it was refused with last, and by whom: a refusal that is repeated is believed, one that is not
-    /// may be of what became of the request on the way, or of the teacher.
-    refusal: Mutex<Option<(u32, String, usize)>>,
+    /// What its parts, by their first units, were refused with last, and by whom: a refusal that is
+    /// repeated is believed, one that is not may be of what became of the request on the way, or of the
+    /// teacher.
+    refusals: Mutex<HashMap<u32, (String, usize)>>,
 }
 
 /// Who refused a request.
@@ -80,14 +81,13 @@ struct By {
 
 impl Held {
     /// Notes a refusal of the part that begins with a unit; whether it was refused so before, by another
-    /// if there are others.
+    /// if others are well.
     fn refused_again(&self, first: u32, words: &str, by: By) -> bool {
-        let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        let again = last.as_ref().is_some_and(|(unit, said, endpoint)| {
-            (*unit, said.as_str()) == (first, words) && (*endpoint != by.endpoint || !by.others)
-        });
-        *last = Some((first, words.to_owned(), by.endpoint));
-        again
+        let mut last = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = last.insert(first, (words.to_owned(), by.endpoint));
+        before.is_some_and(|(said, endpoint)| {
+            said == words && (endpoint != by.endpoint || !by.others)
+        })
     }
 }
 
@@ -240,6 +240,8 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             self.ask_elsewhere(now);
             self.send_ready(now);
             self.let_go();
+            // What an ended connection leaves behind goes once it is asked for.
+            while self.connections.try_join_next().is_some() {}
 
             let settles = (now < self.settles).then_some(self.settles);
             let wake = self.pipeline.next_wake(now).into_iter().chain(settles).min();
@@ -279,8 +281,8 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             keys = units::contents(&job.inputs);
             known = self.kept.take(&keys, &labels, temperature);
         }
-        let (hashes, refusal) = (OnceLock::new(), Mutex::default());
-        let held = Held { job, labels, whole, keys, hashes, refusal };
+        let (hashes, refusals) = (OnceLock::new(), Mutex::default());
+        let held = Held { job, labels, whole, keys, hashes, refusals };
         self.pipeline.push(held, count, known, now);
     }
 

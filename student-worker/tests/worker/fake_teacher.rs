@@ -53,6 +53,8 @@ pub(crate) enum Fault {
     Changed,
     /// Its answer cannot be decoded.
     Garbage,
+    /// Its answer is neither labels nor an error.
+    Nothing,
     /// The stream ends.
     End(Status),
 }
@@ -212,6 +214,11 @@ impl teacher_service_server::TeacherService for Shared {
                         retry_after_ms,
                     }),
                     Some(Fault::Silence) => continue,
+                    Some(Fault::Nothing) => {
+                        let nothing = LabelStreamResponse { id: request.id, result: None };
+                        let _ = out.send(Ok(nothing)).await;
+                        continue;
+                    }
                     Some(Fault::Late) => {
                         late.push(message(request.id, Answer::Response(response)));
                         continue;

@@ -107,8 +107,10 @@ async fn a_replica_that_only_fails_is_set_aside_and_one_that_refuses_alone_is_no
         ("lost", Fault::Error(Code::Unavailable, 0)),
         ("not-finite", Fault::Row),
         ("garbage", Fault::Garbage),
+        ("nothing", Fault::Nothing),
+        ("changed", Fault::Changed),
     ] {
-        let sick = Arc::new(Fake::with(vec![fault; 10_000]));
+        let sick = Arc::new(Fake { sums: true, ..Fake::with(vec![fault; 10_000]) });
         let second = serve_fake(Arc::clone(&sick)).await;
         let both = endpoints(&[first, second], "");
         run(bench.recipe(name, &both), Existing::Refuse).await.unwrap();
@@ -166,11 +168,20 @@ async fn a_replica_that_says_it_is_not_serving_is_not_asked_until_it_says_otherw
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_that_all_replicas_repeat_is_believed() {
     let bench = Bench::new();
-    let refuse = || Arc::new(Fake::with(vec![Fault::Error(Code::InvalidArgument, 0); 10_000]));
-    let both = [serve_fake(refuse()).await, serve_fake(refuse()).await];
-    let error = run(bench.recipe("refused", &endpoints(&both, "")), Existing::Refuse).await;
-    let error = error.unwrap_err().to_string();
-    assert!(error.contains("was refused: INVALID_ARGUMENT: as told"), "{error}");
+    for (name, fault, expected) in [
+        (
+            "refused",
+            Fault::Error(Code::InvalidArgument, 0),
+            "was refused: INVALID_ARGUMENT: as told",
+        ),
+        ("not-finite", Fault::Row, "row 3: not finite"),
+    ] {
+        let sick = || Arc::new(Fake::with(vec![fault.clone(); 10_000]));
+        let both = [serve_fake(sick()).await, serve_fake(sick()).await];
+        let error = run(bench.recipe(name, &endpoints(&both, "")), Existing::Refuse).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 /// Rows of one request and none of the next: the pixels of the fake teachers' rows tell them apart.

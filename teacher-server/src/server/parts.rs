@@ -26,9 +26,9 @@ use crate::{
 /// HTTP/2 flow-control windows: a few dense batches, so that one stream can fill a fast link.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
-/// The largest HTTP/2 frame that clients may send: a request of some hundred rows is one frame, and one
-/// system call of its client, rather than one for each 16 KiB.
-const FRAME: u32 = 256 << 10;
+/// The largest HTTP/2 frame that clients may send: each is a system call of the client, and memory of a
+/// connection before anybody knows whose it is.
+const FRAME: u32 = 64 << 10;
 /// A peer that does not answer a ping for this long is gone, and its requests with it.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 

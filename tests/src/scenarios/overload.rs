@@ -4,7 +4,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -45,8 +45,11 @@ struct Counts {
     without_retry: AtomicU64,
     /// Admitted, and dropped by their deadline.
     expired: AtomicU64,
-    /// Of these, sent when every client's requests had been there for a deadline.
+    /// Of these, sent when every client had been there for a deadline.
     expired_later: AtomicU64,
+    /// Clients that are there, and since when all of them are.
+    connected: AtomicU64,
+    all_there: OnceLock<Instant>,
     other_errors: AtomicU64,
     /// How long admitted requests took, in milliseconds: one counter for each.
     latencies: Latencies,
@@ -186,6 +189,7 @@ fn report(counts: &Counts, resident: &[u64], done: &[f64], elapsed: f64) -> Figu
     let (p50, p99) = (counts.latencies.quantile(0.5), counts.latencies.quantile(0.99));
     figures.add("admitted_p50_ms", p50);
     figures.add("admitted_p99_ms", p99);
+    figures.require(counts.all_there.get().is_some(), "a client did not connect");
     // While clients are still coming, those that are there queue more than their later share of the
     // device: some of that expires, and counts with the time that it took.
     let later = read(&counts.expired_later);
@@ -244,7 +248,6 @@ async fn stream(
     counts: &Arc<Counts>,
     stop: &AtomicBool,
 ) {
-    let start = Instant::now();
     let mut client = client::connect(address).await;
     // Never more messages than are in flight: what bounds it is the loop below.
     let (send, requests) = mpsc::unbounded_channel();
@@ -255,6 +258,9 @@ async fn stream(
     }
     let stream = client.label_stream(UnboundedReceiverStream::new(requests)).await;
     let mut answers = stream.unwrap().into_inner();
+    if counts.connected.fetch_add(1, Ordering::Relaxed) == CLIENTS as u64 {
+        let _ = counts.all_there.set(Instant::now());
+    }
     while let Ok(Some(answer)) = answers.message().await {
         if stop.load(Ordering::Relaxed) {
             return;
@@ -269,7 +275,7 @@ async fn stream(
                 let sent = *sent[answer.id as usize].lock().unwrap();
                 counts.latencies.record(sent.elapsed());
                 counts.expired.fetch_add(1, Ordering::Relaxed);
-                if sent - start > DEADLINE {
+                if counts.all_there.get().is_some_and(|all| sent > *all + DEADLINE) {
                     counts.expired_later.fetch_add(1, Ordering::Relaxed);
                 }
             }

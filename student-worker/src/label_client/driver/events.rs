@@ -1,8 +1,9 @@
 //! What connections tell: streams that open and end, answers, refusals.
 
-use std::collections::HashMap;
-
 use super::*;
+
+/// Answers that cannot be used are one kind of refusal: what is wrong may be other rows each time.
+const UNUSABLE: &str = "its labels cannot be used";
 
 impl<I: Iterator<Item = Job> + Send> Driver<I> {
     pub(super) fn on(&mut self, event: Event) -> Result<(), ClientError> {
@@ -71,8 +72,15 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         // The slowest fades, so that one slow answer is forgotten after some hundred others.
         let took = now.saturating_duration_since(sent);
         self.slowest = Some(self.slowest.unwrap_or_default().mul_f64(0.99).max(took));
-        if matches!(answer.result, Some(Answer::Response(_))) && std::mem::take(&mut self.lost) {
+        // Of a request that was given up, too: for want of labels none waits to be answered.
+        if let Some(Answer::Response(response)) = &answer.result
+            && self.lost
+            && response.row_errors.is_empty()
+            && sum.agrees(response) != Some(false)
+            && self.gate.same_fingerprint(&replica.name, &response.fingerprint).is_ok()
+        {
             tracing::info!(teacher = replica.name, "labels again");
+            self.lost = false;
             self.pipeline.heard(now);
         }
         if let Some(Answer::Error(error)) = &answer.result {
@@ -96,6 +104,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                         format!("{name}: {described}: the answer was changed on the way");
                     span.failed(&self.last_failure);
                     tracing::warn!(reason = self.last_failure, "trying again");
+                    self.note_failure(endpoint, Code::DataLoss, now);
                     self.pipeline.failed(request, Duration::ZERO, now);
                     return Ok(());
                 }
@@ -112,14 +121,13 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                     }
                     Err(error) => {
                         span.failed(&error);
+                        let ClientError::Answer { reason, .. } = &error else { return Err(error) };
                         // As a refusal: another teacher may do better.
-                        let words = error.to_string();
-                        let reason = words.strip_prefix(&name).unwrap_or(&words);
-                        if held.refused_again(first, reason, by) {
+                        if held.refused_again(first, UNUSABLE, by) {
                             return Err(error);
                         }
-                        tracing::warn!(teacher = name, reason, "trying again");
-                        self.last_failure = words;
+                        tracing::warn!(teacher = name, request = described, reason, "asking again");
+                        self.last_failure = error.to_string();
                         self.note_failure(endpoint, Code::Internal, now);
                         self.pipeline.failed(request, Duration::ZERO, now);
                         Ok(())
@@ -155,10 +163,11 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             None => {
                 let reason = "it holds neither labels nor an error".to_owned();
                 span.failed(&reason);
-                if held.refused_again(first, &reason, by) {
+                if held.refused_again(first, UNUSABLE, by) {
                     let (endpoint, request) = (name, described);
                     return Err(ClientError::Answer { endpoint, request, reason });
                 }
+                self.note_failure(endpoint, Code::Internal, now);
                 self.pipeline.failed(request, Duration::ZERO, now);
                 Ok(())
             }
