@@ -2,7 +2,10 @@
 //! a target promises.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -199,30 +202,35 @@ async fn a_target_latency_keeps_batches_small_and_refuses_what_would_take_longer
         settings.batching.target_latency_ms = TARGET.as_secs_f64() * 1e3;
     })
     .await;
+    let refused = Arc::new(AtomicU32::new(0));
     let mut clients = JoinSet::new();
     for own in 0..CLIENTS {
-        let mut client = client.clone();
+        let (mut client, refused) = (client.clone(), Arc::clone(&refused));
         clients.spawn(async move {
-            let (mut answered, mut refused) = (0, 0);
-            while answered < 15 {
-                let asked = from(&format!("client-{own}"), request(answered, &[1.0; 4]));
+            for id in 0.. {
+                let asked = from(&format!("client-{own}"), request(id, &[1.0; 4]));
                 if let Err(status) = client.label(asked).await {
                     refusal(&status);
-                    refused += 1;
+                    refused.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(5)).await;
-                } else {
-                    answered += 1;
                 }
             }
-            refused
         });
     }
-    let refused: u32 = clients.join_all().await.into_iter().sum();
-    assert!(refused > 0, "32 clients with 4 rows each are more than 20 rows");
-    let batches = model.batches.lock().unwrap().clone();
-    // Until it has seen how long rows take, batches are as large as ever.
-    let later = &batches[batches.len() / 2..];
-    assert!(batches.len() > 40, "{batches:?}");
-    assert!(later.iter().all(|rows| *rows <= 20), "{batches:?}");
+    // Until it has seen how long rows take, on a machine that may have other things to do, batches hold
+    // what there is: 128 rows.
+    let settled = async {
+        let small = |batches: &[usize]| {
+            let last = batches.len().checked_sub(30).map(|from| &batches[from..]);
+            last.is_some_and(|last| last.iter().all(|rows| *rows <= 20))
+        };
+        while !small(&model.batches.lock().unwrap()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let settled = tokio::time::timeout(Duration::from_secs(60), settled).await;
+    assert!(settled.is_ok(), "{:?}", model.batches.lock().unwrap());
+    assert!(refused.load(Ordering::Relaxed) > 0, "128 rows are more than may wait");
+    clients.shutdown().await;
     running.shutdown().await.unwrap();
 }
