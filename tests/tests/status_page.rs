@@ -106,6 +106,13 @@ fn a_browser_shows_what_is_going_on() {
     assert!(!page.contains("no answer"), "{page}");
     assert!(page.matches("class=\"curve\"").count() >= 4, "three students and the queue");
 
+    // Shares are of one whole, also of clients that came at other times.
+    let json = Command::new(binary("student-worker")).args(["top", "--json", &url]).output();
+    let seen: serde_json::Value = serde_json::from_slice(&json.unwrap().stdout).unwrap();
+    let shares = seen[0]["clients"].as_array().unwrap().iter();
+    let whole: f64 = shares.map(|client| client["share"].as_f64().unwrap()).sum();
+    assert!((whole - 1.0).abs() < 1e-9, "{seen}");
+
     // The same in a terminal.
     let top = Command::new(binary("student-worker")).args(["top", &url]).output().unwrap();
     let text = String::from_utf8(top.stdout).unwrap();

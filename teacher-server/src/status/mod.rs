@@ -215,6 +215,8 @@ pub(crate) fn json(core: &Core, peers: &[String]) -> String {
     let mut seen = core.status.lock();
     let rows = seen.rows.rate(now);
     let cached = seen.cached.rate(now);
+    // Each over its own time: one that came a moment ago is not measured by what was before it.
+    let all: f64 = seen.clients.values_mut().map(|own| own.rows.rate(now)).sum();
     let mut clients: Vec<ClientSeen> = Vec::new();
     for (name, own) in &mut seen.clients {
         let queued = waiting.get(name).copied().unwrap_or(0);
@@ -223,7 +225,7 @@ pub(crate) fn json(core: &Core, peers: &[String]) -> String {
             name: name.to_string(),
             weight: core.quotas.of(name).weight,
             rows_per_second: rate,
-            share: if rows > 0.0 { rate / rows } else { 0.0 },
+            share: if all > 0.0 { rate / all } else { 0.0 },
             refused_per_second: own.refused.rate(now),
             queued,
             total_rows: own.total_rows,
