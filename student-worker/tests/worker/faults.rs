@@ -147,8 +147,12 @@ async fn what_would_fail_again_ends_the_run_and_names_the_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_cannot_be_used_end_the_run() {
     let error = fails(Fault::Row).await;
+    // Of those under way the first to be answered so twice.
     assert!(
-        error.contains("request 0 (16 rows)") && error.contains("row 3: not finite"),
+        error.contains("answer to request ")
+            && error.contains(
+                " (16 rows) cannot be used: 1 of its rows without a label; row 3: not finite"
+            ),
         "{error}"
     );
     let error = fails(Fault::Fingerprint).await;

@@ -206,7 +206,9 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         if let Some(first) = response.row_errors.first() {
             let count = response.row_errors.len();
             let (row, message) = (first.row, &first.message);
-            return Err(unusable(format!("{count} rows have no label; row {row}: {message}")));
+            return Err(unusable(format!(
+                "{count} of its rows without a label; row {row}: {message}"
+            )));
         }
         let [labels] = response.labels.as_slice() else {
             let found = response.labels.len();
