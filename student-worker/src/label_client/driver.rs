@@ -2,10 +2,12 @@
 
 mod events;
 mod sending;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -35,6 +37,7 @@ use super::{
     join::join,
     kept::{Kept, Key},
     pipeline::{Limits, Pipeline, Sending},
+    refusals::{By, Others, Refusals},
     replica::{InFlight, Live, Record, Replica},
     router,
     status::{self, Verdict, judge_code},
@@ -65,30 +68,8 @@ struct Held {
     keys: Vec<Key>,
     /// Of every unit's content, once they are shared out.
     hashes: OnceLock<Vec<u64>>,
-    /// What its parts, by their first units, were refused with last, and by whom: a refusal that is
-    /// repeated is believed, one that is not may be of what became of the request on the way, or of the
-    /// teacher.
-    refusals: Mutex<HashMap<u32, (String, usize)>>,
-}
-
-/// Who refused a request.
-#[derive(Clone, Copy, Debug)]
-struct By {
-    endpoint: usize,
-    /// Whether there are others that could be asked.
-    others: bool,
-}
-
-impl Held {
-    /// Notes a refusal of the part that begins with a unit; whether it was refused so before, by another
-    /// if others are well.
-    fn refused_again(&self, first: u32, words: &str, by: By) -> bool {
-        let mut last = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = last.insert(first, (words.to_owned(), by.endpoint));
-        before.is_some_and(|(said, endpoint)| {
-            said == words && (endpoint != by.endpoint || !by.others)
-        })
-    }
+    /// What its parts were refused with.
+    refusals: Refusals,
 }
 
 /// A run's requests, from the jobs that ask for labels to the labels in order.
@@ -281,7 +262,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             keys = units::contents(&job.inputs);
             known = self.kept.take(&keys, &labels, temperature);
         }
-        let (hashes, refusals) = (OnceLock::new(), Mutex::default());
+        let (hashes, refusals) = (OnceLock::new(), Refusals::default());
         let held = Held { job, labels, whole, keys, hashes, refusals };
         self.pipeline.push(held, count, known, now);
     }

@@ -121,6 +121,32 @@ async fn a_replica_that_only_fails_is_set_aside_and_one_that_refuses_alone_is_no
     }
 }
 
+/// The one that is left fails for as long as the other is away: its word alone ends no run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_replica_refuses_alone_waits_for_others_that_may_come_back() {
+    let bench = Bench::new();
+    let first = serve_fake(Arc::new(Fake::new())).await;
+    run(bench.recipe("whole", &endpoints(&[first], "")), Existing::Refuse).await.unwrap();
+
+    for (name, fault) in [("internal", Fault::Error(Code::Internal, 0)), ("row", Fault::Row)] {
+        let sick = Arc::new(Fake::with(vec![fault; 10_000]));
+        let second = serve_fake(Arc::clone(&sick)).await;
+        let (third, health) = serve_fake_with_health(Arc::new(Fake::new())).await;
+        let say = |status| health.set_service_status(SERVICE_NAME, status);
+        say(ServingStatus::NotServing).await;
+        let recipe = bench.recipe(name, &endpoints(&[second, third], ""));
+        let running = tokio::spawn(run(recipe, Existing::Refuse));
+        // More than twice for each request that is under way at one time.
+        while sick.requests.load(Ordering::Relaxed) < 20 && !running.is_finished() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        say(ServingStatus::Serving).await;
+        let outcome = running.await.unwrap();
+        assert!(outcome.unwrap_or_else(|error| panic!("{name}: {error}")).finished);
+        assert_eq!(bench.weights(name), bench.weights("whole"));
+    }
+}
+
 /// Its stream stays open and it would answer; it only says that it should not be asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_says_it_is_not_serving_is_not_asked_until_it_says_otherwise() {

@@ -92,7 +92,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         // The request may have been given up; its answer came all the same.
         let Some((held, units)) = self.pipeline.job(request) else { return Ok(()) };
         let name = self.endpoints[endpoint].name.clone();
-        let by = By { endpoint, others: self.others_are_well(endpoint, now) };
+        let by = By { endpoint, others: self.others(endpoint, now), now };
         let (job, described) = (&held.job, describe(&held.job));
         let first = units.first().copied().unwrap_or(0);
         let rows = units.iter().map(|&unit| held.labels[unit as usize]).sum();
@@ -123,7 +123,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                         span.failed(&error);
                         let ClientError::Answer { reason, .. } = &error else { return Err(error) };
                         // As a refusal: another teacher may do better.
-                        if held.refused_again(first, UNUSABLE, by) {
+                        if held.refusals.repeated(first, UNUSABLE, by) {
                             return Err(error);
                         }
                         tracing::warn!(teacher = name, request = described, reason, "asking again");
@@ -145,7 +145,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                         self.pipeline.failed(request, after, now);
                         Ok(())
                     }
-                    Verdict::Final if held.refused_again(first, &words, by) => {
+                    Verdict::Final if held.refusals.repeated(first, &words, by) => {
                         Err(ClientError::Refused {
                             endpoint: name,
                             request: described,
@@ -155,6 +155,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                     }
                     Verdict::Final => {
                         tracing::warn!(teacher = name, request = described, words, "asking again");
+                        self.last_failure = format!("{name}: {described}: {words}");
                         self.pipeline.failed(request, Duration::ZERO, now);
                         Ok(())
                     }
@@ -163,10 +164,11 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             None => {
                 let reason = "it holds neither labels nor an error".to_owned();
                 span.failed(&reason);
-                if held.refused_again(first, UNUSABLE, by) {
+                if held.refusals.repeated(first, UNUSABLE, by) {
                     let (endpoint, request) = (name, described);
                     return Err(ClientError::Answer { endpoint, request, reason });
                 }
+                self.last_failure = format!("{name}: {described}: {reason}");
                 self.note_failure(endpoint, Code::Internal, now);
                 self.pipeline.failed(request, Duration::ZERO, now);
                 Ok(())

@@ -42,6 +42,18 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         others.into_iter().any(|(at, of)| at != endpoint && of.is_well(now))
     }
 
+    /// Whether any but one can be asked, or may be later.
+    pub(super) fn others(&self, endpoint: usize, now: Instant) -> Others {
+        let mut others = self.endpoints.iter().enumerate().filter(|&(at, _)| at != endpoint);
+        if self.others_are_well(endpoint, now) {
+            Others::Well
+        } else if others.any(|(_, of)| !of.retired && of.task.is_some()) {
+            Others::Unwell
+        } else {
+            Others::None
+        }
+    }
+
     /// Sends what can be sent, each unit to its replica.
     pub(super) fn send_ready(&mut self, now: Instant) {
         if now < self.settles && self.endpoints.iter().any(|replica| !replica.tried) {
