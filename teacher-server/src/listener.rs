@@ -15,7 +15,10 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use stillhouse_runtime::{tls, watched::Watched};
+use stillhouse_runtime::{
+    tls::{self, Handshakes},
+    watched::Watched,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -23,7 +26,7 @@ use tokio::{
     task::AbortHandle,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
@@ -95,7 +98,7 @@ impl Drop for Place {
 /// What every connection of a listener goes by.
 struct Terms {
     port: &'static str,
-    tls: Option<Arc<Watched<ServerConfig>>>,
+    tls: Option<Arc<Watched<Handshakes>>>,
     places: Arc<Semaphore>,
     most: usize,
 }
@@ -103,7 +106,7 @@ struct Terms {
 /// Accepts connections to a port, at most `most` at a time, until the stream is dropped.
 pub(crate) fn incoming(
     (port, listener): (&'static str, TcpListener),
-    tls: Option<Arc<Watched<ServerConfig>>>,
+    tls: Option<Arc<Watched<Handshakes>>>,
     most: usize,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (out, connections) = mpsc::channel(1);
@@ -161,7 +164,7 @@ impl Terms {
         let (mut stream, certificate) = match &self.tls {
             None => (Stream::Plain(stream), None),
             Some(tls) => {
-                let handshake = TlsAcceptor::from(tls.current()).accept(stream);
+                let handshake = TlsAcceptor::from(Arc::clone(&tls.current().config)).accept(stream);
                 match timeout(HANDSHAKE_TIMEOUT, handshake).await {
                     Ok(Ok(stream)) => {
                         let shown = stream.get_ref().1.peer_certificates();

@@ -65,6 +65,7 @@ names! {
     ACCESS_CLIENTS = "access_clients",
     RELOADS = "reloads_total",
     FILE_UNUSABLE = "file_unusable",
+    TLS_EXPIRES = "tls_certificate_expires_timestamp_seconds",
 }
 
 /// The outcomes of a request, as the label `outcome` of `requests_total`.
@@ -358,4 +359,11 @@ pub const CATALOGUE: &[Metric] = &[
                the ones before are in use.",
         series: WATCHED,
     },
+    metric(
+        TLS_EXPIRES,
+        Kind::Gauge,
+        Unit::Seconds,
+        "When the certificate that is in use (tls.cert) expires, in seconds since 1970; 0 without TLS, \
+         or if it does not tell.",
+    ),
 ];

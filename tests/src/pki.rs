@@ -14,6 +14,11 @@ pub struct Authority {
     pub pem: String,
 }
 
+/// The begin of a year, in seconds since 1970.
+pub fn begin_of(year: i32) -> f64 {
+    date_time_ymd(year, 1, 1).unix_timestamp() as f64
+}
+
 /// A certificate and its key, PEM.
 #[derive(Clone)]
 pub struct Pair {
@@ -37,26 +42,29 @@ impl Authority {
 
     /// A server's certificate.
     pub fn server(&self, name: &str) -> Pair {
-        self.issue(name, ExtendedKeyUsagePurpose::ServerAuth, false)
+        self.server_until(name, 2100)
+    }
+
+    /// A server's certificate until the begin of a year.
+    pub fn server_until(&self, name: &str, year: i32) -> Pair {
+        self.issue(name, ExtendedKeyUsagePurpose::ServerAuth, year)
     }
 
     /// A client's certificate.
     pub fn client(&self, name: &str) -> Pair {
-        self.issue(name, ExtendedKeyUsagePurpose::ClientAuth, false)
+        self.issue(name, ExtendedKeyUsagePurpose::ClientAuth, 2100)
     }
 
     /// A client's certificate that has expired.
     pub fn expired_client(&self, name: &str) -> Pair {
-        self.issue(name, ExtendedKeyUsagePurpose::ClientAuth, true)
+        self.issue(name, ExtendedKeyUsagePurpose::ClientAuth, 2002)
     }
 
-    fn issue(&self, name: &str, purpose: ExtendedKeyUsagePurpose, expired: bool) -> Pair {
+    fn issue(&self, name: &str, purpose: ExtendedKeyUsagePurpose, until: i32) -> Pair {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.extended_key_usages = vec![purpose];
-        if expired {
-            params.not_before = date_time_ymd(2001, 1, 1);
-            params.not_after = date_time_ymd(2002, 1, 1);
-        }
+        params.not_before = date_time_ymd(2001, 1, 1);
+        params.not_after = date_time_ymd(until, 1, 1);
         let key = KeyPair::generate().unwrap();
         let cert = params.signed_by(&key, &self.issuer).unwrap().pem();
         Pair { cert, key: key.serialize_pem() }

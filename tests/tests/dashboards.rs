@@ -101,6 +101,7 @@ fn the_dashboard_shows_every_metric_and_no_other() {
         "stillhouse_teacher_access_clients",
         "stillhouse_teacher_reloads_total",
         "stillhouse_teacher_file_unusable",
+        "stillhouse_teacher_tls_certificate_expires_timestamp_seconds",
         "stillhouse_teacher_reports_total",
         "stillhouse_student_gradient_norm",
         "stillhouse_student_learning_rate",

@@ -17,6 +17,7 @@ use tokio_rustls::rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 use webpki::EndEntityCert;
+use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 use crate::{config::ConfigError, watched::Watched};
 
@@ -37,6 +38,16 @@ pub struct ServerTls {
     pub client_cert: Option<ClientCert>,
 }
 
+/// What a server's handshakes go by.
+#[derive(Debug)]
+pub struct Handshakes {
+    /// How they are made.
+    pub config: Arc<ServerConfig>,
+    /// The end of the server's certificate (RFC 5280, section 4.1.2.5), in seconds since 1970; none if
+    /// it cannot be read out of it.
+    pub expires: Option<i64>,
+}
+
 /// Whether clients must show a certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,18 +65,19 @@ impl ServerTls {
     /// # Errors
     /// If a file cannot be read, holds no certificate or key, or they do not belong together; the
     /// setting is named.
-    pub fn open(&self) -> Result<Watched<ServerConfig>, ConfigError> {
+    pub fn open(&self) -> Result<Watched<Handshakes>, ConfigError> {
         if self.client_cert.is_some() && self.client_ca.is_none() {
             let reason = "is set, but no tls.client_ca says whose certificates are good".to_owned();
             return Err(ConfigError::Value { key: "tls.client_cert".to_owned(), reason });
         }
         let files = [&self.cert, &self.key].into_iter().chain(&self.client_ca);
         let own = self.clone();
-        Watched::open(files.cloned().collect(), move |contents| own.config(contents))
+        Watched::open(files.cloned().collect(), move |contents| own.handshakes(contents))
     }
 
-    fn config(&self, contents: &[Vec<u8>]) -> Result<ServerConfig, ConfigError> {
+    fn handshakes(&self, contents: &[Vec<u8>]) -> Result<Handshakes, ConfigError> {
         let chain = certificates("tls.cert", &self.cert, &contents[0])?;
+        let expires = chain.first().and_then(|own| expires(own));
         let key = PrivateKeyDer::from_pem_slice(&contents[1])
             .map_err(|error| fault("tls.key", &self.key, format!("no private key: {error}")))?;
         let builder = ServerConfig::builder_with_provider(provider())
@@ -96,7 +108,7 @@ impl ServerTls {
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(config)
+        Ok(Handshakes { config: Arc::new(config), expires })
     }
 }
 
@@ -112,6 +124,11 @@ pub fn names(certificate: &[u8]) -> (Vec<String>, Vec<String>) {
         ),
         Err(_) => (Vec::new(), Vec::new()),
     }
+}
+
+fn expires(certificate: &[u8]) -> Option<i64> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
 }
 
 /// Bytes that nobody can guess; none if the system has none to give.
@@ -147,7 +164,7 @@ fn fault(key: &str, file: &Path, reason: impl Display) -> ConfigError {
 mod tests {
     use std::fs;
 
-    use rcgen::{CertificateParams, KeyPair, SanType};
+    use rcgen::{CertificateParams, KeyPair, SanType, date_time_ymd};
 
     use super::*;
     use crate::watched::Look;
@@ -225,6 +242,18 @@ mod tests {
         let (dns, uris) = names(certificate.der());
         assert_eq!((dns, uris), (vec!["team-a.students".to_owned()], vec![uri.to_owned()]));
         assert_eq!(names(b"none"), (vec![], vec![]));
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_read_in_both_of_its_forms() {
+        // Until 2049 it is a UTCTime, then a GeneralizedTime.
+        for (year, expected) in [(2030, 1_893_456_000), (2100, 4_102_444_800)] {
+            let mut params = CertificateParams::new(vec!["a".to_owned()]).unwrap();
+            params.not_after = date_time_ymd(year, 1, 1);
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            assert_eq!(expires(certificate.der()), Some(expected));
+        }
+        assert_eq!(expires(b"none"), None);
     }
 
     #[test]

@@ -5,11 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use stillhouse_runtime::{
     config::ConfigError,
-    tls::{ClientCert, ServerTls},
+    tls::{ClientCert, Handshakes, ServerTls},
     watched::Watched,
 };
 use tokio::{net::TcpListener, task::JoinSet};
-use tokio_rustls::rustls::ServerConfig;
 use tracing::{info, warn};
 
 use super::{StartError, listen};
@@ -21,7 +20,7 @@ use crate::{
 
 /// All of it.
 pub(super) struct Guarded {
-    pub(super) tls: Option<Arc<Watched<ServerConfig>>>,
+    pub(super) tls: Option<Arc<Watched<Handshakes>>>,
     pub(super) list: Option<Arc<Watched<List>>>,
     /// Answers for the server's health without either.
     pub(super) health: Option<TcpListener>,
@@ -63,13 +62,25 @@ impl Guarded {
     pub(super) fn watch(&self, every: Duration) -> JoinSet<()> {
         let mut watching = JoinSet::new();
         if let Some(tls) = &self.tls {
-            watching.spawn(Arc::clone(tls).watch(every, |read| reloaded("tls", read)));
+            let told = {
+                let tls = Arc::clone(tls);
+                move |read: Result<(), ConfigError>| {
+                    reloaded("tls", read);
+                    expires(&tls);
+                }
+            };
+            expires(tls);
+            watching.spawn(Arc::clone(tls).watch(every, told));
         }
         if let Some(list) = &self.list {
             watching.spawn(Arc::clone(list).watch(every, |read| reloaded("access", read)));
         }
         watching
     }
+}
+
+fn expires(tls: &Watched<Handshakes>) {
+    metrics::gauge!(names::TLS_EXPIRES).set(tls.current().expires.unwrap_or(0) as f64);
 }
 
 fn reloaded(file: &'static str, read: Result<(), ConfigError>) {

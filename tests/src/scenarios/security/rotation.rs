@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::{Place, SEEN, SERVER, Shows, WIDTH};
 use crate::{
     client::{on_stream, request},
-    pki::{Authority, Pair, replace},
+    pki::{Authority, begin_of, replace},
     process::{signal, wait},
     scenarios::{Figures, progress},
     student::Student,
@@ -144,14 +144,21 @@ pub(super) async fn run(figures: &mut Figures, seconds: f64) {
         replace(&files.join("ca.crt"), &both);
         anew.shows.lock().unwrap().ca.clone_from(&both);
         settle().await;
-        let server: Pair = next.server(SERVER);
+        // Each is good for a year longer, so that they can be told apart.
+        let until = 2100 + rounds;
+        let pair = next.server_until(SERVER, until);
         // The certificate comes before its key.
-        replace(&files.join("server.crt"), &server.cert);
+        replace(&files.join("server.crt"), &pair.cert);
         tokio::time::sleep(Duration::from_millis(150)).await;
-        replace(&files.join("server.key"), &server.key);
+        replace(&files.join("server.key"), &pair.key);
         replace(&files.join("token"), &next_token);
         anew.shows.lock().unwrap().pair = Some(next.client("a.students"));
         settle().await;
+        let expires = server.metric("stillhouse_teacher_tls_certificate_expires_timestamp_seconds");
+        figures.require(
+            (expires - begin_of(until)).abs() < 0.5,
+            format!("the certificate in use expires at {expires}, not with the year {until}"),
+        );
         place.authorities(&next.pem);
         place.list(&list(&[&next_hash]));
         replace(&files.join("ca.crt"), &next.pem);
