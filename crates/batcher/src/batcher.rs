@@ -179,11 +179,12 @@ impl<T> Batcher<T> {
     }
 
     /// Tells that a batch of `cost` kept the device busy for `took`: what the `retry_after` of a
-    /// [`Refusal`] is estimated from.
-    pub fn completed(&mut self, cost: u64, took: Time) {
+    /// [`Refusal`] is estimated from. Of that, `ran` was computed, which a target latency goes by; the
+    /// rest was equal to that, or known by then.
+    pub fn completed(&mut self, cost: u64, ran: u64, took: Time) {
         self.rate.observe(cost, took);
         if let Some(target) = &mut self.target {
-            target.observe(cost, took);
+            target.observe(ran, took);
         }
     }
 

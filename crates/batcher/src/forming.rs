@@ -5,6 +5,25 @@ use crate::drr::ClientId;
 use crate::length::Window;
 use crate::{Batch, Formed, Forming, LaunchReason, Launched, Ticket, Time};
 
+/// Room for a batch, or for the rest of one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) cost: u64,
+    /// Whether a request that is larger than the room may be the first.
+    pub(crate) any_first: bool,
+    /// Whether others have a part of the batch already: what does not fit may do so in one that is whole.
+    pub(crate) is_rest: bool,
+}
+
+/// What rides in a batch.
+pub(crate) struct Filled<T> {
+    pub(crate) items: Vec<Launched<T>>,
+    pub(crate) cost: u64,
+    /// Whether a request that was paid for is larger than all the room there was, as others had a part of
+    /// the batch.
+    pub(crate) held_up: bool,
+}
+
 /// A batch that is being filled.
 struct Draft<T> {
     now: Time,
@@ -12,6 +31,9 @@ struct Draft<T> {
     cost: u64,
     /// What may still be added to `cost`.
     room: u64,
+    /// What requests may cost that others' part of the batch leaves room for; none: the batch is whole.
+    most: Option<u64>,
+    held_up: bool,
     /// Whether a request that is larger than the room may be the first.
     any_first: bool,
     /// Which lengths may join; anything may join an empty batch.
@@ -26,6 +48,8 @@ enum Turn {
     Short,
     /// Its next request is paid for and does not fit: the turn goes on in the next batch.
     CutShort,
+    /// Its next request is paid for, and too large for what others leave of this batch.
+    HeldUp,
     /// None of its requests may join, for their lengths.
     PassedOver,
 }
@@ -49,7 +73,8 @@ impl<T> Batcher<T> {
             None => Forming::Idle,
             Some((time, _)) if time > now => Forming::Wait(time),
             Some((_, reason)) => {
-                let (items, cost) = self.fill_within(now, self.room(), true);
+                let room = Room { cost: self.room(), any_first: true, is_rest: false };
+                let Filled { items, cost, .. } = self.fill_within(now, room);
                 Forming::Launch(Batch { items, cost, reason })
             }
         };
@@ -80,14 +105,12 @@ impl<T> Batcher<T> {
         Some((waited, LaunchReason::Waited))
     }
 
-    /// Takes what rides in a batch, up to a cost; the first even if it costs more, where that may be.
-    pub(crate) fn fill_within(
-        &mut self,
-        now: Time,
-        room: u64,
-        any_first: bool,
-    ) -> (Vec<Launched<T>>, u64) {
-        let mut draft = Draft { now, items: Vec::new(), cost: 0, room, any_first, window: None };
+    /// Takes what rides in a batch, within some room.
+    pub(crate) fn fill_within(&mut self, now: Time, room: Room) -> Filled<T> {
+        let Room { cost: room, any_first, is_rest } = room;
+        let (items, most) = (Vec::new(), is_rest.then_some(room));
+        let mut draft =
+            Draft { now, items, cost: 0, room, most, held_up: false, any_first, window: None };
         self.lead(&mut draft);
         while draft.room > 0 {
             let round = self.round(&mut draft);
@@ -99,7 +122,7 @@ impl<T> Batcher<T> {
                 self.skip_rounds(rounds.saturating_sub(1));
             }
         }
-        (draft.items, draft.cost)
+        Filled { items: draft.items, cost: draft.cost, held_up: draft.held_up }
     }
 
     /// Lets the client that was passed over first spend what credit it has.
@@ -109,7 +132,8 @@ impl<T> Batcher<T> {
                 continue;
             };
             client.account.lead();
-            if matches!(self.turn(id, draft), Turn::CutShort) && draft.items.is_empty() {
+            let turn = self.turn(id, draft);
+            if matches!(turn, Turn::CutShort | Turn::HeldUp) && draft.items.is_empty() {
                 // There is no room for it here: it leads a later batch.
                 if let Some(client) = self.clients.get_mut(&id) {
                     self.ring.pass_over(id, &mut client.account);
@@ -146,6 +170,11 @@ impl<T> Batcher<T> {
                 Turn::Emptied => {}
                 Turn::CutShort => summary.cut_short = true,
                 Turn::Short => self.ring.end_turn(id, &mut client.account),
+                Turn::HeldUp => {
+                    // The others need not wait until there is room for it.
+                    self.ring.pass_over(id, &mut client.account);
+                    self.ring.end_turn(id, &mut client.account);
+                }
                 Turn::PassedOver => {
                     let head = client.queue.head();
                     if head.is_some_and(|head| head.cost <= client.account.credit) {
@@ -173,6 +202,10 @@ impl<T> Batcher<T> {
                 return Turn::Short;
             }
             if pick.cost > draft.room && !(draft.any_first && draft.items.is_empty()) {
+                if draft.is_too_large(pick.cost) {
+                    draft.held_up = true;
+                    return Turn::HeldUp;
+                }
                 return Turn::CutShort;
             }
             client.account.credit -= pick.cost;
@@ -190,7 +223,8 @@ impl<T> Batcher<T> {
         let quantum = self.config.quantum();
         let rounds = self.clients.values().filter_map(|client| {
             let pick = client.queue.pick(draft.now, draft.window)?;
-            Some(client.account.rounds_until(pick.cost, quantum))
+            let may_join = !draft.is_too_large(pick.cost);
+            may_join.then(|| client.account.rounds_until(pick.cost, quantum))
         });
         rounds.min()
     }
@@ -207,6 +241,12 @@ impl<T> Batcher<T> {
 }
 
 impl<T> Draft<T> {
+    /// Whether a request can only ride in a batch that others have no part of.
+    fn is_too_large(&self, cost: u64) -> bool {
+        let may_be_first = self.any_first && self.items.is_empty();
+        !may_be_first && self.most.is_some_and(|most| cost > most)
+    }
+
     fn push(&mut self, ticket: Ticket, entry: Entry<T>) {
         let Entry { name: client, length, queued, payload, .. } = entry;
         self.window.get_or_insert(Window::around(queued.class)).join(queued.class);

@@ -113,7 +113,7 @@
 //! // Nobody came.
 //! let Forming::Launch(batch) = batcher.form(until).decision else { unreachable!() };
 //! assert_eq!(batch.items[0].ticket, ticket);
-//! batcher.completed(batch.cost, Duration::from_millis(5));
+//! batcher.completed(batch.cost, batch.cost, Duration::from_millis(5));
 //! assert!(batcher.is_empty());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

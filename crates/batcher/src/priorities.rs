@@ -2,15 +2,17 @@
 //!
 //! A batch takes from the highest first, and from the lower ones what room that leaves. Within a
 //! priority everything is as the [crate]'s page says. A lower one that waits is not starved: after
-//! [`PASSED_OVER`] batches without it, it goes first in one. A target latency counts what waits in the
+//! [`PASSED_OVER`] batches without it, or without room for a request of its that is due and fits in a whole
+//! batch only, it goes first in one. A target latency counts what waits in the
 //! higher queues, too; where a lower one has just gone first, it may be missed by a batch.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::forming::Room;
 use crate::{
     Batch, Batcher, ClientStats, Config, ConfigError, Expired, Formed, Forming, LaunchReason,
-    Refusal, Request, Ticket, Time, WeightError,
+    Launched, Refusal, Request, Ticket, Time, WeightError,
 };
 
 /// Batches of others' work after which a priority that waits goes first in one.
@@ -35,7 +37,7 @@ const LEVELS: usize = 3;
 pub struct Prioritised<T> {
     /// By priority, the highest first.
     levels: [Batcher<T>; LEVELS],
-    /// Batches that each has waited through since it last rode.
+    /// Batches that each, or one that goes first in it, has waited through.
     passed: [u64; LEVELS],
     default: Priority,
     /// Priorities of clients that do not have the default.
@@ -112,26 +114,28 @@ impl<T> Prioritised<T> {
         let decision = match due {
             None => Forming::Idle,
             Some((at, _)) if at > now => Forming::Wait(at),
-            Some((_, reason)) => Forming::Launch(self.fill(now, reason)),
+            Some((_, reason)) => Forming::Launch(self.fill(now, reason, u64::MAX)),
         };
         Formed { decision, expired }
     }
 
-    fn fill(&mut self, now: Time, reason: LaunchReason) -> Batch<T> {
+    fn fill(&mut self, now: Time, reason: LaunchReason, most: u64) -> Batch<T> {
         let starved = (0..LEVELS).find(|&level| self.passed[level] >= PASSED_OVER);
         let order = starved.into_iter().chain((0..LEVELS).filter(|&level| Some(level) != starved));
         let mut batch = Batch { items: Vec::new(), cost: 0, reason };
         let mut rode = [false; LEVELS];
         for level in order {
-            let room = self.levels[level].room().saturating_sub(batch.cost);
+            let room = self.levels[level].room().min(most).saturating_sub(batch.cost);
             // Where nothing rides yet, a request larger than the room rides alone.
             if room == 0 && !batch.items.is_empty() {
                 continue;
             }
-            let (items, cost) = self.levels[level].fill_within(now, room, batch.items.is_empty());
-            rode[level] = !items.is_empty();
-            batch.cost += cost;
-            batch.items.extend(items);
+            let is_first = batch.items.is_empty();
+            let room = Room { cost: room, any_first: is_first, is_rest: !is_first };
+            let filled = self.levels[level].fill_within(now, room);
+            rode[level] = !filled.items.is_empty() && !filled.held_up;
+            batch.cost += filled.cost;
+            batch.items.extend(filled.items);
         }
         for (level, rode) in rode.into_iter().enumerate() {
             let waits = !rode && !self.levels[level].is_empty();
@@ -140,9 +144,16 @@ impl<T> Prioritised<T> {
         batch
     }
 
+    /// The one request that goes first now, for work that is not done in batches.
+    pub fn next(&mut self, now: Time) -> Option<Launched<T>> {
+        // The first may be larger than the room, which it is then alone in.
+        let batch = self.fill(now, LaunchReason::Full, 1);
+        batch.items.into_iter().next()
+    }
+
     /// As [`Batcher::completed`].
-    pub fn completed(&mut self, cost: u64, took: Time) {
-        self.levels.iter_mut().for_each(|level| level.completed(cost, took));
+    pub fn completed(&mut self, cost: u64, ran: u64, took: Time) {
+        self.levels.iter_mut().for_each(|level| level.completed(cost, ran, took));
     }
 
     /// As [`Batcher::drain`].
@@ -230,6 +241,52 @@ mod tests {
             rode += launch(&mut all).iter().filter(|&&level| level == 2).count();
         }
         assert_eq!(rode, 10, "one batch in 17");
+    }
+
+    /// One that fits in a whole batch only holds up neither its priority nor, for ever, itself.
+    #[test]
+    fn what_does_not_fit_beside_a_higher_priority_leaves_the_room_to_others() {
+        let mut all = prioritised(64);
+        let (mut alone, mut batches) = (Vec::new(), Vec::new());
+        for batch in 0..200 {
+            admit(&mut all, 0, 1);
+            for _ in 0..8 {
+                drop(all.admit(Time::ZERO, Request::new("many", 8, 3)));
+            }
+            drop(all.admit(Time::ZERO, Request::new("large", 64, 4)));
+            let rode = launch(&mut all);
+            if rode.contains(&4) {
+                alone.push(batch);
+            }
+            batches.push(rode.len());
+        }
+        // "large" has credit for its first after some batches, then waits for its turn.
+        assert!(alone.len() >= 200 / 20, "{alone:?}");
+        let gaps = alone.windows(2).map(|pair| pair[1] - pair[0]);
+        assert!(gaps.clone().all(|gap| gap <= 2 * PASSED_OVER as usize), "{alone:?}");
+        // All but those: what waits of the high, and seven that fit beside it.
+        let full = batches.iter().filter(|&&rode| rode >= 8).count();
+        assert_eq!(full, 200 - alone.len(), "{batches:?}");
+    }
+
+    #[test]
+    fn one_at_a_time_goes_by_priority_and_share() {
+        let mut all = prioritised(10);
+        all.set_weight("b", 2).unwrap();
+        for (client, cost, number) in
+            [("a", 10, 1), ("a", 10, 2), ("b", 10, 3), ("b", 10, 4), ("b", 10, 5), ("low", 1, 6)]
+        {
+            all.admit(Time::ZERO, Request::new(client, cost, number)).unwrap();
+        }
+        admit(&mut all, 0, 7);
+        let mut order = Vec::new();
+        while let Some(next) = all.next(Time::ZERO) {
+            order.push(next.payload);
+        }
+        assert_eq!((order[0], order[6]), (0, 6), "{order:?}");
+        let last_of_a = order.iter().position(|&number| number == 2);
+        assert!(last_of_a > Some(3), "half of what b has had: {order:?}");
+        assert_eq!(order.len(), 7);
     }
 
     #[test]

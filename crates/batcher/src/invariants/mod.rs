@@ -175,7 +175,7 @@ impl<T> Checked<T> {
     /// As [`Batcher::completed`].
     pub fn completed(&mut self, cost: u64, took: Time) {
         self.measured |= cost > 0 && took > Time::ZERO;
-        self.batcher.completed(cost, took);
+        self.batcher.completed(cost, cost, took);
     }
 
     /// As [`Batcher::drain`].

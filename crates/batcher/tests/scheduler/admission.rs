@@ -126,7 +126,7 @@ fn made_up_names_are_bounded_and_forgotten() {
     assert_eq!(refusal, Some(Refusal::TooManyClients { clients: 4, retry_after: None }));
     assert_eq!(admit(&mut batcher, "0", 1), None, "those that are in may go on");
     while let Forming::Launch(batch) = batcher.form(Time::ZERO).decision {
-        batcher.completed(batch.cost, Time::from_millis(1));
+        batcher.completed(batch.cost, batch.cost, Time::from_millis(1));
     }
     assert_eq!(batcher.clients(), 0);
     assert_eq!(admit(&mut batcher, "4", 1), None);
@@ -147,7 +147,7 @@ fn tiny_requests_are_bounded_by_cost() {
 fn retry_after_is_when_there_is_room() {
     let mut batcher = batcher(Config { max_client_cost: 64, ..small() });
     let per_cost = Time::from_millis(3);
-    batcher.completed(100, per_cost * 100);
+    batcher.completed(100, 100, per_cost * 100);
     while admit(&mut batcher, "a", 16).is_none() {}
     let refusal = admit(&mut batcher, "a", 16).unwrap();
     let retry_after = refusal.retry_after().unwrap();
