@@ -118,7 +118,7 @@ pub(crate) fn run(
     span.number("stillhouse.cost", batch_cost);
     span.word("stillhouse.reason", reason);
     // In the queue's unit: what is shared takes no time of its own.
-    scheduler.completed(batch_cost, compute);
+    scheduler.completed(batch_cost, input.cost(), compute);
     metrics::counter!(names::BATCHES, "reason" => reason).increment(1);
     metrics::counter!(names::FORWARD_ROWS).increment(places.len() as u64);
     metrics::histogram!(names::BATCH_ROWS).record(rows as f64);

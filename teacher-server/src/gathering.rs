@@ -23,6 +23,7 @@ use crate::{
     metrics as names,
     output::Output,
     scheduler::Scheduler,
+    turns::Turns,
     units::{JobInput, Unit},
 };
 
@@ -252,7 +253,7 @@ impl Pending {
     pub(crate) fn start(
         (units, needs_hidden, trace): (Vec<Unit>, bool, Trace),
         cache: &Arc<RowCache>,
-        scheduler: &Arc<Scheduler>,
+        (scheduler, lookups): (&Arc<Scheduler>, &Arc<Turns>),
         admission: Admission,
     ) -> Result<Self, ServeError> {
         let (gathering, answer) = Gathering::new(units, needs_hidden, trace);
@@ -265,9 +266,12 @@ impl Pending {
         if cache.has_disk() {
             if !cache.find(&gathering).is_empty() {
                 let (cache, scheduler) = (Arc::clone(cache), Arc::clone(scheduler));
+                let lookups = Arc::clone(lookups);
                 tokio::spawn(async move {
                     let mut unfinished = Unfinished(Some(Arc::clone(&gathering)));
-                    cache.fetch(&gathering).await;
+                    let client = Arc::clone(&admission.client);
+                    let (who, turns) = ((&client, admission.deadline), &lookups);
+                    cache.fetch(&gathering, who, turns).await;
                     if let Err(error) = admission.admit(&gathering, &cache, &scheduler) {
                         gathering.fail(error);
                     }

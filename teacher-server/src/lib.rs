@@ -36,6 +36,7 @@ mod quota;
 mod scheduler;
 mod service;
 mod status;
+mod turns;
 mod units;
 mod validate;
 

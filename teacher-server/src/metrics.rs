@@ -52,6 +52,7 @@ names! {
     REPORTS = "reports_total",
     FORWARD = "forward_seconds",
     ENCODE = "encode_seconds",
+    ENCODE_WAIT = "encode_wait_seconds",
     DEVICE_PANICS = "device_panics_total",
     FORWARD_ROWS = "forward_rows_total",
     CACHE_ROWS = "cache_rows_total",
@@ -274,6 +275,12 @@ pub const CATALOGUE: &[Metric] = &[
         Kind::Histogram(SECONDS),
         Unit::Seconds,
         "Softmax, selection and packing, per request.",
+    ),
+    metric(
+        ENCODE_WAIT,
+        Kind::Histogram(SECONDS),
+        Unit::Seconds,
+        "Wait of an answer that is large to encode for its turn.",
     ),
     metric(
         DEVICE_PANICS,

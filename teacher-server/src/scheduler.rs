@@ -184,8 +184,8 @@ impl Scheduler {
     }
 
     /// Tells how long a batch took, for the estimate behind `RetryInfo`.
-    pub(crate) fn completed(&self, cost: u64, took: Duration) {
-        self.lock().completed(cost, took);
+    pub(crate) fn completed(&self, cost: u64, ran: u64, took: Duration) {
+        self.lock().completed(cost, ran, took);
     }
 
     /// Whether nothing can be computed any more.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use stillhouse_proto::{
     TensorView,
     request::SequencesView,
@@ -74,6 +75,21 @@ pub(crate) enum AcceptedInput {
     /// `[rows, width]`.
     Features(Tensor),
     Sequences(Sequences),
+}
+
+impl AcceptedInput {
+    /// The same in memory of its own: as it is read it keeps the whole message that it came in.
+    pub(crate) fn detached(self) -> Self {
+        let own = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+        match self {
+            Self::Features(tensor) => Self::Features(Tensor { data: own(&tensor.data), ..tensor }),
+            Self::Sequences(sequences) => Self::Sequences(Sequences {
+                token_ids: own(&sequences.token_ids),
+                label_mask: own(&sequences.label_mask),
+                ..sequences
+            }),
+        }
+    }
 }
 
 impl Contract {

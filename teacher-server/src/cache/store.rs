@@ -43,7 +43,9 @@ pub(super) fn id(key: &Key) -> i64 {
 /// are not what they were.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     use ErrorCode::{DatabaseCorrupt, NotADatabase, ReadOnly, Unknown};
-    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase | ReadOnly | Unknown))
+    let code = error.sqlite_error_code();
+    matches!(code, Some(DatabaseCorrupt | NotADatabase | ReadOnly | Unknown))
+        || matches!(error, rusqlite::Error::SqlInputError { .. })
 }
 
 /// Trusts nothing in the file, not even that SQLite has written it.
@@ -169,7 +171,9 @@ impl Store {
                     left_out += 1;
                     continue;
                 }
-                if used_pages(&transaction)? + pages > self.most_pages {
+                // One that is there, damaged or without what is asked for now, is not taken for a new one.
+                let is_there = entry.len() <= length_at(&transaction, id(key))?;
+                if !is_there && used_pages(&transaction)? + pages > self.most_pages {
                     self.came_when_full += 1;
                     let taken = self.came_when_full.is_multiple_of(TAKEN_WHEN_FULL);
                     if !taken || !make_room(&transaction, id(key), entry.len())? {
@@ -196,6 +200,13 @@ fn failure(code: i32, text: String) -> rusqlite::Error {
 fn used_pages(connection: &Connection) -> rusqlite::Result<i64> {
     let count = |query| connection.prepare_cached(query)?.query_row([], |row| row.get::<_, i64>(0));
     Ok(count("PRAGMA page_count")? - count("PRAGMA freelist_count")?)
+}
+
+/// Bytes of the entry at a place; 0: there is none.
+fn length_at(transaction: &Transaction<'_>, at: i64) -> rusqlite::Result<usize> {
+    let mut length = transaction.prepare_cached("SELECT length(entry) FROM rows WHERE id = ?1")?;
+    let found = length.query_row([at], |row| row.get::<_, Option<i64>>(0)).optional()?.flatten();
+    Ok(found.and_then(|length| usize::try_from(length).ok()).unwrap_or(0))
 }
 
 /// Removes rows that lie next to a place, so that as many bytes are free; whether there are so many.
@@ -265,6 +276,24 @@ mod tests {
         let log = fs::metadata(folder.path().join("rows.sqlite-wal")).unwrap().len();
         assert!(log <= most as u64, "{log} of {most}");
         assert!(on_disk(folder.path()) <= BOUND);
+    }
+
+    /// A full file leaves most of what comes out, but not what it has already: that was damaged.
+    #[test]
+    fn a_damaged_row_of_a_full_file_is_mended() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&folder.path().join("rows.sqlite"), 4 << 20).unwrap();
+        let mut last = 0;
+        while store.write(&rows(last..last + 100, 700)).unwrap() == 0 {
+            last += 100;
+        }
+        let damage = "UPDATE rows SET entry = zeroblob(length(entry)) WHERE id = ?1";
+        for number in 0..5 {
+            store.connection.execute(damage, [id(&key(number))]).unwrap();
+            assert!(!holds(&store, number));
+        }
+        assert_eq!(store.write(&rows(0..5, 700)).unwrap(), 0);
+        assert!((0..5).all(|number| holds(&store, number)));
     }
 
     #[test]

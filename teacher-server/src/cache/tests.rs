@@ -1,10 +1,12 @@
 //! Requests that come, go and are run in any order.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use tokio::sync::oneshot::{Receiver, error::TryRecvError};
 
 use super::*;
-use crate::{error::ServeError, gathering::Done, units::Unit};
+use crate::{error::ServeError, gathering::Done, settings::ClientSettings, units::Unit};
 
 const CLASSES: usize = 3;
 
@@ -135,4 +137,36 @@ fn what_is_not_finite_reaches_those_who_wait_and_nobody_else() {
     let mut third = Asked::new(&cache, vec![1], false);
     assert_eq!(third.queued, Some(vec![0]));
     assert!(third.answer.try_recv().is_err());
+}
+
+/// Every place for lookups is taken by one that does not come back.
+#[tokio::test]
+async fn a_disk_that_hangs_is_waited_for_once_and_by_nobody_beyond_a_quarter_of_its_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings { disk_dir: Some(folder.path().to_owned()), ..Settings::default() };
+    let layout = Layout::Logits { members: 1, classes: CLASSES, hidden: 2 };
+    let cache = RowCache::open(&settings, &[1; 32], layout).unwrap();
+    let turns = Turns::new(1, &ClientSettings::default(), &BTreeMap::new()).unwrap();
+    let client = Arc::from("a");
+    let stuck = turns.take(&client, 1).await;
+    let took = async |deadline: Option<Duration>| {
+        let asked = Asked::new(&cache, vec![1], false);
+        let begun = Instant::now();
+        let deadline = deadline.map(|left| clock::now() + left);
+        cache.fetch(&asked.gathering, (&client, deadline), &turns).await;
+        begun.elapsed()
+    };
+    let short = took(Some(Duration::from_millis(400))).await;
+    assert!(short >= Duration::from_millis(90), "{short:?}: it may only be busy");
+    assert!(short < LOOKUP_LIMIT - Duration::from_millis(200), "{short:?}");
+    let first = took(None).await;
+    assert!(first >= LOOKUP_LIMIT, "{first:?}");
+    let left_alone = took(None).await;
+    assert!(left_alone < LOOKUP_LIMIT - Duration::from_millis(200), "{left_alone:?}");
+    *cache.left_alone.lock().unwrap() = Some(clock::now());
+    drop(stuck);
+    let again = took(None).await;
+    assert!(again < LOOKUP_LIMIT - Duration::from_millis(200), "{again:?}");
+    assert_eq!(cache.looked_up.load(Ordering::SeqCst), 1);
+    cache.close();
 }

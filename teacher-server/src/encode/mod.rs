@@ -8,7 +8,14 @@ mod combine;
 mod sample;
 mod select;
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use combine::{Combiner, Softened};
 use rayon::prelude::*;
@@ -172,35 +179,50 @@ impl Computed {
     }
 }
 
+/// How long labels are wanted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) until: Option<Instant>,
+    /// Set when who asked has gone.
+    pub(crate) gone: Arc<AtomicBool>,
+}
+
+impl Wanted {
+    /// Whether they still are, or what the request ends with.
+    pub(crate) fn check(&self) -> Result<(), ServeError> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(ServeError::Cancelled);
+        }
+        match self.until {
+            Some(until) if clock::now() >= until => Err(ServeError::Deadline),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Labels, under a rule, of the rows that have some, one set per temperature (one in all where
-/// temperature plays no part), and the rows that have none. Given up between two blocks of rows once
-/// the deadline is past.
+/// temperature plays no part), and the rows that have none. Given up between two blocks of rows, or two
+/// temperatures, once they are wanted no more.
 pub(crate) fn encode(
     computed: &Computed,
     rule: Rule,
     encoding: &Encoding,
     temperatures: &[f32],
-    deadline: Option<Instant>,
+    wanted: &Wanted,
 ) -> Result<(Vec<Labels>, Vec<RowError>), ServeError> {
     let mut encoder = Encoder::new(rule, encoding, temperatures);
-    let is_late = || deadline.is_some_and(|deadline| clock::now() >= deadline);
     let classes = match computed {
         Computed::Logits(forward) => {
-            if is_late() {
-                return Err(ServeError::Deadline);
-            }
-            encoder.add(0, forward);
+            encoder.add(0, forward, wanted)?;
             forward.logits.len() / (forward.members * forward.rows).max(1)
         }
         Computed::States(states) => {
             let classes = states.ensemble.classes();
             let block = (BLOCK / classes).max(1);
             for first in (0..states.rows).step_by(block) {
-                if is_late() {
-                    return Err(ServeError::Deadline);
-                }
+                wanted.check()?;
                 let rows = first..states.rows.min(first + block);
-                encoder.add(first, &states.block(rows, encoding.needs_hidden())?);
+                encoder.add(first, &states.block(rows, encoding.needs_hidden())?, wanted)?;
             }
             classes
         }
@@ -226,12 +248,13 @@ impl<'a> Encoder<'a> {
     }
 
     /// Adds the block of rows that begins at row `first` of the request.
-    fn add(&mut self, first: usize, block: &Forward) {
+    fn add(&mut self, first: usize, block: &Forward, wanted: &Wanted) -> Result<(), ServeError> {
         let rows = Rows::of(first, block, self.rule);
         self.rows += rows.good.len();
         self.errors.extend(rows.errors());
         let parts = rows.parts();
         for (at, &temperature) in self.temperatures.iter().enumerate() {
+            wanted.check()?;
             let labels = |part: &Rows<'_>| part.labels(self.encoding, temperature);
             let own: Vec<SoftLabels> = match &parts[..] {
                 [one] => vec![labels(one)],
@@ -244,6 +267,7 @@ impl<'a> Encoder<'a> {
                 }
             }
         }
+        Ok(())
     }
 
     fn finish(self, classes: usize) -> Result<(Vec<Labels>, Vec<RowError>), ServeError> {

@@ -14,7 +14,13 @@ fn encode(
     encoding: &Encoding,
     temperatures: &[f32],
 ) -> Result<(Vec<Labels>, Vec<RowError>), ServeError> {
-    super::encode(&Computed::Logits(forward.clone()), Rule::default(), encoding, temperatures, None)
+    super::encode(
+        &Computed::Logits(forward.clone()),
+        Rule::default(),
+        encoding,
+        temperatures,
+        &Wanted::default(),
+    )
 }
 
 fn batch(encoding: &Encoding, temperature: f32) -> LabelBatch {
@@ -105,14 +111,19 @@ fn a_log_probability_below_the_dtypes_range_is_zero_mass() {
 }
 
 #[test]
-fn labels_that_are_too_late_are_not_made() {
+fn labels_that_nobody_waits_for_are_not_made() {
     let computed = Computed::Logits(forward());
     let kind = DenseKind::Logits;
     let encoding = Encoding::Dense { kind, dtype: DType::F32 };
-    let made = |deadline| super::encode(&computed, Rule::default(), &encoding, &[1.0], deadline);
+    let made = |wanted| super::encode(&computed, Rule::default(), &encoding, &[1.0], wanted);
+    let until = |time| Wanted { until: Some(time), ..Wanted::default() };
     let now = clock::now();
-    assert!(matches!(made(Some(now)), Err(ServeError::Deadline)));
-    made(Some(now + std::time::Duration::from_secs(60))).unwrap();
+    let wanted = until(now);
+    assert!(matches!(made(&wanted), Err(ServeError::Deadline)));
+    let wanted = until(now + std::time::Duration::from_secs(60));
+    made(&wanted).unwrap();
+    wanted.gone.store(true, Ordering::Relaxed);
+    assert!(matches!(made(&wanted), Err(ServeError::Cancelled)));
 }
 
 #[test]
@@ -166,7 +177,8 @@ fn several() -> Forward {
 
 fn labels_of(forward: &Forward, rule: Rule, encoding: &Encoding, temperature: f32) -> LabelBatch {
     let computed = Computed::Logits(forward.clone());
-    let (labels, errors) = super::encode(&computed, rule, encoding, &[temperature], None).unwrap();
+    let (labels, errors) =
+        super::encode(&computed, rule, encoding, &[temperature], &Wanted::default()).unwrap();
     assert!(errors.is_empty());
     labels::decode(&labels[0]).unwrap()
 }
@@ -279,7 +291,8 @@ fn a_row_that_is_not_finite_in_any_member_is_left_out() {
             forward.logits[member * 8 + 6] = f32::NAN;
             let encoding = Encoding::Dense { kind: DenseKind::Probabilities, dtype: DType::F32 };
             let computed = Computed::Logits(forward.clone());
-            let (labels, errors) = super::encode(&computed, rule, &encoding, &[1.0], None).unwrap();
+            let (labels, errors) =
+                super::encode(&computed, rule, &encoding, &[1.0], &Wanted::default()).unwrap();
             assert_eq!(errors.iter().map(|error| error.row).collect::<Vec<_>>(), [1]);
             let SoftLabels::Dense { values, .. } = labels::decode(&labels[0]).unwrap().labels
             else {

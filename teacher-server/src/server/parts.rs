@@ -12,7 +12,7 @@ use tower::{
 
 use crate::{
     access::{Access, Guard},
-    cache::RowCache,
+    cache::{LOOKUPS, RowCache},
     ensemble::{Accepts, Ensemble},
     held::Ledger,
     quota::Quotas,
@@ -20,6 +20,7 @@ use crate::{
     service::{self, Core},
     settings::Settings,
     status::Board,
+    turns::Turns,
     validate::Contract,
 };
 
@@ -55,6 +56,14 @@ impl Parts {
             key: "batching".to_owned(),
             reason: error.to_string(),
         })?);
+        let turns = |places| {
+            Turns::new(places, &default, &settings.clients).map_err(|error| ConfigError::Value {
+                key: "clients".to_owned(),
+                reason: error.to_string(),
+            })
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (encoders, lookups) = (turns(cores)?, turns(LOOKUPS)?);
         let (drain, draining) = watch::channel(false);
         let core = Arc::new(Core {
             access,
@@ -72,6 +81,8 @@ impl Parts {
             status: Arc::new(Board::new()),
             cache,
             scheduler: Arc::clone(&scheduler),
+            encoders,
+            lookups,
             age: settings.connection_age(),
             ledger: Ledger::new(settings.limits.held_bytes, settings.limits.client_held_bytes),
             quotas: Quotas::new(default, settings.clients.clone()),

@@ -11,7 +11,10 @@ mod stream;
 mod taken;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -32,7 +35,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     access::{self, Access, Caller},
     cache::RowCache,
-    encode::{self, Computed, Encoding},
+    encode::{self, Computed, Encoding, Wanted},
     ensemble::{Ensemble, Rule},
     error::ServeError,
     gathering::{Admission, Canceller, Done, Pending},
@@ -41,6 +44,7 @@ use crate::{
     quota::Quotas,
     scheduler::Scheduler,
     status::Board,
+    turns::Turns,
     validate::Contract,
 };
 
@@ -48,8 +52,10 @@ pub(crate) use head::Heads;
 pub(crate) use taken::slice_body;
 use taken::{Keep, Taken};
 
-/// Encoding more values than this leaves the async threads.
+/// Encoding more values than this leaves the async threads, and waits for its turn.
 const VALUES_ENCODED_INLINE: usize = 1 << 16;
+/// Values that a turn is counted in.
+const VALUES_OF_A_TURN: usize = 1 << 17;
 
 /// What all rpcs share. Lives as long as the server.
 pub(crate) struct Core {
@@ -58,6 +64,10 @@ pub(crate) struct Core {
     pub(crate) ensemble: Arc<Ensemble>,
     pub(crate) cache: Arc<RowCache>,
     pub(crate) scheduler: Arc<Scheduler>,
+    /// Turns to encode large answers: as many at a time as there are cores.
+    pub(crate) encoders: Arc<Turns>,
+    /// Turns to look rows up on the disk.
+    pub(crate) lookups: Arc<Turns>,
     /// Who may ask, and for what.
     pub(crate) access: Arc<Access>,
     /// What people look at.
@@ -163,7 +173,8 @@ impl Core {
         let held = Arc::new(held.with(under_way));
         let units = self.contract.units(&accepted.input, self.cache.keyer())?;
         let contract = Arc::clone(&self.contract);
-        let input = accepted.input;
+        // It may wait for the disk, and what is not counted as held must not wait with it.
+        let input = if self.cache.has_disk() { accepted.input.detached() } else { accepted.input };
         let admission = Admission {
             client: Arc::clone(&client),
             deadline,
@@ -171,7 +182,8 @@ impl Core {
             held: Arc::clone(&held),
         };
         let units = (units, accepted.encoding.needs_hidden(), span.context());
-        let pending = Pending::start(units, &self.cache, &self.scheduler, admission);
+        let pending =
+            Pending::start(units, &self.cache, (&self.scheduler, &self.lookups), admission);
         let pending = pending.inspect_err(note)?;
         Ok(Work {
             id: accepted.id,
@@ -203,12 +215,7 @@ impl Core {
     async fn answer(&self, work: Work, span: &mut Span) -> Answered {
         let Work { id, sum, rule, rows, encoding, temperatures, held, deadline, .. } = work;
         let (pending, client) = (work.pending, work.client);
-        let done = match deadline {
-            None => pending.await?,
-            Some(deadline) => tokio::time::timeout_at(deadline.into(), pending)
-                .await
-                .unwrap_or(Err(ServeError::Deadline))?,
-        };
+        let done = in_time(deadline, pending).await?;
         done.batches.iter().for_each(|batch| span.link(batch));
         let mut encoding_span = Span::begin("encode", Role::Internal, &span.context(), []);
         let fingerprint = self.fingerprint(rule);
@@ -216,9 +223,11 @@ impl Core {
         let values = layout.work(&done.outputs, encoding.needs_hidden(), self.contract.classes);
         let values = encoding.work(values, rows, temperatures.len());
         let (cache, ensemble) = (Arc::clone(&self.cache), Arc::clone(&self.ensemble));
-        // What is held goes along: the work goes on even if nobody waits for it any more.
+        let leaves = Leaves::default();
+        let wanted = Wanted { until: deadline, gone: Arc::clone(&leaves.0) };
+        // What is held goes along: the work goes on for a moment even if nobody waits for it any more.
         let encode = move || {
-            let asked = Asked { id, sum, rule, encoding, temperatures, deadline };
+            let asked = Asked { id, sum, rule, encoding, temperatures, wanted };
             let needs_hidden = asked.encoding.needs_hidden();
             let computed = cache.layout().gather(&done.outputs, needs_hidden, &ensemble);
             let response = respond(asked, fingerprint, (&done, &computed))?;
@@ -227,8 +236,19 @@ impl Core {
         let encoded = if values <= VALUES_ENCODED_INLINE {
             encode()
         } else {
-            let encoded = tokio::task::spawn_blocking(encode).await;
-            encoded.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
+            let cost = values.div_ceil(VALUES_OF_A_TURN) as u64;
+            let asked = clock::now();
+            let encoded = in_time(deadline, async {
+                let turn = self.encoders.take(&client, cost).await;
+                metrics::histogram!(names::ENCODE_WAIT)
+                    .record(clock::now().saturating_duration_since(asked));
+                let encoded = tokio::task::spawn_blocking(move || {
+                    let _turn = turn;
+                    encode()
+                });
+                encoded.await.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
+            });
+            encoded.await
         };
         if let Err(error) = &encoded {
             encoding_span.failed(error);
@@ -280,6 +300,29 @@ impl Submitted {
     }
 }
 
+/// Waits for a result, no longer than the client does.
+async fn in_time<T>(
+    deadline: Option<Instant>,
+    result: impl Future<Output = Result<T, ServeError>>,
+) -> Result<T, ServeError> {
+    match deadline {
+        None => result.await,
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), result)
+            .await
+            .unwrap_or(Err(ServeError::Deadline)),
+    }
+}
+
+/// Says, once dropped, that who asked does not wait any more.
+#[derive(Default)]
+struct Leaves(Arc<AtomicBool>);
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// What a response must be.
 struct Asked {
     id: u64,
@@ -287,7 +330,7 @@ struct Asked {
     rule: Rule,
     encoding: Encoding,
     temperatures: Vec<f32>,
-    deadline: Option<Instant>,
+    wanted: Wanted,
 }
 
 fn respond(
@@ -296,14 +339,10 @@ fn respond(
     (done, computed): (&Done, &Computed),
 ) -> Result<LabelResponse, ServeError> {
     let start = clock::now();
-    let Asked { id, sum, rule, encoding, temperatures, deadline } = asked;
-    let (labels, row_errors) = encode::encode(computed, rule, &encoding, &temperatures, deadline)?;
-    let end = clock::now();
-    if deadline.is_some_and(|deadline| end >= deadline) {
-        // Nobody waits for them any more.
-        return Err(ServeError::Deadline);
-    }
-    let took = end.saturating_duration_since(start);
+    let Asked { id, sum, rule, encoding, temperatures, wanted } = asked;
+    let (labels, row_errors) = encode::encode(computed, rule, &encoding, &temperatures, &wanted)?;
+    wanted.check()?;
+    let took = clock::now().saturating_duration_since(start);
 
     metrics::histogram!(names::ENCODE).record(took);
     let rows = computed.rows() - row_errors.len();

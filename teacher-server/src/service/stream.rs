@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Answered, Core, count_failure, taken::Keep};
+use super::{Answered, Core, Submitted, count_failure, taken::Keep};
 use crate::{access::Caller, error::ServeError, gathering::Canceller, metrics as names};
 
 /// Answers that wait for the connection. Beyond it the stream stops taking requests, so a client
@@ -86,9 +86,38 @@ async fn serve(
     let mut answers = FuturesUnordered::new();
     let mut end = None;
     let mut reading = true;
+    // A request that came when as many were in flight as may be. Nothing is read behind it, but all that
+    // comes before: cancellations, above all.
+    let mut parked: Option<LabelRequest> = None;
     let aged = elapsed(core.age.map(jittered));
     tokio::pin!(aged);
     while reading || !answers.is_empty() {
+        if !reading {
+            // It is not answered here; its client asks elsewhere.
+            parked = None;
+        }
+        if answers.len() < most
+            && let Some(request) = parked.take()
+        {
+            let id = request.id;
+            match admit(core, caller, deadline, request, &in_flight) {
+                Ok(submitted) => {
+                    in_flight.insert(id, submitted.canceller());
+                    answers.push(async move { (id, core.finish(submitted).await) });
+                }
+                // It is not the client that it was when the stream began.
+                Err(error @ ServeError::Unauthenticated { .. }) => {
+                    reading = false;
+                    end = Some(Status::from(error));
+                }
+                Err(error) => {
+                    if send(out, id, Err(error)).await.is_err() {
+                        return None;
+                    }
+                }
+            }
+            continue;
+        }
         tokio::select! {
             Some((id, result)) = answers.next(), if !answers.is_empty() => {
                 in_flight.remove(&id);
@@ -96,7 +125,7 @@ async fn serve(
                     return None;
                 }
             }
-            message = inbound.next(), if reading && answers.len() < most => match message {
+            message = inbound.next(), if reading && parked.is_none() => match message {
                 None => reading = false,
                 Some(Err(status)) => {
                     // A frame that cannot be read. What was admitted before it is still answered.
@@ -114,36 +143,10 @@ async fn serve(
                     }
                 }
                 Some(Ok(LabelStreamRequest { action })) => {
-                    let request = match action {
+                    parked = Some(match action {
                         Some(Action::Label(request)) => request,
                         _ => LabelRequest::default(),
-                    };
-                    let id = request.id;
-                    let submitted = if in_flight.contains_key(&id) {
-                        let expected = "an id that is not in flight on this stream";
-                        let error = ServeError::invalid("id", id, expected);
-                        count_failure(&error);
-                        Err(error)
-                    } else {
-                        let trace = Trace::of(&request.traceparent);
-                        core.submit(request, caller, deadline, &trace)
-                    };
-                    match submitted {
-                        Ok(submitted) => {
-                            in_flight.insert(id, submitted.canceller());
-                            answers.push(async move { (id, core.finish(submitted).await) });
-                        }
-                        // It is not the client that it was when the stream began.
-                        Err(error @ ServeError::Unauthenticated { .. }) => {
-                            reading = false;
-                            end = Some(Status::from(error));
-                        }
-                        Err(error) => {
-                            if send(out, id, Err(error)).await.is_err() {
-                                return None;
-                            }
-                        }
-                    }
+                    });
                 }
             },
             () = &mut aged, if reading => {
@@ -158,6 +161,24 @@ async fn serve(
         }
     }
     end
+}
+
+/// Admits a request of a stream, where its id is not in flight.
+fn admit(
+    core: &Core,
+    caller: &Caller,
+    deadline: Option<Instant>,
+    request: LabelRequest,
+    in_flight: &HashMap<u64, Canceller>,
+) -> Result<Submitted, ServeError> {
+    if in_flight.contains_key(&request.id) {
+        let expected = "an id that is not in flight on this stream";
+        let error = ServeError::invalid("id", request.id, expected);
+        count_failure(&error);
+        return Err(error);
+    }
+    let trace = Trace::of(&request.traceparent);
+    core.submit(request, caller, deadline, &trace)
 }
 
 fn of_age() -> Status {

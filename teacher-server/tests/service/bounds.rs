@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use stillhouse_proto::v1::{LabelRequest, LabelResponse, label_stream_response::Result as Answer};
+use stillhouse_proto::v1::{
+    CancelRequest, LabelRequest, LabelResponse, LabelStreamRequest, label_stream_request::Action,
+    label_stream_response::Result as Answer,
+};
 use teacher_server::Settings;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -77,6 +80,42 @@ async fn a_full_queue_refuses_with_a_time_to_try_again() {
     send.send(label(from("b", request(6, &four)))).await.unwrap();
     let answer = answers.message().await.unwrap().unwrap();
     assert!(matches!(answer.result, Some(Answer::Response(_))), "there is room again: {answer:?}");
+    drop((send, answers));
+    running.shutdown().await.unwrap();
+}
+
+/// As many are in flight as may be, and none of them can end: cancelling one is what makes room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_stream_still_takes_cancellations() {
+    let (model, permit) = Gated::new(false);
+    let (mut client, running) = serve_with(Arc::clone(&model), |settings| {
+        settings.limits.max_stream_in_flight = 2;
+    })
+    .await;
+    let (send, requests) = tokio::sync::mpsc::channel(8);
+    let mut answers =
+        client.label_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    send.send(label(request(1, &[1.0]))).await.unwrap();
+    model.has_taken(1).await;
+    send.send(label(request(2, &[1.0]))).await.unwrap();
+    let cancel = Action::Cancel(CancelRequest { id: 2 });
+    send.send(LabelStreamRequest { action: Some(cancel) }).await.unwrap();
+    let answer = answers.message().await.unwrap().unwrap();
+    let Some(Answer::Error(error)) = answer.result else { panic!("{answer:?}") };
+    assert_eq!((answer.id, error.code), (2, Code::Cancelled as i32));
+    // What comes when it is full waits, and is answered.
+    for id in 3..6 {
+        send.send(label(request(id, &[1.0]))).await.unwrap();
+    }
+    drop(permit);
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        let answer = answers.message().await.unwrap().unwrap();
+        assert!(matches!(answer.result, Some(Answer::Response(_))), "{answer:?}");
+        ids.push(answer.id);
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, [1, 3, 4, 5]);
     drop((send, answers));
     running.shutdown().await.unwrap();
 }

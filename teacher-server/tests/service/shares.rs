@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use stillhouse_proto::v1::{Encoding, LabelRequest, SampledEncoding, encoding::Kind};
 use teacher_server::settings::{ClientSettings, Priority};
 use tokio::task::JoinSet;
 
@@ -187,6 +188,43 @@ async fn a_batch_is_shared_by_weight() {
     assert_eq!(heavy, 48, "three quarters of a batch of 64");
     drop(permit);
     while let Some(ended) = waiting.join_next().await {
+        ended.unwrap();
+    }
+    running.shutdown().await.unwrap();
+}
+
+/// Rows that are known take none of the device's time, and their labels may take much to make.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_answers_are_made_in_turns() {
+    const MANY: u64 = 120;
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let (mut client, running) = serve_with(Arc::clone(&model), |settings| {
+        settings.cache.enabled = true;
+        settings.limits.max_connection_streams = 256;
+    })
+    .await;
+    let sampled = Kind::Sampled(SampledEncoding { draws: 1 << 14, seed: 1 });
+    let encoding = Some(Encoding { kind: Some(sampled) });
+    let ask = |id| LabelRequest { encoding: encoding.clone(), ..request(id, &[1.0; 16]) };
+    client.label(ask(0)).await.unwrap();
+    let done = Arc::new(AtomicU32::new(0));
+    let mut many = JoinSet::new();
+    for id in 0..MANY {
+        let (mut client, request, done) =
+            (client.clone(), from("many", ask(id)), Arc::clone(&done));
+        many.spawn(async move {
+            client.label(request).await.unwrap();
+            done.fetch_add(1, Ordering::SeqCst);
+        });
+    }
+    while done.load(Ordering::SeqCst) < 10 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    client.label(from("one", ask(MANY))).await.unwrap();
+    let before = u64::from(done.load(Ordering::SeqCst));
+    assert!(before < MANY / 2, "after {before} of those that came before it");
+    while let Some(ended) = many.join_next().await {
         ended.unwrap();
     }
     running.shutdown().await.unwrap();
