@@ -12,7 +12,7 @@ use std::{
 
 use stillhouse_tests::{
     models,
-    process::{Teacher, binary, pause},
+    process::{Teacher, UNCACHED, binary, pause},
     student::{Student, finish},
 };
 
@@ -43,9 +43,9 @@ fn a_killed_capture_ends_with_the_same_bytes_and_needs_no_teacher_after_that() {
     let folder = folder.path();
     let model = folder.join("teacher");
     fs::create_dir(&model).unwrap();
-    // Slow enough that there is always a request to lose.
+    // Slow enough that there is always a request to lose, however often it was asked before.
     models::write_mlp(&model, 784, &[1200, 1200], 10, 1);
-    let mut teacher = Teacher::start(&model, &[]);
+    let mut teacher = Teacher::start(&model, &UNCACHED);
     let url = teacher.url();
     let live = sections(&format!("kind = \"endpoints\"\nendpoints = [{url:?}]"));
     let asking = Student::new(folder, "asking", 400, &live);
@@ -61,7 +61,8 @@ fn a_killed_capture_ends_with_the_same_bytes_and_needs_no_teacher_after_that() {
     for part in 1..=3 {
         let mut child = capture(folder, "asking", &killed);
         let begun = Instant::now();
-        while length(&killed) < part * total / 4 && child.try_wait().unwrap().is_none() {
+        // In its first half: it goes on for a moment before it is killed.
+        while length(&killed) < part * total / 8 && child.try_wait().unwrap().is_none() {
             assert!(begun.elapsed() < Duration::from_secs(60), "no labels within a minute");
             pause(Duration::from_millis(1));
         }

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::support::{BINARY, Bench, endpoints, refused, serve, text, worker};
+use crate::support::{BINARY, Bench, endpoints, own_port, refused, serve, text, worker};
 
 #[test]
 fn wrong_input_is_64_and_says_what_is_wrong() {
@@ -59,8 +59,8 @@ fn nobody_listening_changes_no_exit_code() {
 #[test]
 fn a_teacher_that_is_not_there_is_75() {
     let bench = Bench::new();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let recipe = bench.write_recipe("gone", &endpoints(&[free], ""));
+    let (_held, nobody) = own_port();
+    let recipe = bench.write_recipe("gone", &endpoints(&[nobody], ""));
     let patience = "teacher.retry.max_elapsed_seconds=0.2";
     refused(&["train", text(&recipe), "--set", patience], 75, "no labels for");
 }
@@ -101,8 +101,8 @@ fn stopped_at(arguments: &[&str], words: &str) -> String {
 #[test]
 fn what_is_said_of_a_stopped_run_is_true() {
     let bench = Bench::new();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let recipe = bench.write_recipe("gone", &endpoints(&[free], ""));
+    let (_held, nobody) = own_port();
+    let recipe = bench.write_recipe("gone", &endpoints(&[nobody], ""));
     let said = stopped_at(&["train", text(&recipe), "--resume"], "teacher not connected");
     assert!(said.starts_with("gone: stopped before the first of 32 steps; there is"), "{said}");
     let mnist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/mnist");

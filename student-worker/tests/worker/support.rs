@@ -20,7 +20,7 @@ use student_worker::{
 };
 use teacher_server::{Running, Server, Settings};
 use tempfile::TempDir;
-use tokio::sync::watch;
+use tokio::{net::TcpSocket, sync::watch};
 
 pub(crate) const SIDE: u32 = 4;
 pub(crate) const CLASSES: u32 = 3;
@@ -94,6 +94,16 @@ pub(crate) fn keeping(kept_bytes: usize, addresses: &[SocketAddr], more: &str) -
          retry = {{ max_elapsed_seconds = 20, initial_ms = 5, max_ms = 50 }}",
         list.join(", ")
     )
+}
+
+/// An address with a port that no other test is given for as long as the socket is held. Nobody listens
+/// there, so connecting is refused, until the test serves on that port, as often as it likes.
+pub(crate) fn own_port() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
 }
 
 /// Serves a model; port 0 picks a free one.

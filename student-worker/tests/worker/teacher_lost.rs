@@ -9,7 +9,9 @@ use student_worker::{
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::support::{Bench, endpoints, run, run_watched, serve, slow_step, step_records};
+use crate::support::{
+    Bench, endpoints, own_port, run, run_watched, serve, slow_step, step_records,
+};
 
 /// Starts a run, and shuts its teacher down after some steps.
 async fn lose_teacher(
@@ -17,8 +19,8 @@ async fn lose_teacher(
     more: &str,
     then: impl AsyncFnOnce(u16),
 ) -> Result<Outcome, Error> {
-    let teacher = serve(bench.teacher(1), 0).await;
-    let address = teacher.address();
+    let (_held, address) = own_port();
+    let teacher = serve(bench.teacher(1), address.port()).await;
     let mut recipe = bench.recipe("lost", &endpoints(&[address], more));
     if let Some(section) = &mut recipe.teacher {
         section.prefetch = 2;

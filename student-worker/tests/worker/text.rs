@@ -16,7 +16,7 @@ use student_worker::{
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::support::{StopAt, run_text, section, serve, text_records};
+use crate::support::{StopAt, own_port, run_text, section, serve, text_records};
 
 const STEPS: usize = 12;
 
@@ -271,9 +271,10 @@ async fn a_lost_teacher_changes_nothing() {
     run_text(desk.recipe("calm", &labels, ""), Existing::Refuse).await.unwrap();
     calm.shutdown().await.unwrap();
 
-    let first = serve(stories(), 0).await;
+    let (_held, address) = own_port();
+    let port = address.port();
+    let first = serve(stories(), port).await;
     let second = serve(stories(), 0).await;
-    let port = first.address().port();
     let labels = section(&[first.address(), second.address()], "kind = \"top_k\", k = 5");
     let recipe = desk.recipe("lost", &labels, "");
     let training = tokio::spawn(run_text(recipe, Existing::Refuse));

@@ -216,7 +216,12 @@ async fn a_unary_answer_counts_until_it_is_read_too() {
 async fn a_drain_waits_for_a_client_that_reads_slowly() {
     let (model, permit) = Gated::new(false);
     drop(permit);
-    let (_client, running) = serve_with(Arc::clone(&model), many_rows).await;
+    let (_client, running) = serve_with(Arc::clone(&model), |settings| {
+        many_rows(settings);
+        // Longer than the answer takes to be read on a slow machine, after the 3 s below.
+        settings.drain.limit_seconds = 60.0;
+    })
+    .await;
     let mut lazy = Client::new(channel(running.address()).await);
     let (send, requests) = tokio::sync::mpsc::channel(8);
     let mut answers = lazy.label_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();

@@ -18,7 +18,10 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::gated::{Client, Gated, label, request, serve_with};
+use crate::{
+    gated::{Client, Gated, bind, label, request, serve_with},
+    shares::queue_holds,
+};
 
 /// Long enough for whatever is on its way to arrive.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -173,7 +176,7 @@ async fn a_cancelled_request_leaves_those_who_share_its_rows_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sharing_rows_with_a_busy_client_costs_nobody_their_turn() {
     let (model, permit) = Gated::new(false);
-    let (client, running) = serve_with(Arc::clone(&model), |settings| {
+    let server = bind(Arc::clone(&model), |settings| {
         settings.cache.enabled = true;
         settings.limits.max_rows = 2;
         settings.batching.max_batch_rows = 2;
@@ -181,6 +184,8 @@ async fn sharing_rows_with_a_busy_client_costs_nobody_their_turn() {
         settings.batching.max_client_rows = 64;
     })
     .await;
+    let (status, running) = (server.status(), server.spawn());
+    let client = Client::connect(format!("http://{}", running.address())).await.unwrap();
     let busy = spawn(&client, request(0, &[0.0]));
     model.has_taken(1).await;
     // Ten batches of one client; the last of them shares its rows with another client.
@@ -191,12 +196,12 @@ async fn sharing_rows_with_a_busy_client_costs_nobody_their_turn() {
     let mut queued = Vec::new();
     for id in 1..=10 {
         queued.push(spawn(&client, hog(id)));
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        queue_holds(2 * id, &status).await;
     }
-    tokio::time::sleep(MOMENT).await;
     let other = LabelRequest { client: "other".to_owned(), ..hog(10) };
     let other = spawn(&client, other);
-    tokio::time::sleep(MOMENT).await;
+    // It has a place of its own.
+    queue_holds(2 * 10 + 2, &status).await;
     // The batch that runs, and one of each client.
     (0..3).for_each(|_| permit.send(()).unwrap());
     let response = tokio::time::timeout(Duration::from_secs(20), other).await.unwrap();

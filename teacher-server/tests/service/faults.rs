@@ -13,7 +13,10 @@ use stillhouse_proto::v1::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use crate::gated::{Client, Gated, bind, label, request, serve};
+use crate::{
+    gated::{Client, Gated, bind, label, request, serve},
+    shares::queue_holds,
+};
 
 /// Far longer than any deadline here.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -69,7 +72,9 @@ async fn work_past_its_deadline_is_told_so_and_never_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_or_abandoned_request_leaves_the_queue() {
     let (model, permit) = Gated::new(false);
-    let (mut client, running) = serve(Arc::clone(&model)).await;
+    let server = bind(Arc::clone(&model), |_| {}).await;
+    let (status, running) = (server.status(), server.spawn());
+    let mut client = Client::connect(format!("http://{}", running.address())).await.unwrap();
     let busy = queued_behind(&model, &mut client, request(1, &[1.0])).await;
 
     let (send, requests) = tokio::sync::mpsc::channel(8);
@@ -88,15 +93,16 @@ async fn a_cancelled_or_abandoned_request_leaves_the_queue() {
     // A call whose client goes away.
     let mut other = client.clone();
     let abandoned = tokio::spawn(async move { other.label(request(3, &[3.0, 3.0])).await });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    queue_holds(2, &status).await;
     abandoned.abort();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    queue_holds(0, &status).await;
 
     permit.send(()).unwrap();
     permit.send(()).unwrap();
     assert_eq!(busy.await.unwrap(), Code::Ok);
     send.send(label(request(4, &[4.0]))).await.unwrap();
-    let answer = answers.message().await.unwrap().unwrap();
+    let answer = tokio::time::timeout(PATIENCE, answers.message()).await.unwrap();
+    let answer = answer.unwrap().unwrap();
     assert!(matches!(answer.result, Some(Answer::Response(_))), "the stream goes on");
     assert_eq!(model.rows_run.load(Ordering::SeqCst), 2);
     drop(permit);

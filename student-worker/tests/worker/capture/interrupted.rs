@@ -5,7 +5,7 @@ use std::fs;
 use student_worker::run_folder::Existing;
 
 use super::{SCHEDULE, capture, capture_some, embedded, files, folder, load};
-use crate::support::{Bench, serve};
+use crate::support::{Bench, endpoints, own_port, serve};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_capture_that_was_cut_anywhere_ends_with_the_same_bytes() {
@@ -146,23 +146,20 @@ async fn a_folder_is_one_captures_at_a_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_teacher_that_is_lost_costs_nothing_that_was_stored() {
     let bench = Bench::new();
-    let teacher = serve(bench.teacher(1), 0).await;
-    let patience = "retry = { max_elapsed_seconds = 0.5, initial_ms = 5, max_ms = 50 }";
-    let section = format!(
-        "[teacher]\nkind = \"endpoints\"\nendpoints = [\"http://{}\"]\n{patience}\n\
-         request_rows = 1",
-        teacher.address()
-    );
+    let (_held, address) = own_port();
+    let teacher = serve(bench.teacher(1), address.port()).await;
+    let section = endpoints(&[address], "request_rows = 1");
     let recipe = load(&bench, "c", &section, &[]);
     let there = folder(&bench, "c");
     capture_some(recipe.clone(), &there, 10).await;
-    let port = teacher.address().port();
     teacher.shutdown().await.unwrap();
     let before = fs::read(there.join("labels.bin")).unwrap();
-    let error = capture(recipe.clone(), &there, Existing::Resume).await.unwrap_err();
+    // Nobody comes: there is nothing to be patient for.
+    let hasty = load(&bench, "c", &section, &["teacher.retry.max_elapsed_seconds=0.5"]);
+    let error = capture(hasty, &there, Existing::Resume).await.unwrap_err();
     assert_eq!(error.exit_code(), 75, "{error}");
     assert_eq!(fs::read(there.join("labels.bin")).unwrap(), before);
-    let teacher = serve(bench.teacher(1), port).await;
+    let teacher = serve(bench.teacher(1), address.port()).await;
     assert!(capture(recipe, &there, Existing::Resume).await.unwrap().finished);
     teacher.shutdown().await.unwrap();
 }

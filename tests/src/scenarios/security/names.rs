@@ -11,6 +11,8 @@ use super::{Place, SERVER, WIDTH};
 use crate::{client::features, pki::Authority, scenarios::Figures, student::Student};
 
 const JOBS: u64 = 40;
+/// No try is made after one that fails: its words are the error's.
+const ONE_TRY: &str = ", initial_ms = 60000, max_ms = 60000";
 
 pub(super) async fn run(figures: &mut Figures) {
     let authority = Authority::new("authority");
@@ -21,27 +23,32 @@ pub(super) async fn run(figures: &mut Figures) {
     let teachers = [0, 1].map(|_| place.serve("optional", &[]));
     let addresses = teachers.each_ref().map(crate::process::Teacher::address);
 
-    let labels = ask(&place, SERVER, &addresses).await;
+    let labels = ask(&place, SERVER, &addresses, "").await;
     figures.require(labels == Ok(JOBS), format!("of a name for two teachers: {labels:?}"));
     for teacher in &teachers {
         let rows = teacher.metric("stillhouse_teacher_forward_rows_total");
         figures.require(rows > 1.0, format!("one of two teachers has computed {rows} rows"));
     }
     // The same teachers, by a name that their certificates do not have.
-    let refused = ask(&place, "other.test", &addresses).await;
+    let refused = ask(&place, "other.test", &addresses, ONE_TRY).await;
     figures.add("refused_by_name", refused.clone().err().unwrap_or_default());
     let about_name = refused.is_err_and(|error| error.contains("certificate"));
     figures.require(about_name, "a certificate of another name was taken");
 }
 
 /// Asks for labels of rows, one by one, of the teachers that a name stands for; how many came.
-async fn ask(place: &Place, name: &str, addresses: &[SocketAddr]) -> Result<u64, String> {
+async fn ask(
+    place: &Place,
+    name: &str,
+    addresses: &[SocketAddr],
+    pauses: &str,
+) -> Result<u64, String> {
     let at = |name: &str| place.path().join(name);
     let sections = format!(
         "student = {{ model_type = \"mlp\", input_size = {WIDTH}, hidden_sizes = [4], num_labels = 10 }}\n\
          loss = {{ alpha = 0.9, temperature = 4.0 }}\n\
          [teacher]\nkind = \"endpoints\"\nendpoints = [\"https://{name}\"]\ntoken_file = {:?}\n\
-         tls = {{ ca = {:?} }}\nretry = {{ max_elapsed_seconds = 5 }}\n",
+         tls = {{ ca = {:?} }}\nretry = {{ max_elapsed_seconds = 20{pauses} }}\n",
         at("token"),
         at("ca.crt"),
     );

@@ -14,7 +14,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::{CLASSES, Client, Place, SEEN, SERVER, Shows, WIDTH};
+use super::{CLASSES, Client, Place, SEEN, SERVER, Shows, WIDTH, rotation::wait_until};
 use crate::{
     client::{encoding, on_stream, request},
     pki::Authority,
@@ -136,14 +136,17 @@ pub(super) async fn run(figures: &mut Figures) {
     checks.holds("before it is revoked", answer(&mut answers).await.is_ok());
     place.list(&list(false));
     tokio::time::sleep(SEEN).await;
+    let done = "stillhouse_teacher_reloads_total{file=\"access\",result=\"done\"}";
+    wait_until(|| strict.metric(done) >= 1.0).await;
     drop(requests.send(on_stream(dense(2))).await);
     checks.code("revoked, on its open stream", answer(&mut answers).await, Code::Unauthenticated);
     checks.code("revoked, anew", describe(&strict, &d).await, Code::Unauthenticated);
     place.list("[clients.a]\ncertificates = 3");
     tokio::time::sleep(SEEN).await;
+    let failed = "stillhouse_teacher_reloads_total{file=\"access\",result=\"failed\"}";
+    wait_until(|| strict.metric(failed) >= 1.0).await;
     let a = describe(&strict, &with("a.students")).await;
     checks.holds("a list that cannot be read changes nothing", a.is_ok());
-    let failed = "stillhouse_teacher_reloads_total{file=\"access\",result=\"failed\"}";
     checks.holds("and is counted", strict.metric(failed) == 1.0);
 
     // Who says nothing, or nonsense.

@@ -19,7 +19,7 @@ use super::{Place, SEEN, SERVER, Shows, WIDTH};
 use crate::{
     client::{on_stream, request},
     pki::{Authority, begin_of, replace},
-    process::{signal, wait},
+    process::{Teacher, signal, wait},
     scenarios::{Figures, progress},
     student::Student,
 };
@@ -138,12 +138,14 @@ pub(super) async fn run(figures: &mut Figures, seconds: f64) {
         let next = Authority::new("next");
         let (next_token, next_hash) = teacher_server::new_token().unwrap();
         // First both are good on both sides, then the new one is shown, then the old one goes.
+        let before = read_again(&server);
         let both = format!("{}{}", authority.pem, next.pem);
         place.authorities(&both);
         place.list(&list(&[&hash, &next_hash]));
         replace(&files.join("ca.crt"), &both);
         anew.shows.lock().unwrap().ca.clone_from(&both);
         settle().await;
+        wait_until(|| has_read_all(&server, before)).await;
         // Each is good for a year longer, so that they can be told apart.
         let until = 2100 + rounds;
         let pair = next.server_until(SERVER, until);
@@ -154,19 +156,26 @@ pub(super) async fn run(figures: &mut Figures, seconds: f64) {
         replace(&files.join("token"), &next_token);
         anew.shows.lock().unwrap().pair = Some(next.client("a.students"));
         settle().await;
-        let expires = server.metric("stillhouse_teacher_tls_certificate_expires_timestamp_seconds");
+        let expires =
+            || server.metric("stillhouse_teacher_tls_certificate_expires_timestamp_seconds");
+        let is_new = |expires: f64| (expires - begin_of(until)).abs() < 0.5;
+        wait_until(|| is_new(expires())).await;
+        let expires = expires();
         figures.require(
-            (expires - begin_of(until)).abs() < 0.5,
+            is_new(expires),
             format!("the certificate in use expires at {expires}, not with the year {until}"),
         );
+        let before = read_again(&server);
         place.authorities(&next.pem);
         place.list(&list(&[&next_hash]));
         replace(&files.join("ca.crt"), &next.pem);
         anew.shows.lock().unwrap().ca.clone_from(&next.pem);
         settle().await;
+        wait_until(|| has_read_all(&server, before)).await;
         secrets.push(token);
         (authority, token, hash) = (next, next_token, next_hash);
         rounds += 1;
+        wait_until(|| student.last_step() > steps).await;
         let reached = student.last_step();
         figures.require(reached > steps, format!("the student stands at step {steps}"));
         steps = reached;
@@ -179,12 +188,14 @@ pub(super) async fn run(figures: &mut Figures, seconds: f64) {
             .require(server.metric(&unusable) == 0.0, format!("{name} is good, but not said so"));
         replace(&files.join(name), "neither a list nor a certificate");
         settle().await;
+        wait_until(|| server.metric(&unusable) == 1.0).await;
         figures.require(
             server.metric(&unusable) == 1.0,
             format!("{name} is unusable, but not said so"),
         );
         replace(&files.join(name), &good);
         settle().await;
+        wait_until(|| server.metric(&unusable) == 0.0).await;
         figures.require(server.metric(&unusable) == 0.0, format!("{name} is good again"));
     }
     drop(authority);
@@ -235,6 +246,28 @@ fn read_all(folder: &Path, texts: &mut Vec<String>) {
 /// Until everybody has seen what has changed.
 async fn settle() {
     tokio::time::sleep(SEEN + Duration::from_millis(500)).await;
+}
+
+/// Waits for what should hold by now, and on a slow machine a while later. Whoever needs it to hold looks
+/// again.
+pub(super) async fn wait_until(holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() && begun.elapsed() < Duration::from_secs(60) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// How often a teacher has read its certificates and its list of clients again, and taken them.
+fn read_again(server: &Teacher) -> [f64; 2] {
+    ["tls", "access"].map(|file| {
+        let series = "stillhouse_teacher_reloads_total";
+        server.metric(&format!("{series}{{file=\"{file}\",result=\"done\"}}"))
+    })
+}
+
+/// Whether it has done both since.
+fn has_read_all(server: &Teacher, before: [f64; 2]) -> bool {
+    read_again(server).iter().zip(before).all(|(now, before)| *now > before)
 }
 
 /// One that trains until it is told to stop.
