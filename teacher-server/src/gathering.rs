@@ -160,7 +160,8 @@ impl Gathering {
         for (found, unit) in state.found.drain(..).zip(&self.units) {
             // None is missing.
             let Some((output, source)) = found else { continue };
-            counts[source as usize] += 1;
+            // What has no label is known to everybody.
+            counts[source as usize] += u64::from(unit.labels > 0);
             cached += if source == Source::Computed { 0 } else { unit.labels };
             outputs.push(output);
         }

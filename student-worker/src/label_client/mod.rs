@@ -167,15 +167,22 @@ impl LabelClient {
         let mut endpoints = Endpoints::parse(&endpoints, names)?;
         let gate = Gate::new(wanted, (credentials, dial), probe);
         let mut tries = Tries::new(patience);
+        // Why the try before failed: the last may have too little time to find out.
+        let mut why = None;
         let (addresses, (first_address, first)) = loop {
             let (addresses, failure) = endpoints.resolve().await;
             let opened = match failure {
                 Some(closed) if addresses.is_empty() => Err(closed),
-                _ => Box::pin(open_any(&gate, &addresses, tries.left())).await,
+                _ => Box::pin(open_any(&gate, &addresses, tries.left(), why.take())).await,
             };
             match opened {
                 Ok(opened) => break (addresses, opened),
-                Err(closed) => tries.pause(closed).await?,
+                Err(closed) => {
+                    if let Closed::ForNow { reason, .. } = &closed {
+                        why = Some(reason.clone());
+                    }
+                    tries.pause(closed).await?;
+                }
             }
         };
         Ok(Self { gate: Arc::new(gate), endpoints, addresses, first, first_address, patience })
@@ -340,11 +347,13 @@ fn patient(timeout: Duration) -> Duration {
 }
 
 /// Tries all addresses at once, for at most `limit`, and returns the first that passed the gate with
-/// its number. The others are waited for no longer than a connection may take.
+/// its number. The others are waited for no longer than a connection may take. Where none says why it does
+/// not pass, it is for what it was `before`.
 async fn open_any(
     gate: &Gate,
     addresses: &[Address],
     limit: Duration,
+    before: Option<String>,
 ) -> Result<(usize, Opened), Closed> {
     let mut opening: FuturesUnordered<_> = addresses
         .iter()
@@ -352,7 +361,8 @@ async fn open_any(
         .map(|(number, address)| async move { (number, gate.open(address).await) })
         .collect();
     let mut found = None;
-    let mut last = Closed::for_now(format!("no teacher has answered within {limit:?}"));
+    let silent = || format!("no teacher has answered within {limit:?}");
+    let mut last = Closed::for_now(before.unwrap_or_else(silent));
     let begun = tokio::time::Instant::now();
     let time = tokio::time::sleep(limit);
     tokio::pin!(time);
