@@ -17,14 +17,8 @@ use stillhouse_runtime::traces::Context as Trace;
 use tokio::sync::oneshot;
 
 use crate::{
-    cache::RowCache,
-    error::ServeError,
-    held::Held,
-    metrics as names,
-    output::Output,
-    scheduler::Scheduler,
-    turns::Turns,
-    units::{JobInput, Unit},
+    cache::RowCache, error::ServeError, held::Held, metrics as names, output::Output,
+    scheduler::Scheduler, turns::Turns, units::Unit, validate::Rows,
 };
 
 /// Where the output of a unit came from.
@@ -268,6 +262,8 @@ impl Pending {
             if !cache.find(&gathering).is_empty() {
                 let (cache, scheduler) = (Arc::clone(cache), Arc::clone(scheduler));
                 let lookups = Arc::clone(lookups);
+                let input = admission.input.detached();
+                let admission = Admission { input, ..admission };
                 tokio::spawn(async move {
                     let mut unfinished = Unfinished(Some(Arc::clone(&gathering)));
                     let client = Arc::clone(&admission.client);
@@ -313,14 +309,12 @@ impl Drop for Unfinished {
     }
 }
 
-/// Makes the input of some of a request's units.
-pub(crate) type MakeInput = Box<dyn FnOnce(&[usize]) -> Result<JobInput, ServeError> + Send>;
-
 /// What a request needs to enter the queue.
 pub(crate) struct Admission {
     pub(crate) client: Arc<str>,
     pub(crate) deadline: Option<Instant>,
-    pub(crate) input: MakeInput,
+    /// What the input of its units is made of.
+    pub(crate) input: Rows,
     /// What the request holds in memory, for as long as it is on its way.
     pub(crate) held: Arc<Held>,
 }
@@ -341,7 +335,7 @@ impl Admission {
         let result = if missing.is_empty() {
             Ok(())
         } else {
-            (self.input)(&missing).and_then(|input| {
+            self.input.of(&missing).and_then(|input| {
                 scheduler.submit(self.client, (input, missing), gathering, self.deadline)
             })
         };

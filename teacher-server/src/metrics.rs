@@ -370,7 +370,7 @@ pub const CATALOGUE: &[Metric] = &[
         TLS_EXPIRES,
         Kind::Gauge,
         Unit::Seconds,
-        "When the certificate that is in use (tls.cert) expires, in seconds since 1970; 0 without TLS, \
-         or if it does not tell.",
+        "When the first of the certificates that are in use (tls.cert) expires, in seconds since 1970; 0 \
+         without TLS, or if they do not tell.",
     ),
 ];

@@ -77,6 +77,15 @@ impl Layout {
         }
     }
 
+    /// What a turn costs in which that many values are computed or copied: about milliseconds of a core.
+    pub(crate) fn turn(&self, values: usize) -> u64 {
+        let values_of_a_millisecond = match self {
+            Self::States { .. } => 1 << 23,
+            Self::Logits { .. } => 1 << 17,
+        };
+        values.div_ceil(values_of_a_millisecond) as u64
+    }
+
     /// The outputs of a request's units, in their order, as its labels are made of them. All of them
     /// serve it.
     pub(crate) fn gather(

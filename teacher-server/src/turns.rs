@@ -16,8 +16,9 @@ use tokio::sync::oneshot;
 
 use crate::settings::ClientSettings;
 
-/// Work that costs more counts as this. A client is given a 64th of it in each round.
-const MOST: u64 = 1024;
+/// Work that costs more counts as this. A client is given a 64th of it in each round, before the others are
+/// given theirs.
+const MOST: u64 = 1 << 12;
 
 /// Places, and who waits for one.
 pub(crate) struct Turns {
@@ -142,7 +143,7 @@ mod tests {
         let turns = turns(1);
         let (many, one, low) = (Arc::from("many"), Arc::from("one"), Arc::from("low"));
         let first = turns.take(&many, 1).await.unwrap();
-        let own = |client| Box::pin(turns.take(client, 16));
+        let own = |client| Box::pin(turns.take(client, MOST / 64));
         let mut waiting: Vec<_> = (0..50).map(|_| own(&many)).collect();
         waiting.push(own(&low));
         waiting.push(own(&one));
@@ -165,7 +166,7 @@ mod tests {
     async fn who_stops_waiting_takes_no_place_and_loses_none() {
         let turns = turns(2);
         let client = Arc::from("a");
-        let held = [turns.take(&client, 1).await, turns.take(&client, 5000).await];
+        let held = [turns.take(&client, 1).await, turns.take(&client, 2 * MOST).await];
         {
             let mut gone = pin!(turns.take(&client, 1));
             assert!(gone.as_mut().now_or_never().is_none());

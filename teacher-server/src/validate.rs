@@ -1,6 +1,6 @@
 //! From a request as it came to one that the scheduler can take.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use stillhouse_proto::{
@@ -77,18 +77,33 @@ pub(crate) enum AcceptedInput {
     Sequences(Sequences),
 }
 
-impl AcceptedInput {
-    /// The same in memory of its own: as it is read it keeps the whole message that it came in.
+/// A request's rows, which input for the device can be made of.
+pub(crate) struct Rows {
+    pub(crate) contract: Arc<Contract>,
+    pub(crate) input: AcceptedInput,
+}
+
+impl Rows {
+    /// The input of some of the units.
+    pub(crate) fn of(&self, units: &[usize]) -> Result<JobInput, ServeError> {
+        self.contract.input(&self.input, units)
+    }
+
+    /// The same in memory of its own: as they are read they keep the whole message that they came in, which
+    /// is not all counted as held.
     pub(crate) fn detached(self) -> Self {
         let own = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
-        match self {
-            Self::Features(tensor) => Self::Features(Tensor { data: own(&tensor.data), ..tensor }),
-            Self::Sequences(sequences) => Self::Sequences(Sequences {
+        let input = match self.input {
+            AcceptedInput::Features(tensor) => {
+                AcceptedInput::Features(Tensor { data: own(&tensor.data), ..tensor })
+            }
+            AcceptedInput::Sequences(sequences) => AcceptedInput::Sequences(Sequences {
                 token_ids: own(&sequences.token_ids),
                 label_mask: own(&sequences.label_mask),
                 ..sequences
             }),
-        }
+        };
+        Self { input, ..self }
     }
 }
 

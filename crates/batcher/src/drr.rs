@@ -188,10 +188,16 @@ impl Ring {
         }
     }
 
-    /// The client that was passed over first; it is not among them any more, and its account's
-    /// mark must go with [`Account::lead`].
-    pub(crate) fn next_leader(&mut self) -> Option<ClientId> {
-        self.passed.pop_first().map(|(_, id)| id)
+    /// The client that was passed over first, and since when; it is not among them any more, and its
+    /// account's mark must go with [`Account::lead`].
+    pub(crate) fn next_leader(&mut self) -> Option<(u64, ClientId)> {
+        self.passed.pop_first()
+    }
+
+    /// Puts a client back that [`Ring::next_leader`] named, as if it had not.
+    pub(crate) fn stays_passed(&mut self, since: u64, id: ClientId, account: &mut Account) {
+        account.passed = Some(since);
+        self.passed.insert(since, id);
     }
 
     fn issue(&mut self) -> u64 {

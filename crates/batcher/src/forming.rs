@@ -125,23 +125,25 @@ impl<T> Batcher<T> {
         Filled { items: draft.items, cost: draft.cost, held_up: draft.held_up }
     }
 
-    /// Lets the client that was passed over first spend what credit it has.
+    /// Lets the client that was passed over first, of those that this batch has room for, spend what credit
+    /// it has.
     fn lead(&mut self, draft: &mut Draft<T>) {
-        while let Some(id) = self.ring.next_leader() {
+        let mut held_up = Vec::new();
+        while draft.items.is_empty()
+            && let Some((place, id)) = self.ring.next_leader()
+        {
             let Some(client) = self.clients.get_mut(&id) else {
                 continue;
             };
             client.account.lead();
-            let turn = self.turn(id, draft);
-            if matches!(turn, Turn::CutShort | Turn::HeldUp) && draft.items.is_empty() {
-                // There is no room for it here: it leads a later batch.
-                if let Some(client) = self.clients.get_mut(&id) {
-                    self.ring.pass_over(id, &mut client.account);
-                }
-                return;
+            if matches!(self.turn(id, draft), Turn::HeldUp) {
+                held_up.push((place, id));
             }
-            if !draft.items.is_empty() {
-                return;
+        }
+        // They lead a later batch, still before those that were passed over after them.
+        for (place, id) in held_up {
+            if let Some(client) = self.clients.get_mut(&id) {
+                self.ring.stays_passed(place, id, &mut client.account);
             }
         }
     }

@@ -269,6 +269,33 @@ mod tests {
         assert_eq!(full, 200 - alone.len(), "{batches:?}");
     }
 
+    /// As many as there are, they take turns in the batches that their priority goes first in.
+    #[test]
+    fn those_that_only_fit_in_a_whole_batch_share_alike() {
+        for (clients, weight, with_small) in
+            [(3, 1, true), (5, 1, true), (3, 2, false), (5, 1, false), (8, 2, false)]
+        {
+            let mut all = prioritised(64);
+            let names: Vec<String> = (0..clients).map(|client| format!("large-{client}")).collect();
+            names.iter().for_each(|name| all.set_weight(name, weight).unwrap());
+            let mut rode = vec![0; clients];
+            for _ in 0..3000 {
+                admit(&mut all, 0, 1);
+                for (client, name) in names.iter().enumerate() {
+                    drop(all.admit(Time::ZERO, Request::new(name.as_str(), 64, 10 + client)));
+                }
+                if with_small {
+                    drop(all.admit(Time::ZERO, Request::new("small", 8, 3)));
+                }
+                for of in launch(&mut all).into_iter().filter(|&of| of >= 10) {
+                    rode[of - 10] += 1;
+                }
+            }
+            let (least, most) = (rode.iter().min().unwrap(), rode.iter().max().unwrap());
+            assert!(*least > 0 && most - least <= 2 + most / 10, "{clients} of {weight}: {rode:?}");
+        }
+    }
+
     #[test]
     fn one_at_a_time_goes_by_priority_and_share() {
         let mut all = prioritised(10);

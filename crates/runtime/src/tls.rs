@@ -43,8 +43,8 @@ pub struct ServerTls {
 pub struct Handshakes {
     /// How they are made.
     pub config: Arc<ServerConfig>,
-    /// The end of the server's certificate (RFC 5280, section 4.1.2.5), in seconds since 1970; none if
-    /// it cannot be read out of it.
+    /// When the first of the server's certificate and those between it and its authority expires (RFC
+    /// 5280, section 4.1.2.5), in seconds since 1970; none if they do not tell.
     pub expires: Option<i64>,
 }
 
@@ -77,7 +77,7 @@ impl ServerTls {
 
     fn handshakes(&self, contents: &[Vec<u8>]) -> Result<Handshakes, ConfigError> {
         let chain = certificates("tls.cert", &self.cert, &contents[0])?;
-        let expires = chain.first().and_then(|own| expires(own));
+        let expires = chain.iter().filter_map(|certificate| expires(certificate)).min();
         let key = PrivateKeyDer::from_pem_slice(&contents[1])
             .map_err(|error| fault("tls.key", &self.key, format!("no private key: {error}")))?;
         let builder = ServerConfig::builder_with_provider(provider())

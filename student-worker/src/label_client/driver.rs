@@ -37,7 +37,7 @@ use super::{
     join::join,
     kept::{Kept, Key},
     pipeline::{Limits, Pipeline, Sending},
-    refusals::{By, Others, Refusals},
+    refusals::{By, OTHERS_MAY_COME, Others, Refusals},
     replica::{InFlight, Live, Record, Replica},
     router,
     status::{self, Verdict, judge_code},

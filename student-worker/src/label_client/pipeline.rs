@@ -117,6 +117,11 @@ impl<J, A> Pipeline<J, A> {
         self.limits.timeout
     }
 
+    /// Longest time without any label.
+    pub(super) fn budget(&self) -> Duration {
+        self.limits.budget
+    }
+
     /// Whether another job can be taken.
     pub(super) fn has_room(&self) -> bool {
         self.slots.len() < self.limits.window

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// For how long a replica that refuses a request again and again is not believed while others, not well
-/// just now, may come back and do better: longer than a teacher takes to start.
-const OTHERS_MAY_COME: Duration = Duration::from_secs(30);
+/// For how long, at most, a replica that refuses a request again and again is not believed while others,
+/// not well just now, may come back and do better: longer than a teacher takes to start.
+pub(super) const OTHERS_MAY_COME: Duration = Duration::from_secs(30);
 
 /// The last refusals of a request's parts, by their first units. One that is repeated is believed; one
 /// that is not may be of what became of the request on the way, or of the teacher.
@@ -28,6 +28,8 @@ struct Refusal {
 pub(super) struct By {
     pub(super) endpoint: usize,
     pub(super) others: Others,
+    /// How long others that are not well are waited for.
+    pub(super) patience: Duration,
     pub(super) now: Instant,
 }
 
@@ -51,7 +53,7 @@ impl Refusals {
         let is_repeated = match (before, same, by.others) {
             (None, ..) | (_, Some(_), Others::Well) => false,
             (_, None, _) | (_, _, Others::None) => true,
-            (_, _, Others::Unwell) => by.now.saturating_duration_since(since) >= OTHERS_MAY_COME,
+            (_, _, Others::Unwell) => by.now.saturating_duration_since(since) >= by.patience,
         };
         let (words, endpoint) = (words.to_owned(), by.endpoint);
         last.insert(first, Refusal { words, endpoint, since });
@@ -66,7 +68,8 @@ mod tests {
     #[test]
     fn a_refusal_is_believed_when_it_is_repeated_by_one_that_can_be_told_from_the_first() {
         let now = Instant::now();
-        let by = |endpoint, others| By { endpoint, others, now };
+        let patience = OTHERS_MAY_COME;
+        let by = |endpoint, others| By { endpoint, others, patience, now };
         for (others, same, another) in
             [(Others::None, true, true), (Others::Unwell, false, true), (Others::Well, false, true)]
         {
@@ -85,6 +88,7 @@ mod tests {
         let after = |seconds: f64, endpoint| By {
             endpoint,
             others: Others::Unwell,
+            patience: OTHERS_MAY_COME,
             now: start + Duration::from_secs_f64(seconds),
         };
         assert!(!refusals.repeated(0, "no", after(0.0, 1)));

@@ -7,7 +7,7 @@
 //! * [`key`]: what two rows must have in common to share an output.
 //! * [`memory`]: the tier that is asked first, bounded in bytes.
 //! * [`disk`]: the tier that outlives the process, bounded in bytes; [`store`]: its file; [`entry`]:
-//!   one row of it.
+//!   one row of it; [`patience`]: how long it is waited for.
 //!
 //! An output is cached before temperature, ensemble rule and encoding are applied, so that these
 //! never cause a second forward pass. Concurrent requests for one row share the first forward pass
@@ -17,22 +17,23 @@ mod disk;
 mod entry;
 mod key;
 mod memory;
+mod patience;
 mod store;
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use disk::Disk;
 use memory::Memory;
-use stillhouse_runtime::{clock, traces::Context as Trace};
+use patience::Patience;
+use stillhouse_runtime::traces::Context as Trace;
 use tokio::task;
-use tracing::warn;
 
 pub use disk::DiskError;
 pub(crate) use entry::fuzzed as fuzzed_entry;
@@ -48,12 +49,6 @@ use crate::{
 
 /// Requests that look rows up on the disk at one time.
 pub(crate) const LOOKUPS: usize = 4;
-/// How long a request waits for the disk before it queues without; no more than a quarter of the time that
-/// it has.
-const LOOKUP_LIMIT: Duration = Duration::from_secs(2);
-/// For how long nothing is looked up on a disk that hangs.
-const DISK_LEFT_ALONE: Duration = Duration::from_secs(30);
-
 /// Requests and, of each, the unit that waits, by the key of that unit.
 type Waiting = HashMap<Key, Vec<(Arc<Gathering>, usize)>>;
 
@@ -64,10 +59,8 @@ pub(crate) struct RowCache {
     keyer: Option<Keyer>,
     memory: Memory,
     disk: Option<Arc<Disk>>,
-    /// Lookups on the disk that have ended.
-    looked_up: Arc<AtomicU64>,
-    /// Until then the disk is not asked: it hangs.
-    left_alone: Mutex<Option<Instant>>,
+    /// With the disk.
+    patience: Arc<Patience>,
     waiting: Mutex<Waiting>,
     /// Set once a request has asked for the hidden states of a classifier: from then on they are
     /// kept with the logits.
@@ -96,8 +89,7 @@ impl RowCache {
             keyer: settings.enabled.then(|| Keyer::new(fingerprint)),
             memory: Memory::new(memory_bytes),
             disk,
-            looked_up: Arc::default(),
-            left_alone: Mutex::default(),
+            patience: Arc::default(),
             waiting: Mutex::default(),
             keeps_hidden: AtomicBool::new(false),
         })
@@ -183,24 +175,6 @@ impl RowCache {
         missing
     }
 
-    /// How long a request may wait for the disk; none while the disk hangs.
-    fn patience(&self, deadline: Option<Instant>) -> Option<Duration> {
-        let now = clock::now();
-        let left_alone = *self.left_alone.lock().unwrap_or_else(PoisonError::into_inner);
-        if left_alone.is_some_and(|until| now < until) {
-            return None;
-        }
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(now) / 4);
-        Some(left.map_or(LOOKUP_LIMIT, |left| left.min(LOOKUP_LIMIT)))
-    }
-
-    /// Notes that a lookup was waited for in vain, while none has ended.
-    fn hangs(&self) {
-        warn!("the cache's disk tier does not answer; it is left alone for a while");
-        let until = clock::now().checked_add(DISK_LEFT_ALONE);
-        *self.left_alone.lock().unwrap_or_else(PoisonError::into_inner) = until;
-    }
-
     /// Looks on the disk for what a request misses. What is there comes into memory, too.
     /// `deadline` is the request's, `turns` are those of lookups.
     pub(crate) async fn fetch(
@@ -210,38 +184,33 @@ impl RowCache {
         turns: &Arc<Turns>,
     ) {
         let Some(disk) = &self.disk else { return };
-        let Some(patience) = self.patience(deadline) else { return };
+        let Some((lookup, time)) = self.patience.begin(deadline) else { return };
         let wanted: Vec<(usize, Key)> = gathering
             .missing()
             .into_iter()
             .filter_map(|unit| Some((unit, gathering.units[unit].key?)))
             .collect();
         let keys: Vec<Key> = wanted.iter().map(|&(_, key)| key).collect();
-        let (disk, looked_up) = (Arc::clone(disk), Arc::clone(&self.looked_up));
-        let before = looked_up.load(Ordering::Relaxed);
+        let (disk, patience) = (Arc::clone(disk), Arc::clone(&self.patience));
         let read = async {
             let turn = turns.take(client, keys.len() as u64).await;
             if gathering.is_over() {
                 return None;
             }
             let read = task::spawn_blocking(move || {
-                let _turn = turn;
+                let _under_way = (turn, lookup);
                 let read = disk.read(&keys);
-                looked_up.fetch_add(1, Ordering::Relaxed);
+                patience.heard();
                 read
             });
             read.await.ok()
         };
         // A disk that hangs keeps a few threads busy, and no request for longer than this.
-        let read = match tokio::time::timeout(patience, read).await {
-            Ok(read) => read,
-            Err(_) => {
-                if patience == LOOKUP_LIMIT && self.looked_up.load(Ordering::Relaxed) == before {
-                    self.hangs();
-                }
-                None
-            }
-        };
+        let read = tokio::time::timeout(time, read).await;
+        if read.is_err() {
+            self.patience.given_up();
+        }
+        let read = read.ok().flatten();
         let found: Vec<_> = wanted
             .into_iter()
             .zip(read.unwrap_or_default())

@@ -28,7 +28,10 @@ use stillhouse_runtime::{
     clock,
     traces::{Context as Trace, Role, Span},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    task::{self, JoinSet},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -45,7 +48,7 @@ use crate::{
     scheduler::Scheduler,
     status::Board,
     turns::Turns,
-    validate::Contract,
+    validate::{Contract, Rows},
 };
 
 pub(crate) use head::Heads;
@@ -54,8 +57,6 @@ use taken::{Keep, Taken};
 
 /// Encoding more values than this leaves the async threads, and waits for its turn.
 const VALUES_ENCODED_INLINE: usize = 1 << 16;
-/// Values that a turn is counted in.
-const VALUES_OF_A_TURN: usize = 1 << 17;
 
 /// What all rpcs share. Lives as long as the server.
 pub(crate) struct Core {
@@ -172,13 +173,10 @@ impl Core {
         let held = self.ledger.take(&client, accepted.bytes).inspect_err(note)?;
         let held = Arc::new(held.with(under_way));
         let units = self.contract.units(&accepted.input, self.cache.keyer())?;
-        let contract = Arc::clone(&self.contract);
-        // It may wait for the disk, and what is not counted as held must not wait with it.
-        let input = if self.cache.has_disk() { accepted.input.detached() } else { accepted.input };
         let admission = Admission {
             client: Arc::clone(&client),
             deadline,
-            input: Box::new(move |units| contract.input(&input, units)),
+            input: Rows { contract: Arc::clone(&self.contract), input: accepted.input },
             held: Arc::clone(&held),
         };
         let units = (units, accepted.encoding.needs_hidden(), span.context());
@@ -236,19 +234,8 @@ impl Core {
         let encoded = if values <= VALUES_ENCODED_INLINE {
             encode()
         } else {
-            let cost = values.div_ceil(VALUES_OF_A_TURN) as u64;
-            let asked = clock::now();
-            let encoded = in_time(deadline, async {
-                let turn = self.encoders.take(&client, cost).await;
-                metrics::histogram!(names::ENCODE_WAIT)
-                    .record(clock::now().saturating_duration_since(asked));
-                let encoded = tokio::task::spawn_blocking(move || {
-                    let _turn = turn;
-                    encode()
-                });
-                encoded.await.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
-            });
-            encoded.await
+            let cost = layout.turn(values);
+            self.in_turn((Arc::clone(&client), cost), deadline, encode).await
         };
         if let Err(error) = &encoded {
             encoding_span.failed(error);
@@ -263,6 +250,31 @@ impl Core {
         self.status.answered(&client, rows, response.cached_rows as usize);
         self.count_client(&client, rows);
         Ok((response, Keep::new(held, &self.open)))
+    }
+
+    /// Runs something that keeps a core busy, when it is the client's turn, unless who waits goes before.
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        (client, cost): (Arc<str>, u64),
+        deadline: Option<Instant>,
+        work: impl FnOnce() -> Result<T, ServeError> + Send + 'static,
+    ) -> Result<T, ServeError> {
+        let (turns, asked) = (Arc::clone(&self.encoders), clock::now());
+        // A task of its own: a stream whose client does not read polls none of its answers, and a turn that
+        // one of them were given would be nobody's for as long.
+        let mut task = JoinSet::new();
+        task.spawn(in_time(deadline, async move {
+            let turn = turns.take(&client, cost).await;
+            metrics::histogram!(names::ENCODE_WAIT)
+                .record(clock::now().saturating_duration_since(asked));
+            let worked = task::spawn_blocking(move || {
+                let _turn = turn;
+                work()
+            });
+            worked.await.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
+        }));
+        let ended = task.join_next().await.unwrap_or(Ok(Err(ServeError::Cancelled)));
+        ended.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
     }
 
     async fn label(

@@ -129,7 +129,7 @@ async fn until_admitted(mut client: Client, request: LabelRequest) {
 }
 
 /// A connection on which few bytes of a stream travel before they are read.
-async fn channel(address: std::net::SocketAddr) -> Channel {
+pub(crate) async fn channel(address: std::net::SocketAddr) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     endpoint.initial_stream_window_size(65_535).tcp_nodelay(true).connect().await.unwrap()
 }

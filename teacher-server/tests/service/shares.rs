@@ -9,13 +9,16 @@ use std::{
     time::Duration,
 };
 
-use stillhouse_proto::v1::{Encoding, LabelRequest, SampledEncoding, encoding::Kind};
+use stillhouse_proto::v1::{
+    DType, DenseEncoding, DenseKind, Encoding, LabelRequest, SampledEncoding, encoding::Kind,
+};
 use teacher_server::settings::{ClientSettings, Priority};
 use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    bounds::{from, refusal},
-    gated::{Client, Gated, bind, request, serve_with},
+    bounds::{channel, from, refusal},
+    gated::{Client, Gated, bind, label, request, serve_with},
 };
 
 /// Waits until so many rows are in the queue.
@@ -237,6 +240,42 @@ async fn large_answers_are_made_in_turns() {
     while let Some(ended) = many.join_next().await {
         ended.unwrap();
     }
+    running.shutdown().await.unwrap();
+}
+
+/// Its answers stay where they are, and so might the turns to make them.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_its_answers_keeps_nobody_elses_from_being_made() {
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let server = bind(Arc::clone(&model), |settings| {
+        settings.cache.enabled = true;
+        settings.limits.max_rows = 1024;
+    })
+    .await;
+    let running = server.spawn();
+    let mut client = Client::new(channel(running.address()).await);
+    // 512 KiB each.
+    let kind = DenseKind::LogProbabilities.into();
+    let dense = Kind::Dense(DenseEncoding { kind, dtype: DType::F32.into() });
+    let ask = |id| LabelRequest {
+        temperatures: (1..=8).map(|temperature| temperature as f32).collect(),
+        encoding: Some(Encoding { kind: Some(dense.clone()) }),
+        ..request(id, &[1.0; 1024])
+    };
+    client.label(ask(0)).await.unwrap();
+    let mut lazy = Client::new(channel(running.address()).await);
+    let (send, requests) = tokio::sync::mpsc::channel(64);
+    let answers = lazy.label_stream(ReceiverStream::new(requests)).await.unwrap();
+    for id in 1..=60 {
+        send.send(label(from("lazy", ask(id)))).await.unwrap();
+    }
+    // Until they have come as far as they do.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let answered = client.label(from("other", ask(61)));
+    let answered = tokio::time::timeout(Duration::from_secs(60), answered).await;
+    answered.expect("the others' answers are made").unwrap();
+    drop((send, answers));
     running.shutdown().await.unwrap();
 }
 

@@ -92,7 +92,9 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         // The request may have been given up; its answer came all the same.
         let Some((held, units)) = self.pipeline.job(request) else { return Ok(()) };
         let name = self.endpoints[endpoint].name.clone();
-        let by = By { endpoint, others: self.others(endpoint, now), now };
+        // Believed in time for the run to end by it, and not for want of labels.
+        let patience = OTHERS_MAY_COME.min(self.pipeline.budget() / 2);
+        let by = By { endpoint, others: self.others(endpoint, now), patience, now };
         let (job, described) = (&held.job, describe(&held.job));
         let first = units.first().copied().unwrap_or(0);
         let rows = units.iter().map(|&unit| held.labels[unit as usize]).sum();
