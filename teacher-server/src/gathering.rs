@@ -17,8 +17,8 @@ use stillhouse_runtime::traces::Context as Trace;
 use tokio::sync::oneshot;
 
 use crate::{
-    cache::RowCache, error::ServeError, held::Held, metrics as names, output::Output,
-    scheduler::Scheduler, turns::Turns, units::Unit, validate::Rows,
+    cache::RowCache, error::ServeError, held::Held, metrics as names, output::Output, rows::Rows,
+    scheduler::Scheduler, turns::Turns, units::Unit,
 };
 
 /// Where the output of a unit came from.

@@ -33,6 +33,7 @@ mod hex;
 mod listener;
 mod output;
 mod quota;
+mod rows;
 mod scheduler;
 mod service;
 mod status;

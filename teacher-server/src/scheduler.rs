@@ -50,6 +50,15 @@ impl Drop for Job {
     }
 }
 
+/// Gives clients their weights and priorities.
+pub(crate) fn give_shares<T>(queue: &mut Prioritised<T>, own: &BTreeMap<String, ClientSettings>) {
+    for (client, own) in own {
+        // Settings keep to the table's bounds.
+        let _ = queue.set_weight(client, own.weight);
+        queue.set_priority(client, own.priority.into());
+    }
+}
+
 /// Requests go in on one side, batches come out on the other.
 pub(crate) struct Scheduler {
     /// Owned by whoever holds the lock for a few microseconds: requests to enter and leave, the
@@ -85,11 +94,7 @@ impl Scheduler {
             ..Config::default()
         };
         let mut batcher = Prioritised::new(&config, default.priority.into())?;
-        for (client, own) in own {
-            // Settings keep to the table's bounds.
-            let _ = batcher.set_weight(client, own.weight);
-            batcher.set_priority(client, own.priority.into());
-        }
+        give_shares(&mut batcher, own);
         Ok(Self {
             batcher: Mutex::new(batcher),
             changed: Condvar::new(),

@@ -14,7 +14,7 @@ use stillhouse_batcher::{Config, ConfigError, Prioritised, Request, Ticket};
 use stillhouse_runtime::clock;
 use tokio::sync::oneshot;
 
-use crate::settings::ClientSettings;
+use crate::{scheduler::give_shares, settings::ClientSettings};
 
 /// Work that costs more counts as this. A client is given a 64th of it in each round, before the others are
 /// given theirs.
@@ -51,11 +51,7 @@ impl Turns {
             ..Config::default()
         };
         let mut waiting = Prioritised::new(&config, default.priority.into())?;
-        for (client, own) in own {
-            // Settings keep to the table's bounds.
-            let _ = waiting.set_weight(client, own.weight);
-            waiting.set_priority(client, own.priority.into());
-        }
+        give_shares(&mut waiting, own);
         let state = Mutex::new(State { waiting, free: places });
         Ok(Arc::new(Self { state, epoch: clock::now() }))
     }

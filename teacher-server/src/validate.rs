@@ -1,8 +1,7 @@
 //! From a request as it came to one that the scheduler can take.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use bytes::Bytes;
 use stillhouse_proto::{
     TensorView,
     request::SequencesView,
@@ -17,6 +16,7 @@ use crate::{
     encode::{self, Encoding},
     ensemble::{Accepts, Rule},
     error::ServeError,
+    rows::AcceptedInput,
     settings::Limits,
     units::{JobInput, Unit},
 };
@@ -67,44 +67,6 @@ pub(crate) struct Accepted {
     /// What the request holds in memory until its answer is taken: its rows, what the device
     /// computes of them, and the answer.
     pub(crate) bytes: u64,
-}
-
-/// The input of an accepted request, as it came.
-#[derive(Debug)]
-pub(crate) enum AcceptedInput {
-    /// `[rows, width]`.
-    Features(Tensor),
-    Sequences(Sequences),
-}
-
-/// A request's rows, which input for the device can be made of.
-pub(crate) struct Rows {
-    pub(crate) contract: Arc<Contract>,
-    pub(crate) input: AcceptedInput,
-}
-
-impl Rows {
-    /// The input of some of the units.
-    pub(crate) fn of(&self, units: &[usize]) -> Result<JobInput, ServeError> {
-        self.contract.input(&self.input, units)
-    }
-
-    /// The same in memory of its own: as they are read they keep the whole message that they came in, which
-    /// is not all counted as held.
-    pub(crate) fn detached(self) -> Self {
-        let own = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
-        let input = match self.input {
-            AcceptedInput::Features(tensor) => {
-                AcceptedInput::Features(Tensor { data: own(&tensor.data), ..tensor })
-            }
-            AcceptedInput::Sequences(sequences) => AcceptedInput::Sequences(Sequences {
-                token_ids: own(&sequences.token_ids),
-                label_mask: own(&sequences.label_mask),
-                ..sequences
-            }),
-        };
-        Self { input, ..self }
-    }
 }
 
 impl Contract {

@@ -1,20 +1,18 @@
 //! The rpcs of `distill.v1.TeacherService`.
 //!
 //! [`Core`] is what all of them share; [`stream`] is `LabelStream`, [`head`] is `FetchHead`,
-//! [`deadline`] reads the `grpc-timeout` of a call, and [`taken`] counts an answer as held until the
-//! connection has it.
+//! [`deadline`] reads the `grpc-timeout` of a call, [`turn`] has large answers made in
+//! turns, and [`taken`] counts an answer as held until the connection has it.
 
 mod deadline;
 mod describe;
 mod head;
 mod stream;
 mod taken;
+mod turn;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -28,10 +26,7 @@ use stillhouse_runtime::{
     clock,
     traces::{Context as Trace, Role, Span},
 };
-use tokio::{
-    sync::watch,
-    task::{self, JoinSet},
-};
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -45,15 +40,17 @@ use crate::{
     held::{Held, Ledger},
     metrics as names,
     quota::Quotas,
+    rows::Rows,
     scheduler::Scheduler,
     status::Board,
     turns::Turns,
-    validate::{Contract, Rows},
+    validate::Contract,
 };
 
 pub(crate) use head::Heads;
 pub(crate) use taken::slice_body;
 use taken::{Keep, Taken};
+use turn::{Leaves, in_time};
 
 /// Encoding more values than this leaves the async threads, and waits for its turn.
 const VALUES_ENCODED_INLINE: usize = 1 << 16;
@@ -252,31 +249,6 @@ impl Core {
         Ok((response, Keep::new(held, &self.open)))
     }
 
-    /// Runs something that keeps a core busy, when it is the client's turn, unless who waits goes before.
-    async fn in_turn<T: Send + 'static>(
-        &self,
-        (client, cost): (Arc<str>, u64),
-        deadline: Option<Instant>,
-        work: impl FnOnce() -> Result<T, ServeError> + Send + 'static,
-    ) -> Result<T, ServeError> {
-        let (turns, asked) = (Arc::clone(&self.encoders), clock::now());
-        // A task of its own: a stream whose client does not read polls none of its answers, and a turn that
-        // one of them were given would be nobody's for as long.
-        let mut task = JoinSet::new();
-        task.spawn(in_time(deadline, async move {
-            let turn = turns.take(&client, cost).await;
-            metrics::histogram!(names::ENCODE_WAIT)
-                .record(clock::now().saturating_duration_since(asked));
-            let worked = task::spawn_blocking(move || {
-                let _turn = turn;
-                work()
-            });
-            worked.await.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
-        }));
-        let ended = task.join_next().await.unwrap_or(Ok(Err(ServeError::Cancelled)));
-        ended.unwrap_or_else(|error| Err(ServeError::Forward(error.to_string())))
-    }
-
     async fn label(
         &self,
         request: LabelRequest,
@@ -309,29 +281,6 @@ impl Core {
 impl Submitted {
     fn canceller(&self) -> Canceller {
         self.work.pending.canceller()
-    }
-}
-
-/// Waits for a result, no longer than the client does.
-async fn in_time<T>(
-    deadline: Option<Instant>,
-    result: impl Future<Output = Result<T, ServeError>>,
-) -> Result<T, ServeError> {
-    match deadline {
-        None => result.await,
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), result)
-            .await
-            .unwrap_or(Err(ServeError::Deadline)),
-    }
-}
-
-/// Says, once dropped, that who asked does not wait any more.
-#[derive(Default)]
-struct Leaves(Arc<AtomicBool>);
-
-impl Drop for Leaves {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 
