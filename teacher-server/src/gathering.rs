@@ -266,9 +266,8 @@ impl Pending {
                 let admission = Admission { input, ..admission };
                 tokio::spawn(async move {
                     let mut unfinished = Unfinished(Some(Arc::clone(&gathering)));
-                    let client = Arc::clone(&admission.client);
-                    let (who, turns) = ((&client, admission.deadline), &lookups);
-                    cache.fetch(&gathering, who, turns).await;
+                    let Admission { client, deadline, held, .. } = &admission;
+                    cache.fetch(&gathering, (client, *deadline, held), &lookups).await;
                     if let Err(error) = admission.admit(&gathering, &cache, &scheduler) {
                         gathering.fail(error);
                     }

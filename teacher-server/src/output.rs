@@ -78,10 +78,11 @@ impl Layout {
     }
 
     /// What a turn costs in which that many values are computed or copied: about milliseconds of a core.
-    pub(crate) fn turn(&self, values: usize) -> u64 {
+    pub(crate) fn turn(&self, values: usize, needs_hidden: bool) -> u64 {
         let values_of_a_millisecond = match self {
-            Self::States { .. } => 1 << 23,
-            Self::Logits { .. } => 1 << 17,
+            // Products of a row's state and the output projection.
+            Self::States { .. } if !needs_hidden => 1 << 23,
+            _ => 1 << 17,
         };
         values.div_ceil(values_of_a_millisecond) as u64
     }

@@ -6,7 +6,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -114,6 +117,16 @@ impl Drop for Waits<'_> {
         // Nothing if it has had its turn.
         let waited = self.turns.lock().waiting.cancel(self.ticket);
         drop(waited);
+    }
+}
+
+/// Says, once dropped, that who asked does not wait any more.
+#[derive(Default)]
+pub(crate) struct Leaves(pub(crate) Arc<AtomicBool>);
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -136,7 +136,7 @@ impl<T> Batcher<T> {
                 continue;
             };
             client.account.lead();
-            if matches!(self.turn(id, draft), Turn::HeldUp) {
+            if matches!(self.turn(id, draft), Turn::HeldUp) && draft.items.is_empty() {
                 held_up.push((place, id));
             }
         }

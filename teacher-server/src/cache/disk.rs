@@ -151,8 +151,9 @@ impl Disk {
         })
     }
 
-    /// The outputs of keys that are there. Blocks.
-    pub(crate) fn read(&self, keys: &[Key]) -> Vec<Option<Output>> {
+    /// The outputs of keys that are there; of those that it comes to while `go_on`, which it asks after each,
+    /// says so. Blocks.
+    pub(crate) fn read(&self, keys: &[Key], go_on: impl Fn() -> bool) -> Vec<Option<Output>> {
         let mut outputs = vec![None; keys.len()];
         let generation = self.shared.generation.load(Ordering::SeqCst);
         let result = self.reader(generation).and_then(|connection| {
@@ -164,6 +165,9 @@ impl Disk {
                         .query_row([id(key)], |row| Ok(decode(key, row.get_ref(0)?.as_blob().ok())))
                         .optional()?
                         .flatten();
+                    if !go_on() {
+                        break;
+                    }
                 }
             }
             Ok(connection)
@@ -398,18 +402,35 @@ mod tests {
         disk.close();
         drop(disk);
         let disk = open(folder.path());
-        let found = disk.read(&[key(2), key(3), key(1)]);
+        let found = disk.read(&[key(2), key(3), key(1)], || true);
         let found: Vec<Option<&[f32]>> = found.iter().map(Option::as_deref).collect();
         assert_eq!(found, [Some(&[][..]), None, Some(&[1.5, -2.0])]);
         disk.close();
         drop(disk);
         let other = Disk::open(folder.path(), BYTES, &[2; 32]).unwrap();
-        assert_eq!(other.read(&[key(1)]), [None]);
+        assert_eq!(other.read(&[key(1)], || true), [None]);
         other.close();
         drop(other);
         let again = open(folder.path());
-        assert_eq!(again.read(&[key(1)]), [None]);
+        assert_eq!(again.read(&[key(1)], || true), [None]);
         again.close();
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_not_read_to_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = open(folder.path());
+        disk.write((1..5).map(|number| (key(number), vec![1.0].into())).collect());
+        settle(&disk);
+        let asked = std::cell::Cell::new(0);
+        let go_on = || {
+            asked.set(asked.get() + 1);
+            asked.get() < 2
+        };
+        let found = disk.read(&[key(1), key(2), key(3), key(4)], go_on);
+        let found: Vec<bool> = found.iter().map(Option::is_some).collect();
+        assert_eq!((found, asked.get()), (vec![true, true, false, false], 2));
+        disk.close();
     }
 
     #[test]
@@ -434,7 +455,7 @@ mod tests {
             disk.write(vec![(key(number), vec![f32::from(number); 1000].into())]);
         }
         settle(&disk);
-        assert!(disk.read(&[key(0), key(100)]).iter().all(Option::is_some));
+        assert!(disk.read(&[key(0), key(100)], || true).iter().all(Option::is_some));
         // Connections of their own see what is on the disk by then.
         disk.readers.lock().unwrap().clear();
         for suffix in ["", "-wal"] {
@@ -449,7 +470,7 @@ mod tests {
         let begun = Instant::now();
         while generation() == 0 {
             assert!(begun.elapsed() < Duration::from_secs(30), "damage is noticed");
-            let found = disk.read(&keys);
+            let found = disk.read(&keys, || true);
             for (number, output) in found.iter().enumerate() {
                 assert!(output.as_ref().is_none_or(|output| output[0] == number as f32));
             }
@@ -458,7 +479,7 @@ mod tests {
         }
         disk.write(vec![(key(7), vec![7.0].into())]);
         settle(&disk);
-        assert_eq!(disk.read(&[key(7)])[0].as_deref(), Some(&[7.0][..]));
+        assert_eq!(disk.read(&[key(7)], || true)[0].as_deref(), Some(&[7.0][..]));
         disk.close();
     }
 
@@ -482,7 +503,7 @@ mod tests {
             }
             let copied = open(&copy);
             let keys: Vec<Key> = (0..200).map(key).collect();
-            for (number, output) in copied.read(&keys).into_iter().enumerate() {
+            for (number, output) in copied.read(&keys, || true).into_iter().enumerate() {
                 let Some(output) = output else { continue };
                 assert_eq!(output[..], vec![number as f32; 300]);
                 found += 1;

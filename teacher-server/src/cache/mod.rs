@@ -41,10 +41,11 @@ pub(crate) use key::{Key, Keyer};
 
 use crate::{
     gathering::{Gathering, Source},
+    held::Held,
     metrics as names,
     output::{Layout, Output},
     settings::Cache as Settings,
-    turns::Turns,
+    turns::{Leaves, Turns},
 };
 
 /// Requests that look rows up on the disk at one time.
@@ -176,11 +177,11 @@ impl RowCache {
     }
 
     /// Looks on the disk for what a request misses. What is there comes into memory, too.
-    /// `deadline` is the request's, `turns` are those of lookups.
+    /// What is asked with is the request's; `turns` are those of lookups.
     pub(crate) async fn fetch(
         &self,
         gathering: &Arc<Gathering>,
-        (client, deadline): (&Arc<str>, Option<Instant>),
+        (client, deadline, held): (&Arc<str>, Option<Instant>, &Arc<Held>),
         turns: &Arc<Turns>,
     ) {
         let Some(disk) = &self.disk else { return };
@@ -197,11 +198,15 @@ impl RowCache {
             if gathering.is_over() {
                 return None;
             }
+            // Goes on to the row that it is at, whoever has given it up.
+            let leaves = Leaves::default();
+            let (gone, held) = (Arc::clone(&leaves.0), Arc::clone(held));
             let read = task::spawn_blocking(move || {
-                let _under_way = (turn, lookup);
-                let read = disk.read(&keys);
-                patience.heard();
-                read
+                let _under_way = (turn, lookup, held);
+                disk.read(&keys, || {
+                    patience.heard();
+                    !gone.load(Ordering::Relaxed)
+                })
             });
             read.await.ok()
         };

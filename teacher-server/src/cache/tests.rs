@@ -7,7 +7,9 @@ use stillhouse_runtime::clock;
 use tokio::sync::oneshot::{Receiver, error::TryRecvError};
 
 use super::{patience::LIMIT, *};
-use crate::{error::ServeError, gathering::Done, settings::ClientSettings, units::Unit};
+use crate::{
+    error::ServeError, gathering::Done, held::Ledger, settings::ClientSettings, units::Unit,
+};
 
 const CLASSES: usize = 3;
 
@@ -149,12 +151,13 @@ async fn a_disk_that_hangs_is_waited_for_once_and_by_nobody_beyond_a_quarter_of_
     let cache = RowCache::open(&settings, &[1; 32], layout).unwrap();
     let turns = Turns::new(1, &ClientSettings::default(), &BTreeMap::new()).unwrap();
     let client = Arc::from("a");
+    let held = Arc::new(Ledger::new(1, 1).take(&client, 1).unwrap());
     let stuck = turns.take(&client, 1).await;
     let took = async |deadline: Option<Duration>| {
         let asked = Asked::new(&cache, vec![1], false);
         let begun = Instant::now();
         let deadline = deadline.map(|left| clock::now() + left);
-        cache.fetch(&asked.gathering, (&client, deadline), &turns).await;
+        cache.fetch(&asked.gathering, (&client, deadline, &held), &turns).await;
         begun.elapsed()
     };
     let short = took(Some(Duration::from_millis(400))).await;

@@ -43,14 +43,14 @@ use crate::{
     rows::Rows,
     scheduler::Scheduler,
     status::Board,
-    turns::Turns,
+    turns::{Leaves, Turns},
     validate::Contract,
 };
 
 pub(crate) use head::Heads;
 pub(crate) use taken::slice_body;
 use taken::{Keep, Taken};
-use turn::{Leaves, in_time};
+use turn::in_time;
 
 /// Encoding more values than this leaves the async threads, and waits for its turn.
 const VALUES_ENCODED_INLINE: usize = 1 << 16;
@@ -215,15 +215,16 @@ impl Core {
         let mut encoding_span = Span::begin("encode", Role::Internal, &span.context(), []);
         let fingerprint = self.fingerprint(rule);
         let layout = self.cache.layout();
-        let values = layout.work(&done.outputs, encoding.needs_hidden(), self.contract.classes);
+        let needs_hidden = encoding.needs_hidden();
+        let values = layout.work(&done.outputs, needs_hidden, self.contract.classes);
         let values = encoding.work(values, rows, temperatures.len());
         let (cache, ensemble) = (Arc::clone(&self.cache), Arc::clone(&self.ensemble));
         let leaves = Leaves::default();
         let wanted = Wanted { until: deadline, gone: Arc::clone(&leaves.0) };
         // What is held goes along: the work goes on for a moment even if nobody waits for it any more.
         let encode = move || {
+            wanted.check()?;
             let asked = Asked { id, sum, rule, encoding, temperatures, wanted };
-            let needs_hidden = asked.encoding.needs_hidden();
             let computed = cache.layout().gather(&done.outputs, needs_hidden, &ensemble);
             let response = respond(asked, fingerprint, (&done, &computed))?;
             Ok((response, held))
@@ -231,7 +232,7 @@ impl Core {
         let encoded = if values <= VALUES_ENCODED_INLINE {
             encode()
         } else {
-            let cost = layout.turn(values);
+            let cost = layout.turn(values, needs_hidden);
             self.in_turn((Arc::clone(&client), cost), deadline, encode).await
         };
         if let Err(error) = &encoded {

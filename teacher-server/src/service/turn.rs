@@ -1,12 +1,6 @@
 //! Work that waits for its turn, and for no longer than its client does.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use stillhouse_runtime::clock;
 use tokio::task::{self, JoinSet};
@@ -51,15 +45,5 @@ pub(super) async fn in_time<T>(
         Some(deadline) => tokio::time::timeout_at(deadline.into(), result)
             .await
             .unwrap_or(Err(ServeError::Deadline)),
-    }
-}
-
-/// Says, once dropped, that who asked does not wait any more.
-#[derive(Default)]
-pub(super) struct Leaves(pub(super) Arc<AtomicBool>);
-
-impl Drop for Leaves {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
