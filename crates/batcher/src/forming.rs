@@ -9,9 +9,8 @@ use crate::{Batch, Formed, Forming, LaunchReason, Launched, Ticket, Time};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     pub(crate) cost: u64,
-    /// Whether a request that is larger than the room may be the first.
-    pub(crate) any_first: bool,
-    /// Whether others have a part of the batch already: what does not fit may do so in one that is whole.
+    /// Whether others have a part of the batch already: what does not fit may do so in one that is whole,
+    /// where the first may be larger than the room.
     pub(crate) is_rest: bool,
 }
 
@@ -34,8 +33,6 @@ struct Draft<T> {
     /// What requests may cost that others' part of the batch leaves room for; none: the batch is whole.
     most: Option<u64>,
     held_up: bool,
-    /// Whether a request that is larger than the room may be the first.
-    any_first: bool,
     /// Which lengths may join; anything may join an empty batch.
     window: Option<Window>,
 }
@@ -73,7 +70,7 @@ impl<T> Batcher<T> {
             None => Forming::Idle,
             Some((time, _)) if time > now => Forming::Wait(time),
             Some((_, reason)) => {
-                let room = Room { cost: self.room(), any_first: true, is_rest: false };
+                let room = Room { cost: self.room(), is_rest: false };
                 let Filled { items, cost, .. } = self.fill_within(now, room);
                 Forming::Launch(Batch { items, cost, reason })
             }
@@ -107,10 +104,9 @@ impl<T> Batcher<T> {
 
     /// Takes what rides in a batch, within some room.
     pub(crate) fn fill_within(&mut self, now: Time, room: Room) -> Filled<T> {
-        let Room { cost: room, any_first, is_rest } = room;
+        let Room { cost: room, is_rest } = room;
         let (items, most) = (Vec::new(), is_rest.then_some(room));
-        let mut draft =
-            Draft { now, items, cost: 0, room, most, held_up: false, any_first, window: None };
+        let mut draft = Draft { now, items, cost: 0, room, most, held_up: false, window: None };
         self.lead(&mut draft);
         while draft.room > 0 {
             let round = self.round(&mut draft);
@@ -203,7 +199,7 @@ impl<T> Batcher<T> {
             if pick.cost > client.account.credit {
                 return Turn::Short;
             }
-            if pick.cost > draft.room && !(draft.any_first && draft.items.is_empty()) {
+            if pick.cost > draft.room && !(draft.most.is_none() && draft.items.is_empty()) {
                 if draft.is_too_large(pick.cost) {
                     draft.held_up = true;
                     return Turn::HeldUp;
@@ -245,8 +241,7 @@ impl<T> Batcher<T> {
 impl<T> Draft<T> {
     /// Whether a request can only ride in a batch that others have no part of.
     fn is_too_large(&self, cost: u64) -> bool {
-        let may_be_first = self.any_first && self.items.is_empty();
-        !may_be_first && self.most.is_some_and(|most| cost > most)
+        self.most.is_some_and(|most| cost > most)
     }
 
     fn push(&mut self, ticket: Ticket, entry: Entry<T>) {

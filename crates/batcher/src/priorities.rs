@@ -130,8 +130,7 @@ impl<T> Prioritised<T> {
             if room == 0 && !batch.items.is_empty() {
                 continue;
             }
-            let is_first = batch.items.is_empty();
-            let room = Room { cost: room, any_first: is_first, is_rest: !is_first };
+            let room = Room { cost: room, is_rest: !batch.items.is_empty() };
             let filled = self.levels[level].fill_within(now, room);
             rode[level] = !filled.items.is_empty() && !filled.held_up;
             batch.cost += filled.cost;
