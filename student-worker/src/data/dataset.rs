@@ -217,8 +217,11 @@ impl Dataset {
 
     /// These rows as the student sees them: each byte times `rescale_factor`, `[rows, width]`.
     pub fn gather_f32(&self, rows: &[u32], rescale_factor: f64) -> Vec<f32> {
-        let row = |row: &u32| rescale(self.row(*row), rescale_factor);
-        rows.iter().flat_map(row).collect()
+        let mut values = Vec::with_capacity(rows.len() * self.width());
+        for row in rows {
+            values.extend(rescale(self.row(*row), rescale_factor));
+        }
+        values
     }
 
     /// The labels of these rows; none for unlabelled data.

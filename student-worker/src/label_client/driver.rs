@@ -84,7 +84,8 @@ pub(super) struct Driver<I> {
     connect: Box<dyn FnMut(usize, Address) -> Connection + Send>,
     /// Endpoints, by number: those that there are, and those that have been until not long ago.
     endpoints: Vec<Replica>,
-    out: mpsc::Sender<Result<Labelled, ClientError>>,
+    /// No more goes in than there is room for jobs.
+    out: mpsc::UnboundedSender<Result<Labelled, ClientError>>,
     /// Labels for rows that come again.
     kept: Kept,
     /// The tasks of the connections, which end with the driver.
@@ -110,7 +111,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         connect: Box<dyn FnMut(usize, Address) -> Connection + Send>,
         (pipeline, on_loss, kept_bytes): (Limits, OnTeacherLoss, usize),
         (events, reports, jitter): (mpsc::Receiver<Event>, mpsc::Receiver<StudentReport>, Philox),
-        out: mpsc::Sender<Result<Labelled, ClientError>>,
+        out: mpsc::UnboundedSender<Result<Labelled, ClientError>>,
     ) -> Self {
         let mut driver = Self {
             jobs,
@@ -182,10 +183,10 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             live.give_up("the run ended before its answer");
         }
         if let Err(error) = driven {
-            let _ = self.out.send(Err(error)).await;
+            let _ = self.out.send(Err(error));
         }
         // That was all of them; the run goes on for as long as somebody reports how.
-        self.out = mpsc::channel(1).0;
+        self.out = mpsc::unbounded_channel().0;
         let mut told = false;
         while let Some(report) = self.reports.recv().await {
             while self.events.try_recv().is_ok() {}
@@ -200,6 +201,10 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
 
     async fn drive(&mut self) -> Result<(), ClientError> {
         let mut more = true;
+        let timer = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(timer);
+        // What it is set to; none once it has gone off.
+        let mut alarm: Option<Instant> = None;
         loop {
             // What has arrived counts, however long this process was stopped meanwhile.
             while let Ok(event) = self.events.try_recv() {
@@ -213,38 +218,36 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                     Next::End => more = false,
                 }
             }
-            if !more && self.pipeline.is_empty() {
-                return Ok(());
-            }
             self.give_up_overdue(now);
             self.without_teachers(now)?;
             self.ask_elsewhere(now);
             self.send_ready(now);
+            let is_wanted = self.deliver()?;
+            if !is_wanted || (!more && self.pipeline.is_empty()) {
+                return Ok(());
+            }
             self.let_go();
             // What an ended connection leaves behind goes once it is asked for.
             while self.connections.try_join_next().is_some() {}
 
             let settles = (now < self.settles).then_some(self.settles);
             let wake = self.pipeline.next_wake(now).into_iter().chain(settles).min();
-            let idle = Duration::from_secs(3600);
-            let wake = wake.map_or(idle, |wake| wake.saturating_duration_since(now));
-            let out = self.out.clone();
-            let deliverable = self.lost || self.pipeline.can_deliver();
+            // Set only to go off earlier. Otherwise it goes off for nothing, now and then, rather than be
+            // set at every answer.
+            if let Some(wake) = wake.filter(|wake| alarm.is_none_or(|alarm| *wake < alarm)) {
+                let after = wake.saturating_duration_since(now);
+                timer.as_mut().reset(tokio::time::Instant::now() + after);
+                alarm = Some(wake);
+            }
             tokio::select! {
-                permit = out.reserve(), if deliverable && !self.pipeline.is_empty() => {
-                    let Ok(permit) = permit else { return Ok(()) };
-                    if let Some(labelled) = self.deliver()? {
-                        permit.send(Ok(labelled));
-                    }
-                }
-                () = out.closed() => return Ok(()),
+                () = self.out.closed() => return Ok(()),
                 job = self.jobs.wait(), if more && self.pipeline.has_room() => match job {
                     Some(job) => self.push(job, clock::now()),
                     None => more = false,
                 },
                 Some(event) = self.events.recv() => self.on(event)?,
                 Some(report) = self.reports.recv() => self.tell(&report),
-                () = tokio::time::sleep(wake) => {}
+                () = &mut timer, if alarm.is_some() => alarm = None,
             }
         }
     }
@@ -267,23 +270,29 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
         self.pipeline.push(held, count, known, now);
     }
 
-    /// The next job's labels; without them if teachers are lost.
-    fn deliver(&mut self) -> Result<Option<Labelled>, ClientError> {
-        if let Some((held, parts)) = self.pipeline.deliver() {
-            let index = held.job.index;
-            let batch = join(parts, &held.labels).ok_or_else(|| ClientError::Answer {
-                endpoint: "all".to_owned(),
-                request: describe(&held.job),
-                reason: "its parts do not go together".to_owned(),
-            })?;
-            self.kept.keep(&held.keys, &held.labels, &batch);
-            return Ok(Some(Labelled { index, batch: Some(batch) }));
+    /// Hands on the labels of the next jobs; without them if teachers are lost. False if nobody takes them.
+    fn deliver(&mut self) -> Result<bool, ClientError> {
+        loop {
+            let labelled = match self.pipeline.deliver() {
+                Some((held, parts)) => {
+                    let batch = join(parts, &held.labels).ok_or_else(|| ClientError::Answer {
+                        endpoint: "all".to_owned(),
+                        request: describe(&held.job),
+                        reason: "its parts do not go together".to_owned(),
+                    })?;
+                    self.kept.keep(&held.keys, &held.labels, &batch);
+                    Labelled { index: held.job.index, batch: Some(batch) }
+                }
+                None if self.lost => match self.pipeline.abandon() {
+                    Some(held) => Labelled { index: held.job.index, batch: None },
+                    None => return Ok(true),
+                },
+                None => return Ok(true),
+            };
+            if self.out.send(Ok(labelled)).is_err() {
+                return Ok(false);
+            }
         }
-        if !self.lost {
-            return Ok(None);
-        }
-        let without = |held: Held| Labelled { index: held.job.index, batch: None };
-        Ok(self.pipeline.abandon().map(without))
     }
 
     /// Decides what to do when no teacher answers.

@@ -52,7 +52,7 @@ use connection::Event;
 use driver::Driver;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use gate::{Address, Closed, Gate, Opened};
-use jobs::Jobs;
+use jobs::{Jobs, Room};
 use pipeline::Limits;
 use resolve::Endpoints;
 use stillhouse_nn::{Head, Philox};
@@ -250,29 +250,28 @@ impl LabelClient {
     where
         I: Iterator<Item = Job> + Send + 'static,
     {
-        if self.patience.window > 0 {
-            return self.drive(Jobs::Planned(jobs), None);
-        }
-        let waited_for = Arc::new(Semaphore::new(0));
-        self.drive(Jobs::Awaited(jobs, Arc::clone(&waited_for)), Some(waited_for))
+        let ahead = self.patience.window;
+        self.drive(Jobs::planned(jobs, ahead))
     }
 
     /// As [`Self::labels`], for jobs that are not known before they are sent: on-policy samples, say.
     /// Dropping the sender ends the labels.
     pub fn on_demand(mut self) -> (mpsc::Sender<Job>, OrderedLabels) {
         self.keep_none();
-        let (sender, jobs) = mpsc::channel(self.patience.window.max(1));
-        (sender, self.drive(Jobs::<std::iter::Empty<Job>>::Demanded(jobs), None))
+        let ahead = self.patience.window.clamp(1, Semaphore::MAX_PERMITS);
+        let (sender, jobs) = mpsc::channel(ahead);
+        (sender, self.drive(Jobs::<std::iter::Empty<Job>>::demanded(jobs, ahead)))
     }
 
-    fn drive<I>(self, jobs: Jobs<I>, waited_for: Option<Arc<Semaphore>>) -> OrderedLabels
+    fn drive<I>(self, (jobs, room): (Jobs<I>, Room)) -> OrderedLabels
     where
         I: Iterator<Item = Job> + Send + 'static,
     {
         let patience = self.patience;
         let (send_events, events) = mpsc::channel(EVENTS);
         let limits = Limits {
-            window: patience.window.max(1),
+            // As many as there is room for, or as somebody waits for.
+            window: if patience.window == 0 { usize::MAX } else { patience.window },
             timeout: patient(self.gate.wanted.timeout),
             budget: patience.budget,
             backoff: patience.backoff(),
@@ -286,7 +285,7 @@ impl LabelClient {
             jitter: Philox::new(patience.seed, random::JITTER + 1 + endpoint as u64),
             events: told.clone(),
         };
-        let (out, answers) = mpsc::channel(1);
+        let (out, answers) = mpsc::unbounded_channel();
         let (report, reports) = mpsc::channel(1);
         let jitter = Philox::new(patience.seed, random::JITTER);
         let driver = Driver::new(
@@ -303,7 +302,7 @@ impl LabelClient {
         }
         // It ends when nobody takes its labels and reports any more.
         tokio::spawn(driver.run());
-        OrderedLabels { answers, waited_for, told: 0, report, reported: None }
+        OrderedLabels { answers, room, report, reported: None }
     }
 }
 
@@ -391,11 +390,8 @@ async fn open_any(
 /// Labels in the order of their jobs. Dropped, it ends the requests in flight.
 #[derive(Debug)]
 pub struct OrderedLabels {
-    answers: mpsc::Receiver<Result<Labelled, ClientError>>,
-    /// Told of each wait, where nothing is asked for ahead.
-    waited_for: Option<Arc<Semaphore>>,
-    /// Waits that it was told of and that have not begun.
-    told: usize,
+    answers: mpsc::UnboundedReceiver<Result<Labelled, ClientError>>,
+    room: Room,
     /// For the teachers: how the run is going.
     report: mpsc::Sender<StudentReport>,
     reported: Option<Instant>,
@@ -404,21 +400,17 @@ pub struct OrderedLabels {
 impl OrderedLabels {
     /// The labels of the next job; none after the last, and after an error.
     pub async fn next(&mut self) -> Option<Result<Labelled, ClientError>> {
-        if self.told == 0 {
-            self.will_take(1);
-        }
-        self.told -= 1;
-        self.answers.recv().await
+        self.room.wait();
+        let next = self.answers.recv().await;
+        self.room.used();
+        next
     }
 }
 
 impl OrderedLabels {
     /// Says that so many will be waited for now, one after the other.
     pub(crate) fn will_take(&mut self, jobs: usize) {
-        self.told += jobs;
-        if let Some(waited_for) = &self.waited_for {
-            waited_for.add_permits(jobs);
-        }
+        self.room.will_take(jobs);
     }
 }
 

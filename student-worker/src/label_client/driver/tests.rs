@@ -34,13 +34,13 @@ fn driver() -> Driver<std::iter::Empty<Job>> {
     let limits =
         Limits { window: 1, timeout: Duration::from_secs(1), budget: Duration::MAX, backoff };
     Driver::new(
-        Jobs::Planned(std::iter::empty()),
+        Jobs::planned(std::iter::empty(), 1).0,
         gate,
         Vec::new(),
         Box::new(connect),
         (limits, OnTeacherLoss::Wait, 0),
         (events, mpsc::channel(1).1, Philox::new(1, 0)),
-        mpsc::channel(1).0,
+        mpsc::unbounded_channel().0,
     )
 }
 
