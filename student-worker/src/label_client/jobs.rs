@@ -40,14 +40,14 @@ pub(super) struct Room {
 }
 
 impl<I> Jobs<I> {
-    /// Jobs that are known: `ahead` of them at most are taken whose labels are not used; 0: each when it is
+    /// Jobs that are known: `ahead` of them at least are taken whose labels are not used; 0: each when it is
     /// waited for.
     ///
-    /// Room is made for half of them at a time. Whoever trains on a core that this shares with it is then
-    /// interrupted once for several requests, which costs less than once for each: what is run in between
-    /// has swept the caches.
+    /// Room is made for half as many at a time, on top of them: whoever trains on the same core is then
+    /// interrupted once for several requests.
     pub(super) fn planned(jobs: I, ahead: usize) -> (Self, Room) {
-        let room = Room::new(ahead, ahead - ahead / 2);
+        let at_once = ahead.div_ceil(2);
+        let room = Room::new(most_ahead(ahead), at_once);
         (Self { source: Source::Planned(jobs), room: Arc::clone(&room.room) }, room)
     }
 
@@ -85,6 +85,11 @@ impl<I: Iterator<Item = Job>> Jobs<I> {
         one.forget();
         Some(job)
     }
+}
+
+/// Jobs that are taken, at most, before the labels of the first are used, where `ahead` of them should be.
+pub(super) fn most_ahead(ahead: usize) -> usize {
+    ahead.saturating_add(ahead.div_ceil(2))
 }
 
 impl Room {
@@ -140,12 +145,12 @@ mod tests {
     }
 
     #[test]
-    fn known_jobs_are_taken_ahead_and_half_of_them_at_a_time() {
+    fn known_jobs_are_taken_ahead_and_half_as_many_at_a_time() {
         for (ahead, first, then) in [
-            (1, vec![0], [vec![1], vec![2], vec![3], vec![4]]),
-            (2, vec![0, 1], [vec![2], vec![3], vec![4], vec![5]]),
-            (3, vec![0, 1, 2], [vec![], vec![3, 4], vec![], vec![5, 6]]),
-            (4, vec![0, 1, 2, 3], [vec![], vec![4, 5], vec![], vec![6, 7]]),
+            (1, vec![0, 1], [vec![2], vec![3], vec![4], vec![5]]),
+            (2, vec![0, 1, 2], [vec![3], vec![4], vec![5], vec![6]]),
+            (3, vec![0, 1, 2, 3, 4], [vec![], vec![5, 6], vec![], vec![7, 8]]),
+            (4, vec![0, 1, 2, 3, 4, 5], [vec![], vec![6, 7], vec![], vec![8, 9]]),
         ] {
             let (mut jobs, mut room) = Jobs::planned((0..100).map(job), ahead);
             assert_eq!(taken(&mut jobs), first);

@@ -14,7 +14,8 @@ use crate::{
 /// How far to ask ahead, and how long to go on without an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// Requests held: asked for ahead of the one that is used; 0: each when it is waited for.
+    /// Requests asked for ahead of the one that is used, at least, and half as many more at most; 0: each
+    /// when it is waited for.
     pub window: usize,
     /// Longest time without any label.
     pub budget: Duration,

@@ -54,7 +54,8 @@ pub struct TeacherSection {
     /// Rows per request; absent: a whole batch.
     #[serde(default)]
     pub request_rows: Option<usize>,
-    /// Batches that are asked for ahead of the one that is trained on; 0: each when it is needed.
+    /// Batches that are asked for ahead of the one that is trained on, at least: up to half as many more are,
+    /// so that several are asked for at a time. 0: each when it is needed.
     #[serde(default = "default_prefetch")]
     pub prefetch: usize,
     /// Bytes of labels that the student keeps for when their rows come again, in the next epoch, 0 to

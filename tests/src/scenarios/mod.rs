@@ -59,7 +59,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "decouple",
         about: "a student on one core and its teacher on the other, beside plain training",
-        run: |options| decouple::run(options.seconds),
+        run: |options| decouple::run(options.seconds, options.part.as_deref()),
     },
     Scenario {
         name: "share",
