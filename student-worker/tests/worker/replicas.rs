@@ -279,7 +279,10 @@ async fn what_a_silent_replica_owes_is_asked_of_the_others_long_before_its_time_
     run(bench.recipe("late", &both), Existing::Refuse).await.unwrap();
     assert_eq!(bench.weights("late"), bench.weights("whole"));
     let asked = silent.requests.load(Ordering::Relaxed);
-    assert!((1..=UNDER_WAY).contains(&asked), "{asked} requests went to a replica that does not answer");
+    assert!(
+        (1..=UNDER_WAY).contains(&asked),
+        "{asked} requests went to a replica that does not answer"
+    );
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
