@@ -211,7 +211,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 self.on(event)?;
             }
             let now = clock::now();
-            while more && self.pipeline.has_room() {
+            while more {
                 match self.jobs.next() {
                     Next::Job(job) => self.push(*job, now),
                     Next::NotYet => break,
@@ -241,7 +241,7 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
             }
             tokio::select! {
                 () = self.out.closed() => return Ok(()),
-                job = self.jobs.wait(), if more && self.pipeline.has_room() => match job {
+                job = self.jobs.wait(), if more => match job {
                     Some(job) => self.push(job, clock::now()),
                     None => more = false,
                 },

@@ -47,7 +47,7 @@ impl<I> Jobs<I> {
     /// interrupted once for several requests.
     pub(super) fn planned(jobs: I, ahead: usize) -> (Self, Room) {
         let at_once = ahead.div_ceil(2);
-        let room = Room::new(most_ahead(ahead), at_once);
+        let room = Room::new(ahead.saturating_add(at_once), at_once);
         (Self { source: Source::Planned(jobs), room: Arc::clone(&room.room) }, room)
     }
 
@@ -87,11 +87,6 @@ impl<I: Iterator<Item = Job>> Jobs<I> {
     }
 }
 
-/// Jobs that are taken, at most, before the labels of the first are used, where `ahead` of them should be.
-pub(super) fn most_ahead(ahead: usize) -> usize {
-    ahead.saturating_add(ahead.div_ceil(2))
-}
-
 impl Room {
     fn new(ahead: usize, at_once: usize) -> Self {
         let ahead = ahead.min(Semaphore::MAX_PERMITS);
@@ -126,6 +121,7 @@ impl Room {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use stillhouse_proto::v1::{Tensor, label_request::Inputs};
 
     use super::*;
@@ -159,6 +155,30 @@ mod tests {
                 assert_eq!(taken(&mut jobs), [0; 0], "{ahead}: to wait makes no room");
                 room.used();
                 assert_eq!(taken(&mut jobs), then, "{ahead}");
+            }
+        }
+    }
+
+    proptest! {
+        /// However taking, waiting and using alternate: no more are held than there may be, and no fewer
+        /// can be.
+        #[test]
+        fn what_is_held_is_bounded(ahead in 0_usize..9, uses in prop::collection::vec(any::<bool>(), 1..200)) {
+            let (mut jobs, mut room) = Jobs::planned((0..1000).map(job), ahead);
+            let (mut held, mut waited) = (0, 0);
+            for is_use in uses {
+                if is_use && held > 0 {
+                    room.used();
+                    held -= 1;
+                } else {
+                    held += taken(&mut jobs).len();
+                    let asked = if ahead == 0 { waited } else { ahead + ahead.div_ceil(2) };
+                    prop_assert!((ahead..=asked).contains(&held), "{held} of {ahead}");
+                    if ahead == 0 && held == 0 {
+                        room.wait();
+                        waited = 1;
+                    }
+                }
             }
         }
     }

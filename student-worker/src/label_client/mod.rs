@@ -52,7 +52,7 @@ use connection::Event;
 use driver::Driver;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use gate::{Address, Closed, Gate, Opened};
-use jobs::{Jobs, Room, most_ahead};
+use jobs::{Jobs, Room};
 use pipeline::Limits;
 use resolve::Endpoints;
 use stillhouse_nn::{Head, Philox};
@@ -270,8 +270,6 @@ impl LabelClient {
         let patience = self.patience;
         let (send_events, events) = mpsc::channel(EVENTS);
         let limits = Limits {
-            // As many as there is room for, or as somebody waits for.
-            window: if patience.window == 0 { usize::MAX } else { most_ahead(patience.window) },
             timeout: patient(self.gate.wanted.timeout),
             budget: patience.budget,
             backoff: patience.backoff(),

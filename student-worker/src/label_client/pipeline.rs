@@ -2,8 +2,8 @@
 //!
 //! No input, output or clock: time and what arrived are arguments. A job has units (rows, sequences)
 //! that may be asked for in parts, at several endpoints. Invariants, under any sequence of failures:
-//! every job is handed on once, whole, in the order in which it was taken; no more than `window` jobs
-//! are held; no unit is asked for twice at one time, but once more, elsewhere, where an answer is late.
+//! every job is handed on once, whole, in the order in which it was taken; no unit is asked for twice at
+//! one time, but once more, elsewhere, where an answer is late. How many jobs there are is not its matter.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -17,8 +17,6 @@ use super::{backoff::Backoff, retry_budget::RetryBudget};
 /// How a pipeline works.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Jobs held, from when they are taken until they are handed on.
-    pub(super) window: usize,
     /// Time that a request may take.
     pub(super) timeout: Duration,
     /// Time without any answer, while at least one is wanted, after which to give up.
@@ -120,11 +118,6 @@ impl<J, A> Pipeline<J, A> {
     /// Longest time without any label.
     pub(super) fn budget(&self) -> Duration {
         self.limits.budget
-    }
-
-    /// Whether another job can be taken.
-    pub(super) fn has_room(&self) -> bool {
-        self.slots.len() < self.limits.window
     }
 
     pub(super) fn is_empty(&self) -> bool {

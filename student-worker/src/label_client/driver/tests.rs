@@ -31,8 +31,7 @@ fn driver() -> Driver<std::iter::Empty<Job>> {
         jitter: Philox::new(1, endpoint as u64),
         events: told.clone(),
     };
-    let limits =
-        Limits { window: 1, timeout: Duration::from_secs(1), budget: Duration::MAX, backoff };
+    let limits = Limits { timeout: Duration::from_secs(1), budget: Duration::MAX, backoff };
     Driver::new(
         Jobs::planned(std::iter::empty(), 1).0,
         gate,
