@@ -7,6 +7,7 @@
 //! * [`client`]: a plain gRPC client of a teacher.
 //! * [`proxy`]: a TCP proxy that does harm.
 //! * [`student`]: `student-worker train` as a process.
+//! * [`turns`]: students that take turns on a core.
 //! * [`scenarios`]: what `acceptance` measures.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
@@ -19,3 +20,4 @@ pub mod process;
 pub mod proxy;
 pub mod scenarios;
 pub mod student;
+pub mod turns;

@@ -78,14 +78,9 @@ impl Student {
         self.records().iter().filter_map(|record| record["step"].as_u64()).collect()
     }
 
-    /// Mean of the rates that it recorded from an epoch on, in rows a second. Each is that of the last
-    /// two seconds or so before its step, or of those before.
-    pub fn rate_from(&self, epoch: u64) -> f64 {
-        let records = self.records();
-        let later = records.iter().filter(|record| record["epoch"].as_u64() >= Some(epoch));
-        let rates: Vec<f64> =
-            later.filter_map(|record| record["examples_per_second"].as_f64()).collect();
-        rates.iter().sum::<f64>() / rates.len() as f64
+    /// What it recorded of its newest step.
+    pub fn last_record(&self) -> Option<Value> {
+        self.records().pop()
     }
 
     fn records(&self) -> Vec<Value> {

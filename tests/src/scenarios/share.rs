@@ -10,11 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Figures, median, progress};
+use super::{Figures, progress};
 use crate::{
     models,
     process::{Teacher, on_core},
     student::{Student, finish_within},
+    turns::{Ratio, Runner, take_turns},
 };
 
 const STUDENTS: usize = 8;
@@ -23,14 +24,16 @@ const ROWS: usize = 60_000;
 /// Wide enough to be what everybody waits for.
 const WIDE: [usize; 3] = [4000, 4000, 4000];
 
-/// Rounds of the second part, interleaved.
-const ROUNDS: usize = 5;
+/// How long a student of the second part trains before the next does.
+const TURN: Duration = Duration::from_millis(800);
 /// Rows of its epochs: about a second of the student's time.
 const SHORT: usize = 12_800;
 
-/// Rates recorded from this epoch on say nothing of the first, which takes about half of the time that
-/// a rate is measured over.
-const SETTLED: u64 = 5;
+/// The epoch that they are in before their first turn: past the one that brings the labels.
+const SETTLED: u64 = 3;
+const WARM_UP: Duration = Duration::from_secs(8);
+/// Epochs that nobody gets to the end of.
+const ENDLESS: u32 = 10_000;
 
 /// Longest time of one run.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -43,7 +46,7 @@ pub(super) fn run(seconds: Option<f64>, part: Option<&str>) -> Figures {
         eight_students(&mut figures);
     }
     if part.is_none_or(|part| part == "second-epoch") {
-        second_epoch(seconds.unwrap_or(14.0), &mut figures);
+        second_epoch(seconds.unwrap_or(60.0), &mut figures);
     }
     let none = figures.is_empty();
     figures.require(!none, format!("no part {part:?}; there are: students, second-epoch"));
@@ -126,8 +129,7 @@ fn eight_students(figures: &mut Figures) {
 fn second_epoch(seconds: f64, figures: &mut Figures) {
     let folder = tempfile::tempdir().unwrap();
     let teacher = teacher(folder.path(), &[1200, 1200], &[]);
-    let epochs = (seconds * 10_000.0 / SHORT as f64).ceil().max(2.0 * SETTLED as f64);
-    let train = |epochs: f64| {
+    let train = |epochs: u32| {
         format!("[train]\nepochs = {epochs}\nbatch_size = 128\neval_every = {epochs}\n")
     };
     // As a recipe is that says nothing: the student keeps what its first epoch has brought.
@@ -135,38 +137,42 @@ fn second_epoch(seconds: f64, figures: &mut Figures) {
     let asking = format!("{loss}{}", teacher.section());
     let keeping = format!("{loss}{}", teacher.section().replace("kept_bytes = 0\n", ""));
     let width = [800, 800];
-    let first = student(folder.path(), "first", SHORT, &width, &format!("{asking}{}", train(1.0)));
+    let first = student(folder.path(), "first", SHORT, &width, &format!("{asking}{}", train(1)));
     finish_within(start(&first, &[]), PATIENCE);
     let forward = teacher.metric(FORWARD_ROWS);
 
-    let mut rates = [Vec::new(), Vec::new(), Vec::new()];
-    let mut stalls = rates.clone();
+    // Hard labels only, first and once more last: what the two differ by is the machine's doing.
     let hard = "loss = { alpha = 0.0 }\n";
-    for round in 0..ROUNDS {
-        for (of, sections) in [hard, &keeping, &asking].into_iter().enumerate() {
-            progress(&format!("share: second epoch, round {} of {ROUNDS}", round + 1));
-            let name = format!("{of}-{round}");
-            let sections = format!("{sections}{}", train(epochs));
-            let run = student(folder.path(), &name, SHORT, &width, &sections);
-            let outcome = finish_within(start(&run, &[]), PATIENCE);
-            rates[of].push(run.rate_from(SETTLED));
-            stalls[of].push(outcome["stall_fraction"].as_f64().unwrap());
-        }
-    }
-    progress("");
-    let again = teacher.metric(FORWARD_ROWS) - forward;
-    // Of the same round: the machine is another's, too.
-    let over_hard = |of: usize| {
-        let ratios = rates[of].iter().zip(&rates[0]).map(|(own, hard)| own / hard);
-        median(&ratios.collect::<Vec<f64>>())
+    let kinds = [
+        ("hard", hard),
+        ("kept", &keeping),
+        ("cached_by_the_teacher", &asking),
+        ("hard_again", hard),
+    ];
+    let begin = |(name, sections): &(&str, &str)| {
+        progress(&format!("share: second epoch, start of {name}"));
+        let sections = format!("{sections}{}", train(ENDLESS));
+        let run = student(folder.path(), name, SHORT, &width, &sections);
+        // The teacher is everybody's, and has nothing to do while all are stopped.
+        Runner::start(on_core(1, &run.command(&[])), run, None, (WARM_UP, SETTLED))
     };
-    figures.add("hard_labels_rows_per_second", median(&rates[0]));
-    for (name, of) in [("kept", 1), ("cached_by_the_teacher", 2)] {
-        figures.add(format!("{name}_rows_per_second"), median(&rates[of]));
-        figures.add(format!("{name}_over_hard"), over_hard(of));
-        figures.add(format!("{name}_stall_fraction"), median(&stalls[of]));
+    let mut runners: Vec<Runner> = kinds.iter().map(begin).collect();
+    let rounds = (seconds / TURN.as_secs_f64()).ceil().max(2.0) as usize;
+    take_turns(&mut runners, TURN, rounds, |round| {
+        progress(&format!("share: second epoch, round {round} of {rounds}"));
+    });
+    progress("");
+
+    let again = teacher.metric(FORWARD_ROWS) - forward;
+    figures.add("hard_labels_rows_per_second", runners[0].rate() * 128.0);
+    for ((name, _), runner) in kinds.iter().zip(&runners).skip(1) {
+        let Ratio { value, error } = runner.over(&runners[0]);
+        figures.add(format!("{name}_over_hard"), value);
+        figures.add(format!("{name}_over_hard_standard_error"), error);
+        figures.add(format!("{name}_stall_fraction"), runner.stall_fraction());
     }
     figures.add("forward_rows_after_the_first_epoch", again);
     figures.require(again == 0.0, "a cached row was run again");
-    figures.require(over_hard(1) >= 0.97, "labels of rows that come again cost more than 3 %");
+    let kept = runners[1].over(&runners[0]).value;
+    figures.require(kept >= 0.97, "labels of rows that come again cost more than 3 %");
 }
