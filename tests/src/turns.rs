@@ -40,8 +40,8 @@ pub struct Ratio {
 }
 
 impl Runner {
-    /// Starts a student's command and stops it, and the teacher that is only its own, once it has trained
-    /// for so long and is in this epoch.
+    /// Starts a student's command, beside the teacher that is only its own, and waits until it has trained
+    /// for so long and is in this epoch. It goes on until it is told to [`stop`](Self::stop).
     pub fn start(
         mut command: Command,
         student: Student,
@@ -61,7 +61,6 @@ impl Runner {
             }
         };
         runner.stall_fraction = record["stall_fraction"].as_f64().expect("it is recorded");
-        runner.stop();
         runner
     }
 
@@ -101,7 +100,8 @@ impl Runner {
         }
     }
 
-    fn stop(&self) {
+    /// Stops it, and its teacher, until its first turn.
+    pub fn stop(&self) {
         self.stop_since(Instant::now());
     }
 
@@ -123,7 +123,7 @@ impl Drop for Runner {
     }
 }
 
-/// Lets students take turns, forth and back, and once before to warm up; `shown` is told each round.
+/// Lets students that are stopped take turns, forth and back, and once before to warm up; `shown` is told each round.
 pub fn take_turns(runners: &mut [Runner], turn: Duration, rounds: usize, shown: impl Fn(usize)) {
     for round in 0..=rounds {
         shown(round);

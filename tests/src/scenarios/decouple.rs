@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use stillhouse_nn::{MlpConfig, ModelConfig, ResNetConfig};
 
-use super::{Figures, progress};
+use super::{Figures, median, progress};
 use crate::{
     models,
-    process::{Teacher, UNCACHED, on_core, signal},
+    process::{Teacher, UNCACHED, on_core},
     student::Student,
     turns::{Ratio, Runner, take_turns},
 };
@@ -79,6 +79,12 @@ pub(super) fn run(seconds: Option<f64>, part: Option<&str>) -> Figures {
     figures
 }
 
+/// What a row of a forward pass has taken so far.
+fn seconds_of_a_row(teacher: &Teacher) -> f64 {
+    teacher.metric("stillhouse_teacher_forward_seconds_sum")
+        / teacher.metric("stillhouse_teacher_forward_rows_total")
+}
+
 /// Trains a student with hard labels only and others with the teacher's, in turns; the rate with
 /// [`AHEAD`] batches ahead, of plain training's.
 fn measure(pair: &Pair, seconds: f64, figures: &mut Figures) -> Ratio {
@@ -108,18 +114,15 @@ fn measure(pair: &Pair, seconds: f64, figures: &mut Figures) -> Ratio {
         );
         let student = Student::new(folder.path(), &at.to_string(), pair.rows, &sections);
         let command = on_core(1, &student.command(&[]));
-        Runner::start(command, student, teacher, (WARM_UP, 1))
+        let runner = Runner::start(command, student, teacher, (WARM_UP, 1));
+        // Now: when it is stopped, a forward pass may be, too, and would have taken all that time.
+        let forward = runner.teacher().map(seconds_of_a_row);
+        runner.stop();
+        (runner, forward)
     };
-    let mut runners: Vec<Runner> =
-        kinds.iter().enumerate().map(|(at, kind)| start(at, *kind)).collect();
-    // Before the turns, which a forward pass may reach across.
-    let forward = runners.iter().rev().find_map(Runner::teacher).map_or(f64::NAN, |teacher| {
-        signal(teacher.pid(), "CONT");
-        let seconds = teacher.metric("stillhouse_teacher_forward_seconds_sum");
-        let rows = teacher.metric("stillhouse_teacher_forward_rows_total");
-        signal(teacher.pid(), "STOP");
-        seconds / rows
-    });
+    let (mut runners, forwards): (Vec<Runner>, Vec<Option<f64>>) =
+        kinds.iter().enumerate().map(|(at, kind)| start(at, *kind)).unzip();
+    let forward = median(&forwards.into_iter().flatten().collect::<Vec<f64>>());
     let rounds = (seconds / pair.turn.as_secs_f64()).ceil().max(2.0) as usize;
     take_turns(&mut runners, pair.turn, rounds, |round| {
         progress(&format!("decouple: {}, round {round} of {rounds}", pair.name));

@@ -154,7 +154,9 @@ fn second_epoch(seconds: f64, figures: &mut Figures) {
         let sections = format!("{sections}{}", train(ENDLESS));
         let run = student(folder.path(), name, SHORT, &width, &sections);
         // The teacher is everybody's, and has nothing to do while all are stopped.
-        Runner::start(on_core(1, &run.command(&[])), run, None, (WARM_UP, SETTLED))
+        let runner = Runner::start(on_core(1, &run.command(&[])), run, None, (WARM_UP, SETTLED));
+        runner.stop();
+        runner
     };
     let mut runners: Vec<Runner> = kinds.iter().map(begin).collect();
     let rounds = (seconds / TURN.as_secs_f64()).ceil().max(2.0) as usize;
