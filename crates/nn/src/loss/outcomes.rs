@@ -4,9 +4,14 @@
 use super::config::Divergence;
 use super::{jsd, kl, reverse_kl, skew, tv};
 
+/// The maximum of those that are numbers; -inf of none.
+fn largest(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(f64::NEG_INFINITY, |max, x| if x > max { x } else { max })
+}
+
 /// log sum exp, shifted by the maximum; -inf over nothing or over -inf alone.
 pub(super) fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
-    let max = values.clone().fold(f64::NEG_INFINITY, |max, x| if x > max { x } else { max });
+    let max = largest(values.clone());
     if max == f64::NEG_INFINITY {
         // Nothing above -inf: no mass, unless there was a NaN, which must show.
         return values.fold(max, |sum, x| if x.is_nan() { x } else { sum });
@@ -23,14 +28,14 @@ pub(super) fn log_add_exp(a: f64, b: f64) -> f64 {
 /// The maximum, and log sum exp of what lies below it: apart, because the second vanishes in the
 /// rounding of a large first.
 pub(super) fn max_and_log_sum(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
-    let max = values.clone().fold(f64::NEG_INFINITY, |max, x| if x > max { x } else { max });
+    let max = largest(values.clone());
     (max, values.map(|x| (x - max).exp()).sum::<f64>().ln())
 }
 
 /// Logits over `temperature`, shifted so that the largest is 0: softmax does not see the shift,
 /// and the difference of two logits is not lost where their quotients are huge.
 pub(super) fn soften(logits: &[f64], temperature: f64) -> Vec<f64> {
-    let (max, _) = max_and_log_sum(logits.iter().copied());
+    let max = largest(logits.iter().copied());
     logits.iter().map(|z| (z - max) / temperature).collect()
 }
 
