@@ -20,8 +20,10 @@ pub(super) struct AdamWStep {
 }
 
 impl AdamWStep {
-    /// One step in place, in the order of operations of `torch.optim.AdamW`. Returns whether all
-    /// that it wrote is finite.
+    /// One step in place, in the order of operations of `torch.optim.AdamW`, but that a mean too small to be
+    /// a normal number becomes 0. Where gradients end (a unit that is never active again), it would shrink to
+    /// a few of the smallest subnormals and stay there, as 0.9 of them rounds to themselves, and every later
+    /// step would be slow. Returns whether all that it wrote is finite.
     pub(super) fn apply<T: Real>(
         self,
         values: &mut [T],
@@ -72,7 +74,7 @@ impl<T: Real> pulp::WithSimd for Piece<'_, T> {
         let mut finite = true;
         for (((x, &g), m), v) in values.iter_mut().zip(grad).zip(mean).zip(mean_square) {
             let g = g * scale;
-            *m += weight1 * (g - *m);
+            *m = (*m + weight1 * (g - *m)).without_subnormals();
             *v = beta2 * *v + weight2 * g * g;
             *x = *x * keep - step_size * (*m / (v.sqrt() * to_root + eps));
             // Not `&&`: a branch would keep the loop out of vector registers.
@@ -133,6 +135,28 @@ mod tests {
                 (x[at], g[at], m[at]) = (value, grad, mean);
                 assert!(!step.apply(&mut x, &g, &mut m, &mut v), "{at} {grad} {mean} {value}");
             }
+        }
+    }
+
+    /// After one gradient of 1 the mean is 0.1, and falls to 0.9 of itself with each that is 0: below 2^-126 at
+    /// step 809.
+    #[test]
+    fn a_mean_without_gradients_ends_at_zero() {
+        let step = |number| AdamWStep {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            step: number,
+            gradient_scale: 1.0,
+        };
+        let (mut x, mut m, mut v) = ([1.0f32; 9], [0.0; 9], [0.0; 9]);
+        step(1).apply(&mut x, &[1.0; 9], &mut m, &mut v);
+        for number in 2..1_000 {
+            step(number).apply(&mut x, &[0.0; 9], &mut m, &mut v);
+            assert!(m.iter().all(|m| !m.is_subnormal()), "{number}: {m:?}");
+            assert_eq!(m[0] == 0.0, number > 808, "{number}: {m:?}");
         }
     }
 

@@ -19,7 +19,8 @@ pub(super) struct SgdStep {
 impl SgdStep {
     /// One step in place. With g the gradient plus the decayed weight: velocity = momentum *
     /// velocity + g, and the weight falls by the learning rate times the velocity (nesterov: times
-    /// g + momentum * velocity). Returns whether all that it wrote is finite.
+    /// g + momentum * velocity). A velocity too small to be a normal number becomes 0, as the mean of AdamW.
+    /// Returns whether all that it wrote is finite.
     pub(super) fn apply<T: Real>(self, values: &mut [T], grad: &[T], velocity: &mut [T]) -> bool {
         values
             .par_chunks_mut(PIECE)
@@ -53,7 +54,7 @@ impl<T: Real> pulp::WithSimd for Piece<'_, T> {
         let mut finite = true;
         for ((x, &g), v) in values.iter_mut().zip(grad).zip(velocity) {
             let g = g * scale + decay * *x;
-            *v = momentum * *v + g;
+            *v = (momentum * *v + g).without_subnormals();
             let direction = if step.nesterov { g + momentum * *v } else { *v };
             *x -= rate * direction;
             // Not `&&`: a branch would keep the loop out of vector registers.
@@ -108,6 +109,24 @@ mod tests {
                 let step = SgdStep { learning_rate: rate, ..step };
                 assert!(!step.apply(&mut x, &g, &mut v), "{at} {rate} {grad}");
             }
+        }
+    }
+
+    #[test]
+    fn a_velocity_without_gradients_ends_at_zero() {
+        let step = SgdStep {
+            learning_rate: 0.1,
+            momentum: 0.5,
+            nesterov: false,
+            weight_decay: 0.0,
+            gradient_scale: 1.0,
+        };
+        let (mut x, mut v) = ([0.0f32; 9], [0.0; 9]);
+        step.apply(&mut x, &[1.0; 9], &mut v);
+        for halvings in 1..200 {
+            step.apply(&mut x, &[0.0; 9], &mut v);
+            let expected = if halvings <= 126 { 0.5f32.powi(halvings) } else { 0.0 };
+            assert_eq!(v, [expected; 9], "{halvings}");
         }
     }
 
