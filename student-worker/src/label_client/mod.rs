@@ -1,7 +1,7 @@
 //! Soft labels from teachers, in order, whatever happens to the teachers.
 //!
 //! ```text
-//! jobs -> pipeline (window, retry, order) -> router -> connections (one per replica) -> teachers
+//! jobs (room) -> pipeline (retry, order) -> router -> connections (one per replica) -> teachers
 //! ```
 //!
 //! * [`LabelClient`]: connects and hands out labels; start here.

@@ -55,35 +55,32 @@ pub(super) fn evaluate<T: Real>(
     };
     let squared = config.temperature * config.temperature;
     let mut gradient = vec![T::zero(); rows * classes];
-    let of_row = |(row, (gradient, logits)): (usize, (&mut [T], &[T]))| {
-        let z: Vec<f64> = logits.iter().map(|z| z.to_f64()).collect();
-        let mut sum = vec![0.0; classes];
-        let mut term = (0.0, 0.0);
-        if let Some(hard) = hard {
-            let (value, slopes) = ce::hard(&z, hard[row] as usize);
-            term.0 = value;
-            add_scaled(&mut sum, hard_weight, &slopes);
-        }
-        if let Some(targets) = &targets {
-            let (value, slopes) = distill(row, &z, targets[row], config)?;
-            term.1 = squared * value;
-            // d/dz of T^2 D(z / T) is T times D's derivative by z / T.
-            add_scaled(&mut sum, soft_weight * config.temperature, &slopes);
-        }
-        for (gradient, sum) in gradient.iter_mut().zip(sum) {
-            *gradient = T::from_f64(sum / rows as f64);
-        }
-        Ok(term)
-    };
-    let terms: Vec<(f64, f64)> = if gradient.len() <= PIECE {
-        // Another thread would only have to be woken up for it.
-        let pieces = gradient.chunks_mut(classes).zip(logits.chunks(classes));
-        pieces.enumerate().map(of_row).collect::<Result<_, LossError>>()?
-    } else {
-        let pieces = gradient.par_chunks_mut(classes).zip(logits.par_chunks(classes));
-        let pieces = pieces.enumerate().with_min_len((PIECE / classes).max(1));
-        pieces.map(of_row).collect::<Result<_, LossError>>()?
-    };
+    let terms: Vec<(f64, f64)> = gradient
+        .par_chunks_mut(classes)
+        .zip(logits.par_chunks(classes))
+        .enumerate()
+        .with_min_len((PIECE / classes).max(1))
+        .map(|(row, (gradient, logits))| {
+            let z: Vec<f64> = logits.iter().map(|z| z.to_f64()).collect();
+            let mut sum = vec![0.0; classes];
+            let mut term = (0.0, 0.0);
+            if let Some(hard) = hard {
+                let (value, slopes) = ce::hard(&z, hard[row] as usize);
+                term.0 = value;
+                add_scaled(&mut sum, hard_weight, &slopes);
+            }
+            if let Some(targets) = &targets {
+                let (value, slopes) = distill(row, &z, targets[row], config)?;
+                term.1 = squared * value;
+                // d/dz of T^2 D(z / T) is T times D's derivative by z / T.
+                add_scaled(&mut sum, soft_weight * config.temperature, &slopes);
+            }
+            for (gradient, sum) in gradient.iter_mut().zip(sum) {
+                *gradient = T::from_f64(sum / rows as f64);
+            }
+            Ok(term)
+        })
+        .collect::<Result<_, LossError>>()?;
     let mean = |term: fn(&(f64, f64)) -> f64| terms.iter().map(term).sum::<f64>() / rows as f64;
     let hard = hard.map(|_| mean(|term| term.0));
     let soft = targets.map(|_| mean(|term| term.1));
