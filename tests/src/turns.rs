@@ -48,12 +48,14 @@ impl Runner {
         teacher: Option<Teacher>,
         (warm_up, epoch): (Duration, u64),
     ) -> Self {
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn();
         let child = child.expect("the student starts");
         let mut runner = Self { student, child, teacher, stall_fraction: 0.0, rates: Vec::new() };
         let began = Instant::now();
         let record = loop {
             pause(warm_up.saturating_sub(began.elapsed()).max(Duration::from_millis(100)));
+            let ended = runner.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{:?} ended with {ended:?}", runner.student.recipe());
             let record = runner.student.last_record();
             match record {
                 Some(record) if record["epoch"].as_u64() >= Some(epoch) => break record,
@@ -69,7 +71,7 @@ impl Runner {
         self.teacher.as_ref()
     }
 
-    /// Part of the time before the turns that it waited for labels.
+    /// Part of the time before the turns that it waited for labels, its start with it.
     pub fn stall_fraction(&self) -> f64 {
         self.stall_fraction
     }
@@ -123,7 +125,8 @@ impl Drop for Runner {
     }
 }
 
-/// Lets students that are stopped take turns, forth and back, and once before to warm up; `shown` is told each round.
+/// Lets students that are stopped take turns, forth and back, and once before to warm up; `shown` is told
+/// each round.
 pub fn take_turns(runners: &mut [Runner], turn: Duration, rounds: usize, shown: impl Fn(usize)) {
     for round in 0..=rounds {
         shown(round);

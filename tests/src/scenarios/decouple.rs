@@ -33,8 +33,7 @@ struct Pair {
     student: &'static str,
     /// Rows of an epoch.
     rows: usize,
-    /// How long one trains before the next does: some steps. All of them take less than a connection is
-    /// kept alive without a word.
+    /// How long one trains before the next does: some steps.
     turn: Duration,
 }
 
@@ -109,7 +108,8 @@ fn measure(pair: &Pair, seconds: f64, figures: &mut Figures) -> Ratio {
         };
         let sections = format!(
             "student = {}\n{labels}\
-             [train]\nepochs = {ENDLESS}\nbatch_size = {BATCH}\neval_every = {ENDLESS}\n",
+             [train]\nepochs = {ENDLESS}\nbatch_size = {BATCH}\neval_every = {ENDLESS}\n\
+             checkpoint_every_steps = 0\n",
             pair.student
         );
         let student = Student::new(folder.path(), &at.to_string(), pair.rows, &sections);

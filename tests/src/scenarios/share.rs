@@ -130,7 +130,10 @@ fn second_epoch(seconds: f64, figures: &mut Figures) {
     let folder = tempfile::tempdir().unwrap();
     let teacher = teacher(folder.path(), &[1200, 1200], &[]);
     let train = |epochs: u32| {
-        format!("[train]\nepochs = {epochs}\nbatch_size = 128\neval_every = {epochs}\n")
+        format!(
+            "[train]\nepochs = {epochs}\nbatch_size = 128\neval_every = {epochs}\n\
+             checkpoint_every_steps = 0\n"
+        )
     };
     // As a recipe is that says nothing: the student keeps what its first epoch has brought.
     let loss = "loss = { alpha = 0.9, temperature = 4.0 }\n";
