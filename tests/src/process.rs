@@ -52,10 +52,15 @@ fn build(folder: &Path) {
 /// Arguments of a teacher that computes every row anew: for what is about the forward pass itself.
 pub const UNCACHED: [&str; 2] = ["--set", "cache.enabled=false"];
 
-/// The same command on one core of this machine. Output that is piped must be said again.
+/// The same command on one core of this machine. Output that is piped must be said again. It ends with the
+/// thread that starts it, however that ends: nobody else would stop one that is to train without an end.
 pub fn on_core(core: usize, command: &Command) -> Command {
-    let mut pinned = Command::new("taskset");
-    pinned.arg("-c").arg(core.to_string()).arg(command.get_program()).args(command.get_args());
+    let mut pinned = Command::new("setpriv");
+    pinned
+        .args(["--pdeathsig", "KILL", "taskset", "-c"])
+        .arg(core.to_string())
+        .arg(command.get_program())
+        .args(command.get_args());
     pinned
 }
 
