@@ -3,14 +3,17 @@
 //! A machine that is shared runs a minute at one speed and the next at another, by more than what is to be
 //! told apart. Here one student trains for about a second while the others are stopped, then the next, in
 //! rounds: what slows the machine down slows all of them.
+//!
+//! A virtual machine has its cores for a part of the time only, which its kernel tells ("steal"), and for less
+//! of it the more of them are busy. Rates are of the time that a student's core was there.
 
 use std::{
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
 use crate::{
-    process::{Teacher, pause, signal},
+    process::{Teacher, on_core, pause, signal},
     student::Student,
 };
 
@@ -19,15 +22,31 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Until what a stopped process has written can be read.
 const SETTLE: Duration = Duration::from_millis(10);
 
-/// A student that is stopped outside of its turns. Killed when dropped.
+/// A student on a core of its own that is stopped outside of its turns. Killed when dropped.
 pub struct Runner {
     student: Student,
+    core: usize,
     child: Child,
     /// Stopped with it: nothing is answered between its turns.
     teacher: Option<Teacher>,
     stall_fraction: f64,
-    /// Steps a second of each turn.
-    rates: Vec<f64>,
+    turns: Vec<Turn>,
+}
+
+/// What a student did in one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turn {
+    steps: f64,
+    seconds: f64,
+    /// Seconds of them in which its core was not there.
+    stolen: f64,
+}
+
+impl Turn {
+    /// Steps a second that the core was there.
+    fn rate(&self) -> f64 {
+        self.steps / (self.seconds - self.stolen)
+    }
 }
 
 /// A quotient of two rates.
@@ -40,17 +59,19 @@ pub struct Ratio {
 }
 
 impl Runner {
-    /// Starts a student's command, beside the teacher that is only its own, and waits until it has trained
+    /// Starts a student on a core, beside the teacher that is only its own, and waits until it has trained
     /// for so long and is in this epoch. It goes on until it is told to [`stop`](Self::stop).
     pub fn start(
-        mut command: Command,
+        core: usize,
         student: Student,
         teacher: Option<Teacher>,
         (warm_up, epoch): (Duration, u64),
     ) -> Self {
+        let mut command = on_core(core, &student.command(&[]));
         let child = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn();
         let child = child.expect("the student starts");
-        let mut runner = Self { student, child, teacher, stall_fraction: 0.0, rates: Vec::new() };
+        let (stall_fraction, turns) = (0.0, Vec::new());
+        let mut runner = Self { student, core, child, teacher, stall_fraction, turns };
         let began = Instant::now();
         let record = loop {
             pause(warm_up.saturating_sub(began.elapsed()).max(Duration::from_millis(100)));
@@ -78,16 +99,29 @@ impl Runner {
 
     /// Steps a second in its turns.
     pub fn rate(&self) -> f64 {
-        self.rates.iter().sum::<f64>() / self.rates.len() as f64
+        let rates = rates(&[self], Turn::rate);
+        rates.iter().sum::<f64>() / rates.len() as f64
     }
 
-    /// Its rate, of another's that took its turns beside it.
-    pub fn over(&self, other: &Self) -> Ratio {
-        ratio(&self.rates, &other.rates)
+    /// Its rate, of that of others that took their turns beside it.
+    pub fn over(&self, others: &[&Self]) -> Ratio {
+        ratio(&rates(&[self], Turn::rate), &rates(others, Turn::rate))
+    }
+
+    /// The same by the clock: with the time that their core was not there.
+    pub fn over_by_the_clock(&self, others: &[&Self]) -> Ratio {
+        let rate = |turn: &Turn| turn.steps / turn.seconds;
+        ratio(&rates(&[self], rate), &rates(others, rate))
+    }
+
+    /// Part of its turns in which its core was not there.
+    pub fn stolen_fraction(&self) -> f64 {
+        let sum = |part: fn(&Turn) -> f64| self.turns.iter().map(part).sum::<f64>();
+        sum(|turn| turn.stolen) / sum(|turn| turn.seconds)
     }
 
     fn take_turn(&mut self, turn: Duration, counts: bool) {
-        let before = self.student.last_step();
+        let (before, stolen) = (self.student.last_step(), stolen_of(self.core));
         if let Some(teacher) = &self.teacher {
             signal(teacher.pid(), "CONT");
         }
@@ -95,10 +129,12 @@ impl Runner {
         signal(self.child.id(), "CONT");
         pause(turn);
         let seconds = self.stop_since(began);
+        let stolen = stolen_of(self.core) - stolen;
         pause(SETTLE);
         assert!(self.child.try_wait().unwrap().is_none(), "the student ended in its turn");
         if counts {
-            self.rates.push((self.student.last_step() - before) as f64 / seconds);
+            let steps = (self.student.last_step() - before) as f64;
+            self.turns.push(Turn { steps, seconds, stolen });
         }
     }
 
@@ -140,6 +176,26 @@ pub fn take_turns(runners: &mut [Runner], turn: Duration, rounds: usize, shown: 
     }
 }
 
+/// Of each round, the mean of what they did in it.
+fn rates(runners: &[&Runner], rate: impl Fn(&Turn) -> f64) -> Vec<f64> {
+    let rounds = runners.iter().map(|runner| runner.turns.len()).min().unwrap_or(0);
+    let of = |round: usize| runners.iter().map(|runner| rate(&runner.turns[round])).sum::<f64>();
+    (0..rounds).map(|round| of(round) / runners.len() as f64).collect()
+}
+
+/// Seconds since the start of the machine in which a core was not there for it; 0 where nobody counts them.
+fn stolen_of(core: usize) -> f64 {
+    stolen(&std::fs::read_to_string("/proc/stat").unwrap_or_default(), core)
+}
+
+/// The same, as `/proc/stat` has it (proc_stat(5)): in hundredths of a second.
+fn stolen(stat: &str, core: usize) -> f64 {
+    let name = format!("cpu{core} ");
+    let line = stat.lines().find_map(|line| line.strip_prefix(&name));
+    let ticks = line.and_then(|line| line.split_whitespace().nth(7));
+    ticks.and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(0.0) / 100.0
+}
+
 /// The ratio of means, and its standard error from what the pairs differ from it (Cochran, "Sampling
 /// Techniques", section 2.11).
 fn ratio(own: &[f64], other: &[f64]) -> Ratio {
@@ -154,6 +210,15 @@ fn ratio(own: &[f64], other: &[f64]) -> Ratio {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stolen_time_is_of_the_core() {
+        let stat = "cpu  9 9 9 9 9 9 9 99 9 9\ncpu0 1 2 3 4 5 6 7 8 9 10\ncpu1 1 2 3 4 5 6 7 150 9 10\n\
+                    cpu10 1 2 3 4 5 6 7 11 9 10\nintr 5\n";
+        assert_eq!([0, 1, 10, 2].map(|core| stolen(stat, core)), [0.08, 1.5, 0.11, 0.0]);
+        let turn = Turn { steps: 30.0, seconds: 2.0, stolen: 0.5 };
+        assert_eq!(turn.rate(), 20.0);
+    }
 
     #[test]
     fn a_ratio_has_the_error_of_its_pairs() {

@@ -93,7 +93,8 @@ fn measure(pair: &Pair, seconds: f64, figures: &mut Figures) -> Ratio {
     models::write(&model, (pair.teacher)(), 1);
     let plain = Teacher::command("127.0.0.1:0".parse().unwrap(), &model, &UNCACHED);
 
-    // None: hard labels only, first and once more last. What the two differ by is the machine's doing.
+    // None: hard labels only, first and once more last. What the two differ by is the machine's doing; the
+    // others are compared with the mean of both.
     let kinds: Vec<Option<usize>> =
         [None].into_iter().chain(PREFETCH.map(Some)).chain([None]).collect();
     let start = |at: usize, kind: Option<usize>| {
@@ -113,8 +114,7 @@ fn measure(pair: &Pair, seconds: f64, figures: &mut Figures) -> Ratio {
             pair.student
         );
         let student = Student::new(folder.path(), &at.to_string(), pair.rows, &sections);
-        let command = on_core(1, &student.command(&[]));
-        let runner = Runner::start(command, student, teacher, (WARM_UP, 1));
+        let runner = Runner::start(1, student, teacher, (WARM_UP, 1));
         // Now: when it is stopped, a forward pass may be, too, and would have taken all that time.
         let forward = runner.teacher().map(seconds_of_a_row);
         runner.stop();
@@ -129,19 +129,22 @@ fn measure(pair: &Pair, seconds: f64, figures: &mut Figures) -> Ratio {
     });
     progress("");
 
-    let plain = runners[0].rate() * BATCH as f64;
+    let (first, last) = (&runners[0], &runners[runners.len() - 1]);
+    let plain = first.rate() * BATCH as f64;
     let mut add = |name: &str, value: f64| figures.add(format!("{}_{name}", pair.name), value);
     add("plain_rows_per_second", plain);
     add("teacher_over_student_time_of_a_row", forward * plain);
     let mut ahead = Ratio { value: f64::NAN, error: f64::NAN };
     for (kind, runner) in kinds.iter().zip(&runners).skip(1) {
-        let ratio = runner.over(&runners[0]);
-        let name = match kind {
-            Some(prefetch) => format!("prefetch_{prefetch}"),
-            None => "plain_again".to_owned(),
+        let (name, beside) = match kind {
+            Some(prefetch) => (format!("prefetch_{prefetch}"), vec![first, last]),
+            None => ("plain_again".to_owned(), vec![first]),
         };
+        let ratio = runner.over(&beside);
         add(&format!("{name}_over_plain"), ratio.value);
         add(&format!("{name}_over_plain_standard_error"), ratio.error);
+        add(&format!("{name}_over_plain_by_the_clock"), runner.over_by_the_clock(&beside).value);
+        add(&format!("{name}_stolen_fraction"), runner.stolen_fraction());
         if let Some(prefetch) = kind {
             add(&format!("{name}_stall_fraction"), runner.stall_fraction());
             if *prefetch == AHEAD {

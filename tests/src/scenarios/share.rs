@@ -144,7 +144,8 @@ fn second_epoch(seconds: f64, figures: &mut Figures) {
     finish_within(start(&first, &[]), PATIENCE);
     let forward = teacher.metric(FORWARD_ROWS);
 
-    // Hard labels only, first and once more last: what the two differ by is the machine's doing.
+    // Hard labels only, first and once more last: what the two differ by is the machine's doing. The others
+    // are compared with the mean of both.
     let hard = "loss = { alpha = 0.0 }\n";
     let kinds = [
         ("hard", hard),
@@ -157,7 +158,7 @@ fn second_epoch(seconds: f64, figures: &mut Figures) {
         let sections = format!("{sections}{}", train(ENDLESS));
         let run = student(folder.path(), name, SHORT, &width, &sections);
         // The teacher is everybody's, and has nothing to do while all are stopped.
-        let runner = Runner::start(on_core(1, &run.command(&[])), run, None, (WARM_UP, SETTLED));
+        let runner = Runner::start(1, run, None, (WARM_UP, SETTLED));
         runner.stop();
         runner
     };
@@ -170,14 +171,19 @@ fn second_epoch(seconds: f64, figures: &mut Figures) {
 
     let again = teacher.metric(FORWARD_ROWS) - forward;
     figures.add("hard_labels_rows_per_second", runners[0].rate() * 128.0);
+    let both = [&runners[0], &runners[3]];
     for ((name, _), runner) in kinds.iter().zip(&runners).skip(1) {
-        let Ratio { value, error } = runner.over(&runners[0]);
+        let beside = if *name == "hard_again" { &both[..1] } else { &both[..] };
+        let Ratio { value, error } = runner.over(beside);
         figures.add(format!("{name}_over_hard"), value);
         figures.add(format!("{name}_over_hard_standard_error"), error);
+        figures
+            .add(format!("{name}_over_hard_by_the_clock"), runner.over_by_the_clock(beside).value);
+        figures.add(format!("{name}_stolen_fraction"), runner.stolen_fraction());
         figures.add(format!("{name}_stall_fraction"), runner.stall_fraction());
     }
     figures.add("forward_rows_after_the_first_epoch", again);
     figures.require(again == 0.0, "a cached row was run again");
-    let kept = runners[1].over(&runners[0]).value;
+    let kept = runners[1].over(&both).value;
     figures.require(kept >= 0.97, "labels of rows that come again cost more than 3 %");
 }
