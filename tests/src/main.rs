@@ -16,10 +16,12 @@ struct Arguments {
     /// Print the figures as one JSON object.
     #[arg(long)]
     json: bool,
-    /// How long each measured part runs, in seconds [default: the scenario's own].
+    /// How long each measured part runs, or each student trains where they take turns, in seconds
+    /// [default: the scenario's own].
     #[arg(long)]
     seconds: Option<f64>,
-    /// Run only this part of the scenario (overhead: students, encodings, wire), as JSON.
+    /// Run only this part of the scenario, as JSON (decouple: resnet, mlp; overhead: students, encodings,
+    /// wire; share: students, second-epoch).
     #[arg(long)]
     part: Option<String>,
     /// A teacher's folder (label-gradients).

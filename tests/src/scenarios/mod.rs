@@ -27,7 +27,8 @@ pub struct Scenario {
 /// What a scenario is told.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// How long each measured part runs; absent: the scenario's own time.
+    /// How long each measured part runs, or each student trains where they take turns; absent: the
+    /// scenario's own time.
     pub seconds: Option<f64>,
     /// Only this part, in a child process.
     pub part: Option<String>,
