@@ -21,7 +21,7 @@ struct Arguments {
     #[arg(long)]
     seconds: Option<f64>,
     /// Run only this part of the scenario, as JSON (decouple: resnet, mlp; overhead: students, encodings,
-    /// wire; share: students, second-epoch).
+    /// wire; share: students, second-epoch; simulate: the number of a seed).
     #[arg(long)]
     part: Option<String>,
     /// A teacher's folder (label-gradients).

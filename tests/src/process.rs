@@ -252,10 +252,11 @@ pub fn resident_bytes(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
+/// Clock ticks per second of `/proc`, fixed on Linux.
+pub const TICKS: f64 = 100.0;
+
 /// CPU time of a process so far, user and system.
 pub fn cpu_time(pid: u32) -> Duration {
-    /// Clock ticks per second of `/proc`, fixed on Linux.
-    const TICKS: f64 = 100.0;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     // Fields 14 and 15; counted from behind the command's name, which may hold spaces.
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();

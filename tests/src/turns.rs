@@ -4,8 +4,9 @@
 //! told apart. Here one student trains for about a second while the others are stopped, then the next, in
 //! rounds: what slows the machine down slows all of them.
 //!
-//! A virtual machine has its cores for a part of the time only, which its kernel tells ("steal"), and for less
-//! of it the more of them are busy. Rates are of the time that a student's core was there.
+//! A virtual machine has its cores for a part of the time only, often for less of it the more of them are
+//! busy. The kernel tells ("steal"), and so do the figures; rates are by the clock all the same, since steal
+//! has the time in it that it takes to wake a core whose student waited for labels.
 
 use std::{
     process::{Child, Stdio},
@@ -13,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    process::{Teacher, on_core, pause, signal},
+    process::{TICKS, Teacher, on_core, pause, signal},
     student::Student,
 };
 
@@ -22,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Until what a stopped process has written can be read.
 const SETTLE: Duration = Duration::from_millis(10);
 
-/// A student on a core of its own that is stopped outside of its turns. Killed when dropped.
+/// A student on a given core that is stopped outside of its turns. Killed when dropped.
 pub struct Runner {
     student: Student,
     core: usize,
@@ -34,7 +35,7 @@ pub struct Runner {
 }
 
 /// What a student did in one.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug)]
 struct Turn {
     steps: f64,
     seconds: f64,
@@ -43,9 +44,8 @@ struct Turn {
 }
 
 impl Turn {
-    /// Steps a second that the core was there.
     fn rate(&self) -> f64 {
-        self.steps / (self.seconds - self.stolen)
+        self.steps / self.seconds
     }
 }
 
@@ -99,42 +99,34 @@ impl Runner {
 
     /// Steps a second in its turns.
     pub fn rate(&self) -> f64 {
-        let rates = rates(&[self], Turn::rate);
-        rates.iter().sum::<f64>() / rates.len() as f64
+        self.turns.iter().map(Turn::rate).sum::<f64>() / self.turns.len() as f64
     }
 
-    /// Its rate, of that of others that took their turns beside it.
+    /// Its rate, of the mean of others that took their turns beside it.
     pub fn over(&self, others: &[&Self]) -> Ratio {
-        ratio(&rates(&[self], Turn::rate), &rates(others, Turn::rate))
+        ratio(&rates(&[self]), &rates(others))
     }
 
-    /// The same by the clock: with the time that their core was not there.
-    pub fn over_by_the_clock(&self, others: &[&Self]) -> Ratio {
-        let rate = |turn: &Turn| turn.steps / turn.seconds;
-        ratio(&rates(&[self], rate), &rates(others, rate))
-    }
-
-    /// Part of its turns in which its core was not there.
+    /// Part of its turns in which its core was not there; 0 where nobody counts that.
     pub fn stolen_fraction(&self) -> f64 {
         let sum = |part: fn(&Turn) -> f64| self.turns.iter().map(part).sum::<f64>();
         sum(|turn| turn.stolen) / sum(|turn| turn.seconds)
     }
 
     fn take_turn(&mut self, turn: Duration, counts: bool) {
-        let (before, stolen) = (self.student.last_step(), stolen_of(self.core));
+        let before = self.student.last_step();
         if let Some(teacher) = &self.teacher {
             signal(teacher.pid(), "CONT");
         }
-        let began = Instant::now();
+        let (began, stolen_before) = (Instant::now(), stolen_of(self.core));
         signal(self.child.id(), "CONT");
         pause(turn);
-        let seconds = self.stop_since(began);
-        let stolen = stolen_of(self.core) - stolen;
+        let (seconds, stolen) = self.stop_since(began);
         pause(SETTLE);
         assert!(self.child.try_wait().unwrap().is_none(), "the student ended in its turn");
         if counts {
             let steps = (self.student.last_step() - before) as f64;
-            self.turns.push(Turn { steps, seconds, stolen });
+            self.turns.push(Turn { steps, seconds, stolen: stolen - stolen_before });
         }
     }
 
@@ -143,14 +135,14 @@ impl Runner {
         self.stop_since(Instant::now());
     }
 
-    /// Stops it and its teacher; the seconds until it stopped.
-    fn stop_since(&self, began: Instant) -> f64 {
+    /// Stops it and its teacher; the seconds until it stopped, and what [`stolen_of`] its core was then.
+    fn stop_since(&self, began: Instant) -> (f64, f64) {
         signal(self.child.id(), "STOP");
-        let seconds = began.elapsed().as_secs_f64();
+        let stopped = (began.elapsed().as_secs_f64(), stolen_of(self.core));
         if let Some(teacher) = &self.teacher {
             signal(teacher.pid(), "STOP");
         }
-        seconds
+        stopped
     }
 }
 
@@ -176,10 +168,10 @@ pub fn take_turns(runners: &mut [Runner], turn: Duration, rounds: usize, shown: 
     }
 }
 
-/// Of each round, the mean of what they did in it.
-fn rates(runners: &[&Runner], rate: impl Fn(&Turn) -> f64) -> Vec<f64> {
+/// Of each round, the mean of their rates in it.
+fn rates(runners: &[&Runner]) -> Vec<f64> {
     let rounds = runners.iter().map(|runner| runner.turns.len()).min().unwrap_or(0);
-    let of = |round: usize| runners.iter().map(|runner| rate(&runner.turns[round])).sum::<f64>();
+    let of = |round: usize| runners.iter().map(|runner| runner.turns[round].rate()).sum::<f64>();
     (0..rounds).map(|round| of(round) / runners.len() as f64).collect()
 }
 
@@ -188,12 +180,12 @@ fn stolen_of(core: usize) -> f64 {
     stolen(&std::fs::read_to_string("/proc/stat").unwrap_or_default(), core)
 }
 
-/// The same, as `/proc/stat` has it (proc_stat(5)): in hundredths of a second.
+/// The same, as `/proc/stat` has it (proc_stat(5)).
 fn stolen(stat: &str, core: usize) -> f64 {
     let name = format!("cpu{core} ");
     let line = stat.lines().find_map(|line| line.strip_prefix(&name));
     let ticks = line.and_then(|line| line.split_whitespace().nth(7));
-    ticks.and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(0.0) / 100.0
+    ticks.and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(0.0) / TICKS
 }
 
 /// The ratio of means, and its standard error from what the pairs differ from it (Cochran, "Sampling
@@ -216,8 +208,6 @@ mod tests {
         let stat = "cpu  9 9 9 9 9 9 9 99 9 9\ncpu0 1 2 3 4 5 6 7 8 9 10\ncpu1 1 2 3 4 5 6 7 150 9 10\n\
                     cpu10 1 2 3 4 5 6 7 11 9 10\nintr 5\n";
         assert_eq!([0, 1, 10, 2].map(|core| stolen(stat, core)), [0.08, 1.5, 0.11, 0.0]);
-        let turn = Turn { steps: 30.0, seconds: 2.0, stolen: 0.5 };
-        assert_eq!(turn.rate(), 20.0);
     }
 
     #[test]

@@ -9,7 +9,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use stillhouse_nn::Philox;
 
-use super::{DataError, Dataset, dataset::rescale};
+use super::{
+    DataError, Dataset,
+    dataset::{request_rows, rescale},
+};
 use crate::random;
 
 /// Words of a random stream that belong to one row.
@@ -89,7 +92,7 @@ impl<'a> View<'a> {
         if self.augment.is_none() {
             return self.data.gather(rows);
         }
-        self.moved(rows).into()
+        request_rows(rows.len() * self.width(), |bytes| self.add_moved(rows, bytes))
     }
 
     /// These rows as the student sees them: each byte times `rescale_factor`, `[rows, width]`.
@@ -97,16 +100,17 @@ impl<'a> View<'a> {
         if self.augment.is_none() {
             return self.data.gather_f32(rows, rescale_factor);
         }
-        rescale(&self.moved(rows), rescale_factor).collect()
+        let mut bytes = Vec::new();
+        self.add_moved(rows, &mut bytes);
+        rescale(&bytes, rescale_factor).collect()
     }
 
-    fn moved(&self, rows: &[u32]) -> Vec<u8> {
-        let width = self.data.width();
-        let mut bytes = vec![0; rows.len() * width];
-        for (row, out) in rows.iter().zip(bytes.chunks_exact_mut(width.max(1))) {
+    fn add_moved(&self, rows: &[u32], bytes: &mut Vec<u8>) {
+        let (width, start) = (self.data.width(), bytes.len());
+        bytes.resize(start + rows.len() * width, 0);
+        for (row, out) in rows.iter().zip(bytes[start..].chunks_exact_mut(width.max(1))) {
             self.draw(*row).apply(self.data.shape(), self.data.row(*row), out);
         }
-        bytes
     }
 
     /// What is done to a row.

@@ -5,15 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use sha2::{Digest as _, Sha256};
 use stillhouse_nn::ModelConfig;
 
 use super::file::{Fault, FileError};
 
-/// Bytes before gathered rows, half a page. A message is a buffer that begins with a few bytes of its own,
-/// then a copy of the rows: `rep movsb`, which the C library copies with, is twenty times slower on AMD's
-/// Zen 3 where the copy's place in its page is up to 63 bytes behind the original's.
+/// Bytes before a request's rows, half a page. A message is a buffer that begins with a few bytes of its own,
+/// then a copy of the rows. Large buffers begin where pages do, and glibc copies this much with `rep movsb`,
+/// which on AMD's Zen 3 is twenty times slower where the copy lies a few bytes, modulo 4,096, past the original
+/// (glibc bug 30994).
 const LEAD: usize = 2 << 10;
 
 /// Why a dataset cannot be used.
@@ -203,22 +204,20 @@ impl Dataset {
     pub fn select(&self, rows: &[u32]) -> Self {
         let rows: Vec<u32> =
             rows.iter().copied().filter(|row| (*row as usize) < self.len()).collect();
-        Self {
-            shape: self.shape,
-            features: self.gather(&rows).into(),
-            labels: self.gather_labels(&rows),
-            rows: rows.len(),
-        }
+        let mut features = Vec::with_capacity(rows.len() * self.width());
+        self.add(&rows, &mut features);
+        Self { shape: self.shape, features, labels: self.gather_labels(&rows), rows: rows.len() }
     }
 
     /// The bytes of these rows, one after the other.
     pub fn gather(&self, rows: &[u32]) -> Bytes {
-        let mut bytes = Vec::with_capacity(LEAD + rows.len() * self.width());
-        bytes.resize(LEAD, 0);
+        request_rows(rows.len() * self.width(), |bytes| self.add(rows, bytes))
+    }
+
+    fn add(&self, rows: &[u32], bytes: &mut Vec<u8>) {
         for row in rows {
             bytes.extend_from_slice(self.row(*row));
         }
-        Bytes::from(bytes).slice(LEAD..)
     }
 
     /// These rows as the student sees them: each byte times `rescale_factor`, `[rows, width]`.
@@ -257,6 +256,16 @@ impl Dataset {
     }
 }
 
+/// A request's rows, `bytes` of them, which `add` adds to a buffer.
+pub(crate) fn request_rows(bytes: usize, add: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+    let mut rows = Vec::with_capacity(LEAD + bytes);
+    rows.resize(LEAD, 0);
+    add(&mut rows);
+    let mut rows = Bytes::from(rows);
+    rows.advance(LEAD);
+    rows
+}
+
 /// Bytes as the student sees them.
 pub(super) fn rescale(bytes: &[u8], rescale_factor: f64) -> impl Iterator<Item = f32> {
     let scale = rescale_factor as f32;
@@ -291,6 +300,7 @@ pub(crate) mod tests {
             Dataset::new([1, 1, 2], features, Some(vec![7, 8, 9]), Path::new("file")).unwrap();
         assert_eq!((data.len(), data.width(), data.shape()), (3, 2, [1, 1, 2]));
         assert_eq!(data.gather(&[2, 0]), [204, 255, 0, 51].as_slice());
+        assert!(data.gather(&[]).is_empty());
         assert_eq!(data.gather_labels(&[2, 0]), Some(vec![9, 7]));
         let scaled = data.gather_f32(&[1], 1.0 / 255.0);
         assert!((scaled[0] - 0.4).abs() < 1e-6 && (scaled[1] - 0.6).abs() < 1e-6, "{scaled:?}");

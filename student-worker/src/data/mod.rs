@@ -23,6 +23,7 @@ mod split;
 pub mod subset;
 
 pub use augment::{Augment, View};
+pub(crate) use dataset::request_rows;
 pub use dataset::{DataError, Dataset, Fit};
 pub use file::{Fault, FileError};
 pub use filter::Filter;

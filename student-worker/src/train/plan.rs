@@ -9,7 +9,7 @@ use stillhouse_proto::{
 };
 
 use crate::{
-    data::{self, Augment, DataError, Dataset, Fit, Sampler, Split, View},
+    data::{self, Augment, DataError, Dataset, Fit, Sampler, Split, View, request_rows},
     label_client::{Job, PROBE_ROWS, Probe},
     random,
     recipe::Recipe,
@@ -164,9 +164,11 @@ fn features(view: View<'_>, rows: &[u32], rescale_factor: Option<f64>) -> Inputs
     Inputs::Features(match rescale_factor {
         None => Tensor { dtype: DType::U8.into(), shape, data: view.gather(rows) },
         Some(factor) => {
-            let mut bytes = Vec::new();
-            extend_from_f32(&mut bytes, DType::F32, &view.gather_f32(rows, factor));
-            Tensor { dtype: DType::F32.into(), shape, data: bytes.into() }
+            let values = view.gather_f32(rows, factor);
+            let data = request_rows(size_of_val(&values[..]), |bytes| {
+                extend_from_f32(bytes, DType::F32, &values);
+            });
+            Tensor { dtype: DType::F32.into(), shape, data }
         }
     })
 }

@@ -30,7 +30,7 @@ pub struct Options {
     /// How long each measured part runs, or each student trains where they take turns; absent: the
     /// scenario's own time.
     pub seconds: Option<f64>,
-    /// Only this part, in a child process.
+    /// Only this part.
     pub part: Option<String>,
     /// A teacher's folder.
     pub teacher: Option<PathBuf>,
