@@ -1,15 +1,17 @@
 //! Connections: accepted, encrypted, and bounded in number.
 //!
-//! A peer that has not finished its handshake has no place among the connections yet: with client
-//! certificates required, strangers never do. Of too many handshakes the oldest is given up, so that
-//! peers that begin them and say no more keep nobody out.
+//! A peer that has not finished its handshakes, TLS's and the first words of HTTP/2, has no place among the
+//! connections yet: with client certificates required, strangers never do. Of too many handshakes the oldest is
+//! given up, so that peers that begin them and say no more keep nobody out. One host has so many places at most;
+//! a port for probes, which come and go, gives the places of the oldest to the newest.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasher as _, RandomState},
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,9 +24,9 @@ use stillhouse_runtime::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::AbortHandle,
-    time::timeout,
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -35,10 +37,13 @@ use crate::metrics as names;
 
 /// Handshakes under way at the same time.
 const HANDSHAKES: usize = 512;
-/// For one handshake, and for the first byte after it.
+/// For a TLS handshake, and for the preface after it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes that are read of a connection before it has a place: HTTP/2's preface, at most.
-const PREFACE: usize = 24;
+/// What every HTTP/2 connection begins with (RFC 9113, section 3.4). It is read before the connection has a
+/// place: behind it pings find out who is gone, and before it nothing would.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long the newest connection waits for the place of the oldest.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a failure to accept, which may be for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -68,6 +73,10 @@ pub(crate) struct Connection {
     /// What was read before it had its place.
     first: Vec<u8>,
     peer: Peer,
+    /// Told when the connection has to give its place to a newer one.
+    cut: Option<oneshot::Receiver<()>>,
+    /// When it has lasted as long as any may.
+    longest: Option<Pin<Box<Sleep>>>,
     _place: Place,
 }
 
@@ -78,57 +87,108 @@ enum Stream {
 
 /// One of the connections that there may be.
 struct Place {
-    port: &'static str,
+    terms: Arc<Terms>,
+    host: Arc<str>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Place {
-    fn new(port: &'static str, permit: OwnedSemaphorePermit) -> Self {
-        metrics::gauge!(names::CONNECTIONS, "port" => port).increment(1.0);
-        Self { port, _permit: permit }
+    /// None where the host has as many as it may have.
+    fn take(terms: &Arc<Terms>, host: &Arc<str>, permit: OwnedSemaphorePermit) -> Option<Self> {
+        {
+            let mut hosts = terms.hosts();
+            let own = hosts.entry(Arc::clone(host)).or_default();
+            if *own >= terms.bounds.of_host {
+                return None;
+            }
+            *own += 1;
+        }
+        metrics::gauge!(names::CONNECTIONS, "port" => terms.bounds.port).increment(1.0);
+        Some(Self { terms: Arc::clone(terms), host: Arc::clone(host), _permit: permit })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        metrics::gauge!(names::CONNECTIONS, "port" => self.port).decrement(1.0);
+        metrics::gauge!(names::CONNECTIONS, "port" => self.terms.bounds.port).decrement(1.0);
+        let mut hosts = self.terms.hosts();
+        if let Some(own) = hosts.get_mut(&self.host) {
+            *own -= 1;
+            if *own == 0 {
+                hosts.remove(&self.host);
+            }
+        }
     }
+}
+
+/// How many connections there may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// What the port is called.
+    pub(crate) port: &'static str,
+    pub(crate) most: usize,
+    /// Of one host.
+    pub(crate) of_host: usize,
+    /// Whether a new one takes the place of the oldest when there are too many.
+    pub(crate) newest_wins: bool,
+    /// How long any of them may last; none: for ever.
+    pub(crate) longest: Option<Duration>,
 }
 
 /// What every connection of a listener goes by.
 struct Terms {
-    port: &'static str,
+    bounds: Bounds,
     tls: Option<Arc<Watched<Handshakes>>>,
     places: Arc<Semaphore>,
-    most: usize,
+    /// Connections of each host that has any.
+    hosts: Mutex<HashMap<Arc<str>, usize>>,
+    /// Where the newest wins: those that are there, or were, the oldest first.
+    open: Mutex<VecDeque<oneshot::Sender<()>>>,
 }
 
-/// Accepts connections to a port, at most `most` at a time, until the stream is dropped.
+/// Accepts connections to a port until the first stream is dropped. Each is given to one of so many streams, at
+/// random.
 pub(crate) fn incoming(
-    (port, listener): (&'static str, TcpListener),
+    bounds: Bounds,
+    listener: TcpListener,
     tls: Option<Arc<Watched<Handshakes>>>,
-    most: usize,
-) -> ReceiverStream<io::Result<Connection>> {
-    let (out, connections) = mpsc::channel(1);
-    let terms = Arc::new(Terms { port, tls, places: Arc::new(Semaphore::new(most)), most });
+    streams: usize,
+) -> Vec<ReceiverStream<io::Result<Connection>>> {
+    let (out, connections): (Vec<_>, Vec<_>) = (0..streams)
+        .map(|_| {
+            let (out, connections) = mpsc::channel(1);
+            (out, ReceiverStream::new(connections))
+        })
+        .unzip();
+    let terms = Arc::new(Terms {
+        places: Arc::new(Semaphore::new(bounds.most)),
+        bounds,
+        tls,
+        hosts: Mutex::default(),
+        open: Mutex::default(),
+    });
     tokio::spawn(accept(listener, terms, out));
-    ReceiverStream::new(connections)
+    connections
 }
 
 async fn accept(
     listener: TcpListener,
     terms: Arc<Terms>,
-    out: mpsc::Sender<io::Result<Connection>>,
+    outs: Vec<mpsc::Sender<io::Result<Connection>>>,
 ) {
+    let Some(first) = outs.first() else { return };
+    let (random, mut number) = (RandomState::new(), 0_u64);
     let mut handshakes: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
-            () = out.closed() => return,
+            () = first.closed() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, address)) => {
-                let (terms, out, port) = (Arc::clone(&terms), out.clone(), terms.port);
+                number += 1;
+                let out = &outs[(random.hash_one(number) % outs.len() as u64) as usize];
+                let (terms, out, port) = (Arc::clone(&terms), out.clone(), terms.bounds.port);
                 let greeting = tokio::spawn(async move {
                     if let Some(connection) = terms.greet(stream, address).await {
                         // Otherwise the server has ended.
@@ -149,15 +209,15 @@ async fn accept(
             }
             Err(error) => {
                 warn!(%error, "a connection cannot be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
 impl Terms {
-    /// The handshake, and a place; none if either is refused.
-    async fn greet(&self, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
+    /// The handshakes, and a place; none if any of them is refused.
+    async fn greet(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
         // It only costs time where it cannot be set.
         drop(stream.set_nodelay(true));
         let host = Arc::from(address.ip().to_string());
@@ -181,28 +241,64 @@ impl Terms {
                 }
             }
         };
-        // Who says nothing has no place: nobody would notice that it is gone.
-        let mut first = vec![0; PREFACE];
+        let mut first = vec![0; PREFACE.len()];
         let read = match &mut stream {
-            Stream::Plain(stream) => timeout(HANDSHAKE_TIMEOUT, stream.read(&mut first)).await,
-            Stream::Tls(stream) => timeout(HANDSHAKE_TIMEOUT, stream.read(&mut first)).await,
+            Stream::Plain(stream) => {
+                timeout(HANDSHAKE_TIMEOUT, stream.read_exact(&mut first)).await
+            }
+            Stream::Tls(stream) => timeout(HANDSHAKE_TIMEOUT, stream.read_exact(&mut first)).await,
         };
         match read {
-            Ok(Ok(count)) if count > 0 => first.truncate(count),
-            Ok(Ok(_)) => return self.refused("handshake", &host, "it is closed"),
+            Ok(Ok(_)) if first == PREFACE => {}
+            Ok(Ok(_)) => return self.refused("handshake", &host, "it does not speak HTTP/2"),
             Ok(Err(error)) => return self.refused("handshake", &host, &error.to_string()),
             Err(_) => return self.refused("timeout", &host, "it says nothing"),
         }
-        let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() else {
-            let reason = format!("{} connections are open, the most of this port", self.most);
+        let Bounds { most, of_host, newest_wins, longest, .. } = self.bounds;
+        let Some(permit) = self.permit().await else {
+            let reason = format!("{most} connections are open, the most of this port");
             return self.refused("limit", &host, &reason);
         };
-        let place = Place::new(self.port, permit);
-        Some(Connection { stream, first, peer: Peer { host, certificate }, _place: place })
+        let Some(place) = Place::take(self, &host, permit) else {
+            let reason = format!("{of_host} connections are open, the most of a host");
+            return self.refused("host", &host, &reason);
+        };
+        let cut = newest_wins.then(|| {
+            let (tell, cut) = oneshot::channel();
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.retain(|other| !other.is_closed());
+            open.push_back(tell);
+            cut
+        });
+        let longest = longest.map(|longest| Box::pin(sleep(longest)));
+        let peer = Peer { host, certificate };
+        Some(Connection { stream, first, peer, cut, longest, _place: place })
+    }
+
+    /// A place among all of the port's; where the newest wins, the oldest connection's.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let places = Arc::clone(&self.places);
+        if let Ok(permit) = Arc::clone(&places).try_acquire_owned() {
+            return Some(permit);
+        }
+        if !self.bounds.newest_wins {
+            return None;
+        }
+        {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            // One that is gone does not hear it.
+            while open.pop_front().is_some_and(|oldest| oldest.send(()).is_err()) {}
+        }
+        timeout(PLACE_TIMEOUT, places.acquire_owned()).await.ok()?.ok()
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, HashMap<Arc<str>, usize>> {
+        // Sums that one statement each keeps right.
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refused(&self, label: &'static str, host: &str, reason: &str) -> Option<Connection> {
-        let port = self.port;
+        let port = self.bounds.port;
         debug!(port, host, reason, "a connection is refused");
         metrics::counter!(names::CONNECTIONS_REFUSED, "port" => port, "reason" => label)
             .increment(1);
@@ -229,6 +325,20 @@ impl AsyncRead for Connection {
             buffer.put_slice(&self.first[..count]);
             self.first.drain(..count);
             return Poll::Ready(Ok(()));
+        }
+        if let Some(longest) = &mut self.longest
+            && longest.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        if let Some(cut) = &mut self.cut
+            && let Poll::Ready(told) = Pin::new(cut).poll(context)
+        {
+            // An error means that nobody accepts any more, and nobody needs the place.
+            self.cut = None;
+            if told.is_ok() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
         }
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),

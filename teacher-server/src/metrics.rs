@@ -135,10 +135,12 @@ const UNCONNECTED: &[&[(&str, &str)]] = &[
     &[("port", "grpc"), ("reason", "timeout")],
     &[("port", "grpc"), ("reason", "crowd")],
     &[("port", "grpc"), ("reason", "limit")],
+    &[("port", "grpc"), ("reason", "host")],
     &[("port", "health"), ("reason", "handshake")],
     &[("port", "health"), ("reason", "timeout")],
     &[("port", "health"), ("reason", "crowd")],
     &[("port", "health"), ("reason", "limit")],
+    &[("port", "health"), ("reason", "host")],
 ];
 
 /// Why a caller was denied what it asked for, as the label `reason`.
@@ -336,9 +338,9 @@ pub const CATALOGUE: &[Metric] = &[
         name: CONNECTIONS_REFUSED,
         kind: Kind::Counter,
         unit: Unit::Count,
-        help: "Connections that were closed before their first call: the TLS handshake failed, \
-               took too long or gave way to newer ones, or the port's limit was reached \
-               (limits.max_connections of the gRPC port, 64 of the health port).",
+        help: "Connections that were closed before their first call: the handshake of TLS or HTTP/2 \
+               failed, took too long or gave way to newer ones, or the limit of the port or of one host \
+               was reached (limits.max_connections and max_host_connections of the gRPC port).",
         series: UNCONNECTED,
     },
     Metric {

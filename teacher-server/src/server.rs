@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::try_join_all;
 use stillhouse_nn::{AnyConfig, ModelError, TokenizerInfo};
 use stillhouse_proto::v1::{FILE_DESCRIPTOR_SET, teacher_service_server::TeacherServiceServer};
 use stillhouse_runtime::config::ConfigError;
@@ -29,7 +30,8 @@ use crate::{
     device,
     ensemble::{self, Ensemble, Rule, Signature},
     hex::hex,
-    listener, metrics as names, model,
+    listener::{self, Bounds},
+    metrics as names, model,
     output::Layout,
     service::Teacher,
     settings::Settings,
@@ -38,6 +40,9 @@ use crate::{
 
 /// How often a draining server looks whether every answer has been handed over.
 const ANSWERED_POLL: Duration = Duration::from_millis(5);
+/// Servers that a port's connections are spread over where they have an age, each with an age of its own: they
+/// come of age one after another.
+const AGES: u32 = 8;
 /// Connections of probes, calls on one, and how long one that does not answer a ping may be there.
 const PROBES: usize = 64;
 const PROBE_STREAMS: u32 = 8;
@@ -180,7 +185,7 @@ impl Server {
             .build_v1()
             .ok();
 
-        let (close, mut closing) = watch::channel(false);
+        let (close, closing) = watch::channel(false);
         let reloading = self.guarded.watch(self.settings.reload_every());
         let probes = self.guarded.health.map(|listener| {
             let router = tonic::transport::Server::builder()
@@ -188,21 +193,46 @@ impl Server {
                 .http2_keepalive_timeout(Some(PROBE_KEEPALIVE))
                 .max_concurrent_streams(PROBE_STREAMS)
                 .add_service(health_service.clone());
-            let incoming = listener::incoming(("health", listener), None, PROBES);
+            let bounds = Bounds {
+                port: "health",
+                most: PROBES,
+                of_host: PROBES,
+                newest_wins: true,
+                longest: None,
+            };
+            let incoming = listener::incoming(bounds, listener, None, 1).swap_remove(0);
             let mut closing = closing.clone();
             task::spawn(router.serve_with_incoming_shutdown(incoming, async move {
                 drop(closing.wait_for(|closing| *closing).await);
             }))
         });
-        let router = router(&self.parts.core, &self.settings)
-            .add_service(health_service)
-            .add_optional_service(reflection);
-        let most = self.settings.limits.max_connections as usize;
-        let incoming = listener::incoming(("grpc", self.listener), self.guarded.tls, most);
-        let mut serving = task::spawn(router.serve_with_incoming_shutdown(incoming, async move {
-            // An error means that the sender is gone, and so is the server.
-            drop(closing.wait_for(|closing| *closing).await);
-        }));
+        let (limits, age) = (&self.settings.limits, self.settings.connection_age());
+        let bounds = Bounds {
+            port: "grpc",
+            most: limits.max_connections as usize,
+            of_host: limits.max_host_connections as usize,
+            newest_wins: false,
+            // A label stream that begins just before its connection is told to go has an age, and a grace to
+            // answer and one to end, of its own.
+            longest: age.map(|age| 2 * (age + self.settings.connection_grace())),
+        };
+        let ages = if age.is_some() { AGES } else { 1 };
+        let incoming = listener::incoming(bounds, self.listener, self.guarded.tls, ages as usize);
+        let servers = (1..).zip(incoming).map(|(number, incoming)| {
+            // Between eight and nine tenths of the age, so that label streams end after their connections
+            // have been told to go.
+            let part = 0.8 + 0.1 * f64::from(number) / f64::from(ages);
+            let router = router(&self.parts.core, &self.settings, part)
+                .add_service(health_service.clone())
+                .add_optional_service(reflection.clone());
+            let mut closing = closing.clone();
+            router.serve_with_incoming_shutdown(incoming, async move {
+                // An error means that the sender is gone, and so is the server.
+                drop(closing.wait_for(|closing| *closing).await);
+            })
+        });
+        let servers = try_join_all(servers.collect::<Vec<_>>());
+        let mut serving = task::spawn(async move { servers.await.map(|_| ()) });
 
         let mut lost = self.device_lost.clone();
         tokio::pin!(stop);

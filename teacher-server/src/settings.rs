@@ -95,12 +95,16 @@ pub struct Limits {
     pub max_stream_in_flight: u32,
     /// Connections open to the gRPC port, 1 to 2^20; more are closed as they come.
     pub max_connections: u32,
+    /// The same of one host, by its address: 1 or more. Behind a balancer or a gateway that connects for all
+    /// of its clients, as many as `max_connections`.
+    pub max_host_connections: u32,
     /// Calls and streams open on one connection, 1 to 65536.
     pub max_connection_streams: u32,
-    /// How long a connection may last, in seconds, 0 or 1 to 10^9; 0: for ever. Nine tenths on it takes
-    /// no new calls; its label streams end in the last tenth, at random, so that not all clients come
-    /// back at once. Behind a balancer that chooses for each connection they are spread anew. A health
-    /// watch is not ended, nor is what a client does not read.
+    /// How long a connection may last, in seconds, 0 or 1 to 10^9; 0: for ever. Eight or nine tenths on, at
+    /// random, it takes no new calls; its label streams end in the last tenth of their own time, at random,
+    /// so that not all clients come back at once. Behind a balancer that chooses for each connection they are
+    /// spread anew. What does not end by itself then, such as a health watch, or what a client does not read,
+    /// is closed as late as a label stream may end: after twice that time and twice its grace.
     pub max_connection_age_seconds: f64,
     /// How long a stream that has reached its age may take to be answered, in seconds, above 0 and at
     /// most 3600; what is left then is dropped.
@@ -276,6 +280,7 @@ impl Default for Limits {
             max_temperatures: MAX_TEMPERATURES,
             max_stream_in_flight: 64,
             max_connections: 4096,
+            max_host_connections: 1024,
             max_connection_streams: 64,
             max_connection_age_seconds: 0.0,
             connection_grace_seconds: 30.0,
@@ -369,6 +374,12 @@ impl Settings {
     pub(crate) fn connection_age(&self) -> Option<Duration> {
         let age = self.limits.max_connection_age_seconds;
         Duration::try_from_secs_f64(age).ok().filter(|age| !age.is_zero())
+    }
+
+    /// `limits.connection_grace_seconds`; call after [`Settings::validate`].
+    pub(crate) fn connection_grace(&self) -> Duration {
+        let grace = self.limits.connection_grace_seconds;
+        Duration::try_from_secs_f64(grace).unwrap_or(Duration::ZERO)
     }
 
     /// `drain.limit_seconds`; call after [`Settings::validate`].

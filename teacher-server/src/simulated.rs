@@ -70,7 +70,7 @@ impl Simulated {
                 }
             }
         };
-        let serving = router(&core, &self.settings).serve_with_incoming(incoming);
+        let serving = router(&core, &self.settings, 0.9).serve_with_incoming(incoming);
         tokio::select! {
             served = serving => served,
             () = computing => Ok(()),

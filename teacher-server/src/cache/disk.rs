@@ -16,11 +16,11 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-        mpsc::{self, Receiver, Sender},
+        atomic::Ordering,
+        mpsc::{self, Sender},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
@@ -31,6 +31,7 @@ use super::{
     Key,
     entry::{self, Unusable},
     store::{Store, distrust, id, is_damage},
+    writer::{Complaint, Message, Shared, Writer, size, skipped},
 };
 use crate::{hex::hex, metrics as names, output::Output};
 
@@ -38,15 +39,10 @@ use crate::{hex::hex, metrics as names, output::Output};
 const WAITING_BYTES: usize = 64 << 20;
 /// The same that the writer is given at a time, beyond the last of them.
 const MESSAGE_BYTES: usize = 4 << 20;
-/// What a row takes beside its output, in memory.
-const OVERHEAD: usize = 128;
 /// Connections that read; more requests than that at once open more, and close them.
 const READERS_KEPT: usize = 8;
 /// How long a reader waits for the writer.
 const BUSY: Duration = Duration::from_secs(2);
-/// Between two warnings about the disk.
-const WARN_EVERY: Duration = Duration::from_secs(60);
-
 /// Why the disk tier could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -77,14 +73,6 @@ pub enum DiskError {
     },
 }
 
-/// What the writer is told.
-enum Message {
-    Rows(Vec<(Key, Output)>),
-    /// The file of that generation is damaged.
-    Damaged(u64),
-    Close,
-}
-
 /// An open tier. Readers are whoever asks; one thread writes.
 pub(crate) struct Disk {
     file: PathBuf,
@@ -95,19 +83,6 @@ pub(crate) struct Disk {
     writer: Mutex<Option<JoinHandle<()>>>,
     complaint: Complaint,
     _lock: FileLock,
-}
-
-/// What readers and the writer tell each other.
-#[derive(Default)]
-struct Shared {
-    /// Grows when the file is started anew.
-    generation: AtomicU64,
-    /// Bytes of outputs that wait for the writer.
-    waiting: AtomicUsize,
-    /// Set while the writer has been told of damage and has not dealt with it.
-    damaged: AtomicBool,
-    /// Bytes of the file that rows take.
-    used: AtomicU64,
 }
 
 impl Disk {
@@ -251,14 +226,6 @@ impl Disk {
     }
 }
 
-fn size(rows: &[(Key, Output)]) -> usize {
-    rows.iter().map(|(_, output)| size_of_val::<[f32]>(output) + OVERHEAD).sum()
-}
-
-fn skipped(reason: &'static str, rows: usize) {
-    metrics::counter!(names::CACHE_UNWRITTEN, "reason" => reason).increment(rows as u64);
-}
-
 fn decode(key: &Key, entry: Option<&[u8]>) -> Option<Output> {
     match entry::decode(key, entry.unwrap_or_default()) {
         Ok(output) => Some(output.into()),
@@ -293,88 +260,10 @@ fn remove_others(folder: &Path, own: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// A warning that is not repeated more often than it is read.
-#[derive(Default)]
-struct Complaint(Mutex<Option<Instant>>);
-
-impl Complaint {
-    fn make(&self, what: &'static str, error: &rusqlite::Error) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_none_or(|last| last.elapsed() > WARN_EVERY) {
-            *last = Some(Instant::now());
-            warn!(%error, "{what}");
-        }
-    }
-}
-
-/// The thread that writes.
-struct Writer {
-    file: PathBuf,
-    bytes: u64,
-    /// None: the file could not be started anew, and nothing is written any more.
-    store: Option<Store>,
-    shared: Arc<Shared>,
-    complaint: Complaint,
-}
-
-impl Writer {
-    fn run(mut self, messages: &Receiver<Message>) {
-        for message in messages {
-            match message {
-                Message::Rows(rows) => {
-                    self.write(&rows);
-                    self.shared.waiting.fetch_sub(size(&rows), Ordering::SeqCst);
-                }
-                Message::Damaged(generation) => {
-                    self.shared.damaged.store(false, Ordering::SeqCst);
-                    if generation == self.shared.generation.load(Ordering::SeqCst) {
-                        self.start_anew();
-                    }
-                }
-                Message::Close => return,
-            }
-        }
-    }
-
-    fn write(&mut self, rows: &[(Key, Output)]) {
-        let Some(store) = &mut self.store else { return skipped("failed", rows.len()) };
-        match store.write(rows) {
-            Ok(left_out) => skipped("full", left_out),
-            Err(error) => {
-                skipped("failed", rows.len());
-                if is_damage(&error) {
-                    warn!(file = %self.file.display(), %error, "the cache's disk tier is damaged");
-                    self.start_anew();
-                } else {
-                    self.complaint.make("the cache's disk tier cannot be written", &error);
-                }
-            }
-        }
-        self.gauge();
-    }
-
-    fn start_anew(&mut self) {
-        metrics::counter!(names::CACHE_CORRUPT).increment(1);
-        // Closed before its file goes.
-        self.store = None;
-        let store = Store::anew(&self.file, self.bytes);
-        self.shared.generation.fetch_add(1, Ordering::SeqCst);
-        match store {
-            Ok(store) => self.store = Some(store),
-            Err(error) => warn!(%error, "the cache's disk tier is off: it cannot be started anew"),
-        }
-        self.gauge();
-    }
-
-    fn gauge(&self) {
-        let bytes = self.store.as_ref().map_or(0, Store::used_bytes);
-        metrics::gauge!(names::CACHE_BYTES, "tier" => "disk").set(bytes as f64);
-        self.shared.used.store(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     const BYTES: u64 = 32 << 20;

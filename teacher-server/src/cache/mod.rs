@@ -19,6 +19,7 @@ mod key;
 mod memory;
 mod patience;
 mod store;
+mod writer;
 
 use std::{
     collections::{HashMap, HashSet},

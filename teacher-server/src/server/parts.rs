@@ -97,13 +97,13 @@ impl Parts {
 type Slice = fn(http::Response<Body>) -> http::Response<Body>;
 type Layers = Stack<MapResponseLayer<Slice>, Stack<InterceptorLayer<Guard>, Identity>>;
 
-/// The service behind its layers.
-pub(crate) fn router(core: &Arc<Core>, settings: &Settings) -> Router<Layers> {
+/// The service behind its layers. Connections are told to go when they have lasted for this part of their age.
+pub(crate) fn router(core: &Arc<Core>, settings: &Settings, part: f64) -> Router<Layers> {
     let mut builder = tonic::transport::Server::builder();
     if let Some(age) = settings.connection_age() {
         // Told to go, a connection ends with its last call. Before its label streams end, so that
-        // the next of them comes over another one.
-        builder = builder.max_connection_age(age.mul_f64(0.9));
+        // the next of them comes over another one. (tonic's own grace takes the place of telling it.)
+        builder = builder.max_connection_age(age.mul_f64(part));
     }
     builder
         .layer(InterceptorLayer::new(Guard(Arc::clone(&core.access))))

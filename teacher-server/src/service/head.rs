@@ -1,18 +1,20 @@
 //! `FetchHead`: the output projection in pieces.
 
-use std::sync::Arc;
+use std::{future::ready, sync::Arc, time::Instant};
 
 use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use sha2::{Digest as _, Sha256};
 use stillhouse_nn::Head;
 use stillhouse_proto::{
     dtype::extend_from_f32,
     v1::{DType, FetchHeadRequest, FetchHeadResponse},
 };
+use stillhouse_runtime::clock;
 use tokio::sync::OnceCell;
 use tonic::Status;
 
-use super::{Core, taken::Keep};
+use super::{Core, taken::Keep, turn::in_time};
 use crate::{
     access::{Caller, EncodingName},
     error::ServeError,
@@ -26,7 +28,7 @@ const PIECE: usize = 1 << 20;
 const BESIDE: usize = 1024;
 
 /// The pieces of one head.
-pub(crate) type Pieces = tokio_stream::Iter<std::vec::IntoIter<Piece>>;
+pub(crate) type Pieces = BoxStream<'static, Piece>;
 type Piece = (Result<FetchHeadResponse, Status>, Option<Keep>);
 
 /// The head as it travels, for each element type that was asked for: hundreds of megabytes for a
@@ -64,9 +66,11 @@ impl Heads {
     }
 }
 
+/// Counts as one request of one row for the client's quotas. What has not been read by the deadline stays here.
 pub(super) async fn pieces(
     core: Arc<Core>,
     caller: &Caller,
+    deadline: Option<Instant>,
     request: &FetchHeadRequest,
 ) -> Result<Pieces, ServeError> {
     let client = core.access.identify(caller)?;
@@ -80,14 +84,18 @@ pub(super) async fn pieces(
         return Err(ServeError::NoHead { members: core.ensemble.len() });
     };
     let dtype = label_dtype("dtype", request.dtype)?;
+    let under_way = core.quotas.take(client, 1, clock::now())?;
     // A task of its own: it is not done again if the first client goes away meanwhile.
     let shared = Arc::clone(&core);
     let encoded = tokio::spawn(async move { shared.heads.get(&model, dtype).await });
-    let encoded = encoded.await.map_err(|error| ServeError::Forward(error.to_string()))??;
+    let encoded = in_time(deadline, async {
+        encoded.await.map_err(|error| ServeError::Forward(error.to_string()))?
+    });
+    let encoded = encoded.await?;
     let whole = &encoded.whole;
     let piece = PIECE.min(core.contract.limits.max_message_bytes as usize - BESIDE);
     // The head is shared; what a client that does not read leaves behind is a piece of its own.
-    let held = core.ledger.take(client, piece as u64)?;
+    let held = core.ledger.take(client, piece as u64)?.with(under_way);
     let keep = Keep::new(Arc::new(held), &core.open);
     let first = FetchHeadResponse {
         fingerprint: core.fingerprint(core.contract.default_rule),
@@ -111,7 +119,23 @@ pub(super) async fn pieces(
     }
     let pieces: Vec<Piece> =
         pieces.into_iter().map(|piece| (Ok(piece), Some(keep.clone()))).collect();
-    Ok(tokio_stream::iter(pieces))
+    Ok(until(deadline, pieces))
+}
+
+/// The pieces that are asked for before a deadline, and then its error.
+fn until(deadline: Option<Instant>, pieces: Vec<Piece>) -> Pieces {
+    let is_late = move || deadline.is_some_and(|deadline| clock::now() >= deadline);
+    let next = move |ended: &mut bool, piece| {
+        ready(if *ended {
+            None
+        } else if is_late() {
+            *ended = true;
+            Some((Err(ServeError::Deadline.into()), None))
+        } else {
+            Some(piece)
+        })
+    };
+    stream::iter(pieces).scan(false, next).boxed()
 }
 
 fn encode(head: &Head, dtype: DType) -> Encoded {
@@ -127,5 +151,32 @@ fn encode(head: &Head, dtype: DType) -> Encoded {
         logit_softcap: head.softcap.unwrap_or(0.0),
         whole: whole.into(),
         sha256,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tonic::Code;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn pieces_end_with_the_deadline_and_its_error() {
+        let pieces = || (0..3).map(|_| (Ok(FetchHeadResponse::default()), None)).collect();
+        let now = clock::now();
+        for (deadline, expected) in
+            [(None, [Code::Ok; 3].as_slice()), (Some(now), &[Code::DeadlineExceeded])]
+        {
+            let sent: Vec<Piece> = until(deadline, pieces()).collect().await;
+            let code = |(piece, _): &Piece| piece.as_ref().map_or_else(Status::code, |_| Code::Ok);
+            assert_eq!(sent.iter().map(code).collect::<Vec<_>>(), expected);
+        }
+        let mut rest = until(Some(now + Duration::from_millis(20)), pieces());
+        assert!(rest.next().await.is_some_and(|(piece, _)| piece.is_ok()));
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        assert!(rest.next().await.is_some_and(|(piece, _)| piece.is_err()));
+        assert!(rest.next().await.is_none());
     }
 }

@@ -380,6 +380,11 @@ fn count_outcome(outcome: &'static str) {
 /// Counts a request that gets no labels.
 fn count_failure(error: &ServeError) {
     count_outcome(error.outcome());
+    count_refusal(error);
+}
+
+/// Counts a call that was denied, or told to come back.
+fn count_refusal(error: &ServeError) {
     access::count_denial(error);
     if let ServeError::Exhausted { reason, .. } = error {
         metrics::counter!(names::REFUSED, "reason" => *reason).increment(1);
@@ -434,8 +439,10 @@ impl TeacherService for Teacher {
     ) -> Result<Response<Self::FetchHeadStream>, Status> {
         let open = Arc::clone(&self.0.open);
         let caller = Caller::of(&request);
-        let pieces = head::pieces(Arc::clone(&self.0), &caller, request.get_ref()).await;
-        let pieces = pieces.inspect_err(access::count_denial)?;
+        let deadline = deadline::of(request.metadata())?;
+        let core = Arc::clone(&self.0);
+        let pieces = head::pieces(core, &caller, deadline, request.get_ref()).await;
+        let pieces = pieces.inspect_err(count_refusal)?;
         Ok(Response::new(Taken::new(pieces, open)))
     }
 }

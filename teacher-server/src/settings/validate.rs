@@ -30,6 +30,7 @@ impl Settings {
             max_temperatures,
             max_stream_in_flight,
             max_connections,
+            max_host_connections,
             max_connection_streams,
             max_connection_age_seconds: age,
             connection_grace_seconds: grace,
@@ -61,6 +62,7 @@ impl Settings {
             ("limits.max_temperatures", max_temperatures, 1, MAX_TEMPERATURES),
             ("limits.max_stream_in_flight", max_stream_in_flight, 1, 1 << 16),
             ("limits.max_connections", max_connections, 1, 1 << 20),
+            ("limits.max_host_connections", max_host_connections, 1, most),
             ("limits.max_connection_streams", max_connection_streams, 1, 1 << 16),
         ];
         let counts = counts.map(|(key, value, least, most)| {
@@ -209,6 +211,7 @@ mod tests {
             ("model='m'\nreload_seconds = 0", "reload_seconds: is 0; must be 0.05 to 3600"),
             ("model='m'\n[tls]\ncert = 'a'", "tls: missing field `key`"),
             ("model='m'\n[limits]\nmax_connections = 0", "is 0; must be 1 to 1048576"),
+            ("model='m'\n[limits]\nmax_host_connections = 0", "is 0; must be 1 to 4294967295"),
             ("model='m'\n[cache]\ndisk_bytes = 9", "cache.disk_bytes: is 9; must be 16777216 to"),
             ("model='m'\n[limits]\nmax_connection_age_seconds = 0.5", "is 0.5; must be 0 or 1 to"),
             ("model='m'\n[limits]\nconnection_grace_seconds = 0", "is 0; must be above 0"),

@@ -2,6 +2,7 @@
 //! the others.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -11,18 +12,27 @@ use stillhouse_proto::v1::{
     label_stream_response::Result as Answer,
 };
 use teacher_server::Settings;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
 };
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tonic_types::StatusExt as _;
 
-use crate::gated::{Client, Gated, label, request, serve_with};
+use crate::gated::{Client, Gated, bind, label, request, serve_with};
 
 /// Bytes that the tests' clients may hold, and all of them together.
 const CLIENT_BYTES: u64 = 1 << 20;
 const ALL_BYTES: u64 = 3 << 19;
+/// What a client of HTTP/2 says that has nothing to ask: the preface, and empty SETTINGS.
+pub(crate) const IDLE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 pub(crate) fn from(client: &str, request: LabelRequest) -> LabelRequest {
     LabelRequest { client: client.to_owned(), ..request }
@@ -129,7 +139,7 @@ async fn until_admitted(mut client: Client, request: LabelRequest) {
 }
 
 /// A connection on which few bytes of a stream travel before they are read.
-pub(crate) async fn channel(address: std::net::SocketAddr) -> Channel {
+pub(crate) async fn channel(address: SocketAddr) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     endpoint.initial_stream_window_size(65_535).tcp_nodelay(true).connect().await.unwrap()
 }
@@ -283,4 +293,82 @@ async fn connections_beyond_the_limit_are_closed_and_those_that_are_there_stay()
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("the place does not become free");
+}
+
+/// Whether a new connection is answered.
+async fn is_answered(address: SocketAddr, id: u64) -> bool {
+    match Client::connect(format!("http://{address}")).await {
+        Ok(mut client) => client.label(request(id, &[1.0])).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_host_has_only_so_many_of_the_connections() {
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let (mut client, running) =
+        serve_with(model, |settings| settings.limits.max_host_connections = 2).await;
+    client.label(request(1, &[1.0])).await.unwrap();
+    let mut second = Client::connect(format!("http://{}", running.address())).await.unwrap();
+    second.label(request(2, &[1.0])).await.unwrap();
+    assert!(!is_answered(running.address(), 3).await);
+    client.label(request(4, &[1.0])).await.unwrap();
+    drop(second);
+    for _ in 0..200 {
+        if is_answered(running.address(), 5).await {
+            running.shutdown().await.unwrap();
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the place does not become free");
+}
+
+/// Who begins to speak HTTP/2 and goes no further has no place, and who speaks something else is told to go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_is_for_those_that_speak_http_2() {
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let server = bind(model, |settings| settings.limits.max_connections = 1).await;
+    let running = server.spawn();
+    let mut silent = TcpStream::connect(running.address()).await.unwrap();
+    silent.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
+    let mut other = TcpStream::connect(running.address()).await.unwrap();
+    other.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(20), other.read(&mut [0; 64])).await;
+    // Reset, where what it had sent was not read.
+    assert!(matches!(closed.unwrap(), Ok(0) | Err(_)));
+    assert!(is_answered(running.address(), 1).await);
+    drop(silent);
+    running.shutdown().await.unwrap();
+}
+
+/// Connections that are kept open to the health port keep no probe out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_takes_the_place_of_the_oldest_connection() {
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let server = bind(model, |settings| settings.health_listen = Some(free)).await;
+    let running = server.spawn();
+    let mut idle = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(free).await.unwrap();
+        stream.write_all(IDLE).await.unwrap();
+        // Its own SETTINGS: it has its place.
+        stream.read_exact(&mut [0; 9]).await.unwrap();
+        idle.push(stream);
+    }
+    let channel = Endpoint::from_shared(format!("http://{free}")).unwrap();
+    let mut probe = HealthClient::new(channel.connect().await.unwrap());
+    let asked = HealthCheckRequest { service: String::new() };
+    let answer = tokio::time::timeout(Duration::from_secs(20), probe.check(asked)).await.unwrap();
+    assert_eq!(answer.unwrap().into_inner().status(), ServingStatus::Serving);
+    let mut rest = Vec::new();
+    let ended = idle[0].read_to_end(&mut rest);
+    assert!(tokio::time::timeout(Duration::from_secs(20), ended).await.is_ok(), "the oldest went");
+    let stays = idle[63].read_to_end(&mut rest);
+    assert!(tokio::time::timeout(Duration::from_millis(100), stays).await.is_err());
+    running.shutdown().await.unwrap();
 }

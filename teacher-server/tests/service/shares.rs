@@ -10,7 +10,8 @@ use std::{
 };
 
 use stillhouse_proto::v1::{
-    DType, DenseEncoding, DenseKind, Encoding, LabelRequest, SampledEncoding, encoding::Kind,
+    DType, DenseEncoding, DenseKind, Encoding, FetchHeadRequest, LabelRequest, SampledEncoding,
+    encoding::Kind,
 };
 use teacher_server::settings::{ClientSettings, Priority};
 use tokio::task::JoinSet;
@@ -18,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     bounds::{channel, from, refusal},
-    gated::{Client, Gated, bind, label, request, serve_with},
+    gated::{CLASSES, Client, Gated, bind, label, request, serve_with},
 };
 
 /// Waits until so many rows are in the queue.
@@ -53,6 +54,27 @@ async fn a_quota_is_the_clients_own_and_refuses_with_a_time_to_try_again() {
     for id in 0..5 {
         client.label(from("b", request(id, &[1.0; 40]))).await.unwrap();
     }
+    running.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_head_counts_as_a_request_of_its_client() {
+    let (model, permit) = Gated::new(false);
+    drop(permit);
+    let (mut client, running) = serve_with(Arc::clone(&model), |settings| {
+        let quota = ClientSettings { requests_per_second: 0.01, ..Default::default() };
+        settings.clients.insert("default".to_owned(), quota);
+    })
+    .await;
+    let ask = || FetchHeadRequest { dtype: DType::F32.into() };
+    let mut pieces = client.fetch_head(ask()).await.unwrap().into_inner();
+    assert_eq!(pieces.message().await.unwrap().unwrap().data.len(), 4 * CLASSES);
+    let status = client.fetch_head(ask()).await.unwrap_err();
+    let text = refusal(&status);
+    assert!(text.contains("this client's quota of 0.01 requests a second is spent"), "{text}");
+    let mut late = tonic::Request::new(ask());
+    late.metadata_mut().insert("grpc-timeout", "soon".parse().unwrap());
+    assert_eq!(client.fetch_head(late).await.unwrap_err().code(), tonic::Code::InvalidArgument);
     running.shutdown().await.unwrap();
 }
 
