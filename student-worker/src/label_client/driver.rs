@@ -149,8 +149,13 @@ impl<I: Iterator<Item = Job> + Send> Driver<I> {
                 .or_else(|| self.endpoints.iter().position(|replica| replica.is_long_gone(now)))
                 .unwrap_or(self.endpoints.len());
             stay.insert(number);
-            if known.is_none() {
-                let (name, hash) = (address.name.clone(), router::name_hash(&address.known_as));
+            let hash = router::name_hash(&address.known_as);
+            if known.is_some() {
+                // What was a name's only address may be one of several now, or the other way round: all
+                // students must come to the same.
+                self.endpoints[number].hash = hash;
+            } else {
+                let name = address.name.clone();
                 let connection = (self.connect)(number, address);
                 let task = Some(self.connections.spawn(connection.keep()));
                 let (tried, failures, retired, live) = (false, 0, false, None);

@@ -65,7 +65,7 @@ pub enum ClientError {
     /// Two teachers claim to be the same, and are not.
     #[error(
         "teacher {endpoint}: it has the fingerprint of {other}, but its answer to a probe differs by \
-         {difference} in a probability, expected at most {allowed}"
+         {difference} {of}, expected at most {allowed}"
     )]
     Disagrees {
         /// The address of the one that was refused.
@@ -74,6 +74,8 @@ pub enum ClientError {
         other: String,
         /// Largest difference.
         difference: f32,
+        /// What it is a difference of.
+        of: &'static str,
         /// What is allowed.
         allowed: f32,
     },

@@ -9,14 +9,9 @@ use std::{
 };
 
 use stillhouse_proto::{
-    LabelBatch, SoftLabels,
     checksum::RequestSum,
-    decode,
     limits::MAX_DESCRIBE_BYTES,
-    v1::{
-        DescribeRequest, LabelResponse, label_request::Inputs,
-        teacher_service_client::TeacherServiceClient,
-    },
+    v1::{DescribeRequest, label_request::Inputs, teacher_service_client::TeacherServiceClient},
 };
 use tonic::{
     Request, Response, Status,
@@ -28,6 +23,7 @@ use super::{
     ClientError, Credentials, Teacher, Wanted,
     credentials::Bearer,
     dial::Dial,
+    probe::{Apart, Seen},
     status::{Verdict, judge, with_causes, words},
 };
 
@@ -43,10 +39,6 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 const FRAME: u32 = 1 << 16;
 /// A peer that does not answer a ping for this long is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// Largest difference in a probability between replicas. Bit-identical on CPU; devices of other
-/// kinds order their sums differently.
-const PROBE_TOLERANCE: f32 = 1e-3;
-
 /// A client of one connection.
 pub(super) type Client = TeacherServiceClient<Line>;
 /// A connection whose calls carry the run's token.
@@ -151,7 +143,7 @@ pub struct Probe {
 struct Reference {
     endpoint: String,
     fingerprint: Vec<u8>,
-    probe: Option<Arc<[f32]>>,
+    probe: Arc<Seen>,
 }
 
 impl Gate {
@@ -270,11 +262,11 @@ impl Gate {
         name: &str,
         client: &mut Client,
         teacher: &Teacher,
-    ) -> Result<(Option<Vec<f32>>, bool), Closed> {
+    ) -> Result<(Seen, bool), Closed> {
         let probe = &self.probe;
         let floats = probe.floats.as_ref().filter(|_| !teacher.takes_bytes);
         let inputs = floats.unwrap_or(&probe.inputs).clone();
-        // Without dense labels to compare, what the run asks for says at least whether it is answered.
+        // Without dense labels, what the run asks for is compared.
         let request = match teacher.offers_dense {
             true => self.wanted.dense_request(inputs),
             false => self.wanted.probe_request(inputs),
@@ -287,12 +279,12 @@ impl Gate {
             let words = format!("{name}: the probe: the answer was changed on the way");
             return Err(Closed::for_now(words));
         }
-        if !teacher.offers_dense {
-            return Ok((None, checked.is_some()));
-        }
         let expected = self.wanted.classes * probe.rows;
-        let found = probabilities(&response).filter(|values| values.len() == expected);
-        found.map(|found| (Some(found), checked.is_some())).ok_or_else(|| {
+        let found = Seen::of(&response).filter(|seen| match seen {
+            Seen::Dense(values) => values.len() == expected,
+            _ => !teacher.offers_dense,
+        });
+        found.map(|found| (found, checked.is_some())).ok_or_else(|| {
             Closed::ForGood(ClientError::Answer {
                 endpoint: name.to_owned(),
                 request: "the probe".to_owned(),
@@ -302,36 +294,26 @@ impl Gate {
     }
 
     /// Compares with the first teacher, or makes this one the first.
-    fn admit(
-        &self,
-        endpoint: &str,
-        teacher: &Teacher,
-        probe: Option<Vec<f32>>,
-    ) -> Result<(), ClientError> {
+    fn admit(&self, endpoint: &str, teacher: &Teacher, probe: Seen) -> Result<(), ClientError> {
         self.same_fingerprint(endpoint, &teacher.fingerprint)?;
-        let probe: Option<Arc<[f32]>> = probe.map(Into::into);
+        let probe = Arc::new(probe);
         let mut first = self.reference.lock().unwrap_or_else(PoisonError::into_inner);
         let first = first.get_or_insert_with(|| Reference {
             endpoint: endpoint.to_owned(),
             fingerprint: teacher.fingerprint.clone(),
-            probe: probe.clone(),
+            probe: Arc::clone(&probe),
         });
-        let (Some(expected), Some(found)) = (&first.probe, &probe) else {
+        let Apart { difference, of, allowed } = first.probe.apart(&probe);
+        if difference <= allowed {
             return Ok(());
-        };
-        let difference = expected
-            .iter()
-            .zip(found.iter())
-            .fold(0.0, |most: f32, (a, b)| most.max((a.exp() - b.exp()).abs()));
-        if difference > PROBE_TOLERANCE {
-            return Err(ClientError::Disagrees {
-                endpoint: endpoint.to_owned(),
-                other: first.endpoint.clone(),
-                difference,
-                allowed: PROBE_TOLERANCE,
-            });
         }
-        Ok(())
+        Err(ClientError::Disagrees {
+            endpoint: endpoint.to_owned(),
+            other: first.endpoint.clone(),
+            difference,
+            of,
+            allowed,
+        })
     }
 }
 
@@ -347,14 +329,5 @@ pub(super) fn closed(endpoint: &str, request: &str, status: &Status) -> Closed {
             code: super::status::name(status.code()),
             message: status.message().to_owned(),
         }),
-    }
-}
-
-/// The log-probabilities in an answer to a probe, if that is what is in it.
-fn probabilities(response: &LabelResponse) -> Option<Vec<f32>> {
-    let [labels] = response.labels.as_slice() else { return None };
-    match decode(labels) {
-        Ok(LabelBatch { labels: SoftLabels::Dense { values, .. }, .. }) => Some(values),
-        _ => None,
     }
 }

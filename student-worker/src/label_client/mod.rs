@@ -30,6 +30,7 @@ mod jobs;
 mod join;
 mod kept;
 mod pipeline;
+mod probe;
 mod refusals;
 mod replica;
 mod resolve;

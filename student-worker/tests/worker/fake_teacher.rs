@@ -33,6 +33,8 @@ use tonic_health::server::HealthReporter;
 use crate::support::{CLASSES, SIDE};
 
 pub(crate) const FINGERPRINT: [u8; 32] = [9; 32];
+/// Width of its hidden states.
+const HIDDEN: u32 = 12;
 
 /// What happens to a request of a stream.
 #[derive(Clone, Debug)]
@@ -109,9 +111,25 @@ impl Fake {
             let mass = logits.iter().map(|z| z.exp()).sum::<f32>().ln();
             logits.map(|z| z - mass)
         });
-        let labels =
-            SoftLabels::Dense { kind: DenseKind::LogProbabilities, values: values.collect() };
-        let temperature = request.temperatures[0];
+        let values: Vec<f32> = values.collect();
+        let labels = match self.encoding {
+            EncodingKind::Hidden => {
+                let width = HIDDEN as usize;
+                SoftLabels::Hidden { width, states: vec![1.0; rows * width] }
+            }
+            EncodingKind::TopK => SoftLabels::TopK {
+                k: 1,
+                ids: vec![0; rows],
+                log_probabilities: values.chunks(3).map(|row| row[0]).collect(),
+                log_tail_mass: values
+                    .chunks(3)
+                    .map(|row| (row[1].exp() + row[2].exp()).ln())
+                    .collect(),
+            },
+            _ => SoftLabels::Dense { kind: DenseKind::LogProbabilities, values },
+        };
+        let hidden = self.encoding == EncodingKind::Hidden;
+        let temperature = if hidden { 0.0 } else { request.temperatures[0] };
         let batch = LabelBatch { temperature, rows, classes: CLASSES as usize, labels };
         let mut response = LabelResponse {
             id: request.id,
@@ -162,7 +180,7 @@ impl teacher_service_server::TeacherService for Shared {
             task: Task::Classification.into(),
             input: Some(InputSignature { kind: Some(input_signature::Kind::Features(features)) }),
             classes: CLASSES,
-            hidden_size: 12,
+            hidden_size: HIDDEN,
             limits: Some(ServerLimits {
                 max_rows: 100,
                 max_message_bytes: 1 << 20,

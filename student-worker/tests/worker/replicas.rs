@@ -1,12 +1,14 @@
 //! Several endpoints: one may go, all must be the same.
 
 use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
     sync::{Arc, Mutex, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use stillhouse_proto::v1::{
-    DType, Tensor, label_request::Inputs, teacher_service_server::SERVICE_NAME,
+    DType, EncodingKind, Tensor, label_request::Inputs, teacher_service_server::SERVICE_NAME,
 };
 use student_worker::{
     label_client::{
@@ -71,6 +73,23 @@ async fn a_replica_that_claims_to_be_the_same_and_is_not_is_refused() {
     for address in [honest, liar] {
         assert!(error.to_string().contains(&address.to_string()), "{error}");
     }
+}
+
+/// Where dense labels may not be had, those that the run asks for are compared.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_liar_is_found_without_dense_labels() {
+    let bench = Bench::new();
+    let fake = |bias| Fake { bias, encoding: EncodingKind::TopK, ..Fake::new() };
+    let (honest, other) =
+        (serve_fake(Arc::new(fake(0.0))).await, serve_fake(Arc::new(fake(0.0))).await);
+    let liar = serve_fake(Arc::new(fake(0.1))).await;
+    let top = "encoding = { kind = \"top_k\", k = 1 }\n";
+    let both = endpoints(&[honest, other], top);
+    run(bench.recipe("same", &both), Existing::Refuse).await.unwrap();
+    let both = endpoints(&[honest, liar], top);
+    let error = run(bench.recipe("mixed", &both), Existing::Refuse).await.unwrap_err();
+    assert!(matches!(error, Error::Labels(ClientError::Disagrees { .. })), "{error}");
+    assert!(error.to_string().contains(" in a probability, expected at most 0.005"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -286,15 +305,12 @@ async fn what_a_silent_replica_owes_is_asked_of_the_others_long_before_its_time_
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
-/// A name stands for one teacher, then for another, while the labels of a run are under way.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_that_comes_to_stand_for_another_replica_moves_the_work() {
-    let bench = Bench::new();
-    let fakes = [Arc::new(Fake::new()), Arc::new(Fake::new())];
-    let first = serve_fake(Arc::clone(&fakes[0])).await;
-    let second = serve_fake(Arc::clone(&fakes[1])).await;
-    let stands_for = Arc::new(Mutex::new(vec![first]));
-    let looked_up = Arc::clone(&stands_for);
+/// Endless rows' labels, 256 different ones, one row a request, from whatever a name stands for.
+async fn labels_of_a_name(
+    bench: &Bench,
+    stands_for: &Arc<Mutex<Vec<SocketAddr>>>,
+) -> OrderedLabels {
+    let looked_up = Arc::clone(stands_for);
     let names = Names::new(
         move |host, port| {
             assert_eq!((host.as_str(), port), ("teachers", 7070));
@@ -302,6 +318,7 @@ async fn a_name_that_comes_to_stand_for_another_replica_moves_the_work() {
         },
         Duration::from_millis(20),
     );
+    let first = stands_for.lock().unwrap()[0];
     let recipe = bench.recipe("named", &endpoints(&[first], "prefetch = 2"));
     let section = recipe.teacher.clone().unwrap();
     let wanted = Wanted::new(&recipe, &section);
@@ -315,15 +332,26 @@ async fn a_name_that_comes_to_stand_for_another_replica_moves_the_work() {
     let teachers = Teachers { names, ..Teachers::at(endpoints) };
     let patience = Patience::new(&section, 1);
     let client = LabelClient::connect(&teachers, wanted, probe, patience).await.unwrap();
-    let jobs = (0..u64::MAX).map(move |index| Job {
+    let temperature = recipe.loss.temperature as f32;
+    client.labels((0..u64::MAX).map(move |index| Job {
         index,
         inputs: features(index as u8),
         rows: 1,
-        temperature: recipe.loss.temperature as f32,
+        temperature,
         seed: 0,
         whole: false,
-    });
-    let mut labels = client.labels(jobs);
+    }))
+}
+
+/// A name stands for one teacher, then for another, while the labels of a run are under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_comes_to_stand_for_another_replica_moves_the_work() {
+    let bench = Bench::new();
+    let fakes = [Arc::new(Fake::new()), Arc::new(Fake::new())];
+    let first = serve_fake(Arc::clone(&fakes[0])).await;
+    let second = serve_fake(Arc::clone(&fakes[1])).await;
+    let stands_for = Arc::new(Mutex::new(vec![first]));
+    let mut labels = labels_of_a_name(&bench, &stands_for).await;
     let mut next = 0;
     let mut take = async |labels: &mut OrderedLabels| {
         let labelled = labels.next().await.unwrap().unwrap();
@@ -350,6 +378,43 @@ async fn a_name_that_comes_to_stand_for_another_replica_moves_the_work() {
     while asked(0) < before + 20 {
         take(&mut labels).await;
     }
+}
+
+/// One that was there when a name stood for a single replica, and one that came later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn students_agree_on_a_rows_replica_whenever_they_came() {
+    let bench = Bench::new();
+    let fakes = [Arc::new(Fake::new()), Arc::new(Fake::new())];
+    let first = serve_fake(Arc::clone(&fakes[0])).await;
+    let second = serve_fake(Arc::clone(&fakes[1])).await;
+    let stands_for = Arc::new(Mutex::new(vec![first]));
+    let mut early = labels_of_a_name(&bench, &stands_for).await;
+    early.next().await.unwrap().unwrap();
+    *stands_for.lock().unwrap() = vec![first, second];
+    while fakes[1].requests.load(Ordering::Relaxed) == 0 {
+        early.next().await.unwrap().unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut late = labels_of_a_name(&bench, &stands_for).await;
+    for labels in [&mut early, &mut late] {
+        for _ in 0..40 {
+            labels.next().await.unwrap().unwrap();
+        }
+    }
+    // The rows that each replica is asked for by one of them, all of them more than once.
+    let mut homes = Vec::new();
+    for labels in [&mut early, &mut late] {
+        fakes.iter().for_each(|fake| fake.rows.lock().unwrap().clear());
+        for _ in 0..600 {
+            labels.next().await.unwrap().unwrap();
+        }
+        let rows = |fake: &Arc<Fake>| {
+            fake.rows.lock().unwrap().keys().map(|row| row[0]).collect::<BTreeSet<u8>>()
+        };
+        homes.push(fakes.iter().map(rows).collect::<Vec<_>>());
+    }
+    assert!(homes[0].iter().all(|rows| rows.len() > 64), "{homes:?}");
+    assert_eq!(homes[0], homes[1]);
 }
 
 /// One request of the second replica is lost, and nothing else: it is connected to anew, and asked again.
