@@ -31,6 +31,9 @@ const WAITING: usize = 1 << 14;
 /// Bytes of a message, either way.
 const MAX_MESSAGE: usize = 256 << 20;
 
+/// What a teacher's cache takes of a row beside its output.
+const CACHED_OVERHEAD: u64 = 128;
+
 /// What a client asks for.
 pub(crate) struct Asks {
     pub(crate) name: String,
@@ -67,6 +70,8 @@ pub(crate) struct Shape {
     pub(crate) in_flight: u32,
     /// Labels of a row: of a language model, one for each token of a sequence.
     pub(crate) labels_per_row: u32,
+    /// What the teacher's cache keeps of a row, in bytes; none: it does not tell.
+    pub(crate) cached_bytes: Option<u64>,
 }
 
 /// A connected client.
@@ -95,8 +100,18 @@ impl Client {
         let described = described.map_err(|status| refused(teacher, "Describe", &status))?;
         let described = described.into_inner();
         let every_token = described.task() == Task::LanguageModel;
+        let labels_per_row = if every_token { asks.tokens.max(1) } else { 1 };
+        // Logits of each member, or hidden states of every token, whose width an ensemble does not tell.
+        let members = described.members.len().max(1) as u64;
+        let values = match (every_token, u64::from(described.hidden_size)) {
+            (true, 0) => None,
+            (true, width) => Some(u64::from(labels_per_row) * width),
+            (false, _) => Some(members * u64::from(described.classes)),
+        };
         let shape = Shape {
-            labels_per_row: if every_token { asks.tokens.max(1) } else { 1 },
+            labels_per_row,
+            cached_bytes: values
+                .map(|values| values.saturating_mul(4).saturating_add(CACHED_OVERHEAD)),
             classes: described.classes,
             hidden_size: described.hidden_size,
             in_flight: described.limits.unwrap_or_default().max_stream_in_flight.max(1),
@@ -122,7 +137,7 @@ impl Client {
         // Before anything is made of that size.
         let values = match takes {
             Takes::Features { width, dtype: DType::U8 } => width as u64,
-            Takes::Features { width, .. } => 4 * width as u64,
+            Takes::Features { width, .. } => (width as u64).saturating_mul(4),
             Takes::Sequences { .. } => 4 * u64::from(asks.tokens),
         };
         let bytes = values.saturating_mul(asks.rows.into());

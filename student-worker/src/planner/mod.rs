@@ -104,7 +104,7 @@ pub(crate) async fn run(arguments: &PlanArguments) -> Result<Needs, Failure> {
     let (stop, stopping) = watch::channel(false);
     let observer = Box::new(Watch { seen: Arc::clone(&seen), enough, stop });
 
-    let (section, asks, rate, per_step, comes_again) = if is_text {
+    let (section, asks, rate, per_step, rows_again) = if is_text {
         let full = text::recipe::from_table(table, folder)?;
         let section = taught(full.teacher.clone())?;
         let micro = full.train.micro_batch_tokens();
@@ -122,7 +122,7 @@ pub(crate) async fn run(arguments: &PlanArguments) -> Result<Needs, Failure> {
         alone.train.eval_every_steps = u64::MAX >> 16;
         alone.train.checkpoint_every_steps = 0;
         let outcome = Box::pin(text::run(alone, Existing::Refuse, observer, stopping)).await?;
-        let again = full.on_policy.is_none() && !drawn(&asks);
+        let again = full.on_policy.is_none();
         (section, asks, outcome.tokens_per_second, full.train.batch_tokens, again)
     } else {
         let full = recipe::from_table(table, folder)?;
@@ -142,7 +142,7 @@ pub(crate) async fn run(arguments: &PlanArguments) -> Result<Needs, Failure> {
         alone.train.checkpoint_every_steps = 0;
         let outcome = train::run(alone, Existing::Refuse, observer, stopping).await?;
         let augmented = full.data.augment != Augment::default();
-        let again = full.train.epochs > 1 && !augmented && !drawn(&asks);
+        let again = full.train.epochs > 1 && !augmented;
         (section, asks, outcome.examples_per_second, batch, again)
     };
     let watched = *seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -155,10 +155,12 @@ pub(crate) async fn run(arguments: &PlanArguments) -> Result<Needs, Failure> {
         student_per_second: rate,
         per_step,
         epoch_rows: watched.rows,
-        labels_per_row: asks.tokens.max(1),
+        units_per_row: asks.tokens.max(1),
         prefetch: section.prefetch,
         kept_bytes: section.kept_bytes,
-        comes_again,
+        rows_again,
+        // Others are drawn in every epoch.
+        labels_again: rows_again && !matches!(asks.kind, Kind::Sampled(_)),
         teacher,
     }))
 }
@@ -174,11 +176,6 @@ fn taught(section: Option<TeacherSection>) -> Result<TeacherSection, RecipeError
                 .to_owned(),
         })),
     }
-}
-
-/// Whether labels are drawn, others in every epoch.
-fn drawn(asks: &teacher::Asks) -> bool {
-    matches!(asks.kind, Kind::Sampled(_))
 }
 
 /// A folder of this process alone that goes when it is dropped.

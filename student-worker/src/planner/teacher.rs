@@ -30,16 +30,20 @@ pub(super) struct Asks {
 /// What one teacher does.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Teacher {
-    /// Labels a second, with requests always waiting.
+    /// Rows, or tokens, a second, with requests always waiting.
     pub(super) per_second: f64,
     /// A request alone, in seconds.
     pub(super) latency: f64,
+    /// Labels of a row, or a sequence: a classifier of texts gives one, a language model one a token.
+    pub(super) labels_per_row: f64,
     /// Of a label, on the wire.
     pub(super) bytes_per_label: f64,
-    /// Of a request's input, on the wire, for each label.
-    pub(super) input_bytes_per_label: f64,
+    /// Of a request's input, on the wire, for each row, or token.
+    pub(super) input_bytes_per_unit: f64,
     /// Of a label, as a student keeps it.
     pub(super) kept_bytes_per_label: f64,
+    /// Of a row, or a sequence, as the teacher's cache keeps it; none: it does not tell.
+    pub(super) cached_bytes_per_row: Option<f64>,
 }
 
 /// Measures the first of a recipe's teachers, or the one that is embedded.
@@ -73,7 +77,7 @@ pub(super) async fn measure(
     client.closed(BUSY, WARM_UP).await?;
     let alone = client.closed(1, enough / 4).await?;
     let busy = client.closed(BUSY, enough).await?;
-    let load::Shape { classes, hidden_size, .. } = client.shape;
+    let load::Shape { classes, hidden_size, labels_per_row, cached_bytes, .. } = client.shape;
     let kept = match &asks.kind {
         Kind::Dense(_) => f64::from(classes),
         Kind::TopK(top_k) => 2.0 * f64::from(top_k.k) + 1.0,
@@ -85,12 +89,15 @@ pub(super) async fn measure(
         drop(client);
         server.shutdown().await?;
     }
-    let labels = asks.rows as f64 * asks.tokens.max(1) as f64;
+    let rows = busy.answers.max(1) as f64 * asks.rows as f64;
+    let (units, labels) = (rows * asks.tokens.max(1) as f64, rows * f64::from(labels_per_row));
     Ok(Teacher {
-        per_second: busy.answers as f64 * labels / busy.took.as_secs_f64(),
+        per_second: units / busy.took.as_secs_f64(),
         latency: alone.took.as_secs_f64() / alone.answers.max(1) as f64,
-        bytes_per_label: busy.bytes as f64 / (busy.answers.max(1) as f64 * labels),
+        labels_per_row: labels_per_row.into(),
+        bytes_per_label: busy.bytes as f64 / labels,
         kept_bytes_per_label: 4.0 * kept,
-        input_bytes_per_label: busy.input_bytes as f64 / (busy.answers.max(1) as f64 * labels),
+        input_bytes_per_unit: busy.input_bytes as f64 / units,
+        cached_bytes_per_row: cached_bytes.map(|bytes| bytes as f64),
     })
 }
