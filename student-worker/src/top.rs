@@ -122,15 +122,18 @@ fn describe(text: &mut String, status: &Value) {
     // Writing to a string does not fail.
     let _ = writeln!(
         text,
-        "{}  {state}, up {}\n  {} labels/s  device {} busy  batches {} full  {} {unit} waiting  {} from \
-         the cache or shared  cache {}B{}",
+        "{}  {}  {state}, up {}\n  {} labels/s  device {} busy  batches {} full  {} {unit} waiting  {}B held  {} \
+         from the cache or shared  cache {} rows, {}B{}",
         cut(&plain(&status["name"]), 64),
+        plain(&status["fingerprint"]).chars().take(16).collect::<String>(),
         time(number("/uptime_seconds")),
         short(number("/rows_per_second")),
         percent(number("/device/busy_fraction")),
         percent(number("/device/mean_fill")),
         short(number("/queue/cost")),
+        short(number("/queue/held_bytes")),
         percent(number("/cached_fraction")),
+        short(number("/cache/entries")),
         short(number("/cache/memory_bytes")),
         status
             .pointer("/cache/disk_bytes")
@@ -159,21 +162,23 @@ fn describe(text: &mut String, status: &Value) {
     if !clients.is_empty() {
         let _ = writeln!(
             text,
-            "  {:24} {:>7} {:>9} {:>7} {:>8} {:>10}",
-            "client", "share", "labels/s", "weight", "waiting", "refused/s"
+            "  {:24} {:>7} {:>9} {:>7} {:>8} {:>10} {:>7} {:>9}",
+            "client", "share", "labels/s", "weight", "waiting", "refused/s", "waits", "in all"
         );
     }
     for client in clients.iter().take(MOST) {
         let number = |key: &str| client[key].as_f64().unwrap_or(0.0);
         let _ = writeln!(
             text,
-            "  {:24} {:>7} {:>9} {:>7} {:>8} {:>10}",
+            "  {:24} {:>7} {:>9} {:>7} {:>8} {:>10} {:>7} {:>9}",
             cut(&plain(&client["name"]), 24),
             percent(number("share")),
             short(number("rows_per_second")),
             short(number("weight")),
             short(number("queued")),
             short(number("refused_per_second")),
+            stall(&client["name"], &runs).map_or_else(String::new, percent),
+            short(number("total_rows")),
         );
     }
     if !runs.is_empty() {
@@ -202,6 +207,16 @@ fn describe(text: &mut String, status: &Value) {
             curve(&losses, losses.iter().copied().fold(0.0, f64::max)),
         );
     }
+}
+
+/// The part of the time that a client's students wait for labels, the mean of those that report; none: none do.
+fn stall(client: &Value, runs: &[Value]) -> Option<f64> {
+    let own: Vec<f64> = runs
+        .iter()
+        .filter(|run| run["client"] == *client && run["seconds_ago"].as_f64().unwrap_or(0.0) < 30.0)
+        .map(|run| run["stall_fraction"].as_f64().unwrap_or(0.0))
+        .collect();
+    (!own.is_empty()).then(|| own.iter().sum::<f64>() / own.len() as f64)
 }
 
 /// Text as a terminal may have it: names come from anybody, and must not move the cursor nor turn the line
@@ -267,24 +282,28 @@ mod tests {
     #[test]
     fn a_teacher_is_described_and_names_cannot_write_to_the_terminal() {
         let status = json!({
-            "name": "mnist", "state": "serving", "uptime_seconds": 120.0, "unit": "rows",
+            "name": "mnist", "fingerprint": "00112233445566778899", "state": "serving", "uptime_seconds": 120.0, "unit": "rows",
             "rows_per_second": 12_345.0, "cached_fraction": 0.25,
             "device": { "busy_fraction": 0.5, "mean_fill": 0.75 },
-            "queue": { "cost": 42 }, "cache": { "memory_bytes": 3_000_000, "disk_bytes": 5_000_000 },
+            "queue": { "cost": 42, "held_bytes": 7_000_000 },
+            "cache": { "entries": 321, "memory_bytes": 3_000_000, "disk_bytes": 5_000_000 },
             "batches": [{ "fill": 0.5, "forward_ms": 2.0, "reason": "waited" },
                         { "fill": 1.0, "forward_ms": 3.0, "reason": "full" }],
-            "clients": [{ "name": "a\u{1b}[2J\u{202e}b", "share": 1.0, "weight": 4 }],
-            "runs": [{ "run": "x".repeat(60), "step": 3, "steps": 9, "stall_fraction": 0.125,
+            "clients": [{ "name": "a\u{1b}[2J\u{202e}b", "share": 1.0, "weight": 4,
+                          "total_rows": 1_200_000 }],
+            "runs": [{ "run": "x".repeat(60), "client": "a\u{1b}[2J\u{202e}b", "step": 3, "steps": 9, "stall_fraction": 0.125,
                        "curve": [[1, 4.0], [2, 2.0], [3, 0.5]] }],
         });
         let mut text = String::new();
         describe(&mut text, &status);
         assert!(!text.contains('\u{1b}'), "{text:?}");
         for part in [
-            "mnist  serving, up 2 min",
+            "mnist  0011223344556677  serving, up 2 min",
             "12.3 k labels/s",
             "50 %",
-            "3.0 MB, on disk 5.0 MB",
+            "7.0 MB held",
+            "cache 321 rows, 3.0 MB, on disk 5.0 MB",
+            "    12 %     1.2 M",
             "last batches  ▅█  launched: 1 full, 1 waited  forward 3 ms at most",
             "a?[2J?b",
             "3 of 9",

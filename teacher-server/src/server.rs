@@ -186,7 +186,9 @@ impl Server {
             .ok();
 
         let (close, closing) = watch::channel(false);
-        let reloading = self.guarded.watch(self.settings.reload_every());
+        let mut background = self.guarded.watch(self.settings.reload_every());
+        let core = Arc::clone(&self.parts.core);
+        background.spawn(async move { core.status.gauge_device().await });
         let probes = self.guarded.health.map(|listener| {
             let router = tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(PROBE_KEEPALIVE))
@@ -267,7 +269,7 @@ impl Server {
             warn!("the drain limit passed with work left; it is dropped");
         }
         close.send_replace(true);
-        drop(reloading);
+        drop(background);
         let cache = Arc::clone(&self.parts.core.cache);
         let written = task::spawn_blocking(move || cache.close());
         let grace = (Instant::now() + CLOSE_GRACE).min(deadline);

@@ -1,15 +1,30 @@
 //! The HTTP listener that metrics are scraped from, `GET /metrics`, and that shows pages beside them.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use axum::{
     Router,
     http::{HeaderMap, HeaderValue, header},
     routing::get,
+    serve::Listener,
 };
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::telemetry::Metrics;
+
+/// Connections at the same time; more are closed as they come, so that they take no file descriptors from what
+/// the process is for.
+const CONNECTIONS: usize = 256;
 
 /// Something to look at, made whenever it is asked for.
 #[derive(Clone)]
@@ -70,6 +85,89 @@ impl MetricsServer {
             };
             router = router.route(path, get(show));
         }
-        axum::serve(self.listener, router).await
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        axum::serve(Bounded { listener: self.listener, places }, router).await
+    }
+}
+
+/// A listener with so many connections at most.
+struct Bounded {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+}
+
+impl Listener for Bounded {
+    type Io = Placed;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Placed, SocketAddr) {
+        loop {
+            let (stream, address) = Listener::accept(&mut self.listener).await;
+            if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+                return (Placed { stream, _place: place }, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection, and its place.
+struct Placed {
+    stream: TcpStream,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for Placed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Placed {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_bounded_and_a_place_comes_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut bounded = Bounded { listener, places: Arc::new(Semaphore::new(1)) };
+        let _first = TcpStream::connect(address).await.unwrap();
+        let (placed, _) = bounded.accept().await;
+        let second = TcpStream::connect(address).await.unwrap();
+        tokio::select! {
+            _ = bounded.accept() => panic!("there is no place for a second"),
+            closed = second.readable() => closed.unwrap(),
+        }
+        assert_eq!(second.try_read(&mut [0; 1]).unwrap(), 0, "it is closed");
+        drop(placed);
+        let third = TcpStream::connect(address).await.unwrap();
+        let (_placed, from) = bounded.accept().await;
+        assert_eq!(from, third.local_addr().unwrap());
     }
 }

@@ -125,6 +125,8 @@ impl Core {
         deadline: Option<Instant>,
         trace: &Trace,
     ) -> Result<Submitted, ServeError> {
+        let bytes = prost::Message::encoded_len(&request) as u64;
+        metrics::counter!(names::REQUEST_BYTES).increment(bytes);
         let mut span = Span::default();
         match self.admit(request, caller, deadline, (trace, &mut span)) {
             Ok(work) => Ok(Submitted { work, counted: Counted { ended: false, span } }),

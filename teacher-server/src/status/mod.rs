@@ -28,6 +28,9 @@ const CLIENTS: usize = 1024;
 /// A client that has asked for nothing for so long is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
+/// How often the metric of the device is set.
+const EVERY: Duration = Duration::from_secs(1);
+
 /// The page that shows it.
 pub const PAGE: &str = include_str!("page.html");
 
@@ -121,6 +124,15 @@ impl Board {
             seen.batches.pop_front();
         }
         seen.batches.push_back(batch);
+    }
+
+    /// Keeps the metric of how busy the device is, until dropped.
+    pub(crate) async fn gauge_device(&self) {
+        loop {
+            tokio::time::sleep(EVERY).await;
+            let busy = self.lock().busy.rate(clock::now()).min(1.0);
+            metrics::gauge!(names::DEVICE_BUSY).set(busy);
+        }
     }
 
     /// Notes what a student says of its run.

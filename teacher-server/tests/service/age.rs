@@ -90,7 +90,7 @@ async fn stays(address: SocketAddr, clients: usize) -> Vec<Duration> {
         stream.write_all(IDLE).await.unwrap();
         let begun = Instant::now();
         let told = is_told_to_go(&mut stream);
-        tokio::time::timeout(Duration::from_secs(30), told).await.expect("it has an age");
+        tokio::time::timeout(Duration::from_secs(30), told).await.unwrap();
         begun.elapsed()
     });
     let mut stays = futures_util::future::join_all(connected).await;
@@ -132,6 +132,6 @@ async fn what_does_not_end_by_itself_is_ended() {
     let mut watch = health.watch(asked).await.unwrap().into_inner();
     assert!(watch.message().await.unwrap().is_some());
     let next = tokio::time::timeout(Duration::from_secs(20), watch.message()).await;
-    assert!(next.expect("it is ended").is_err());
+    assert!(next.unwrap().is_err(), "it is ended");
     running.shutdown().await.unwrap();
 }
