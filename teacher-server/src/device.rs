@@ -105,7 +105,7 @@ pub(crate) fn run(
 
     let asked = jobs.iter().map(|job| &job.gathering.trace);
     let mut span = Span::begin("batch", Role::Internal, &Context::default(), asked);
-    let start = Instant::now();
+    let (start, busy) = (Instant::now(), status.busy());
     let rows = places.iter().map(|place| place.labels).sum();
     let outputs = ensemble.infer(&match &input {
         JobInput::Features { values, .. } => Input::Features { values, rows },
@@ -114,6 +114,7 @@ pub(crate) fn run(
         }
     });
     let compute = start.elapsed();
+    drop(busy);
     span.number("stillhouse.rows", rows as u64);
     span.number("stillhouse.cost", batch_cost);
     span.word("stillhouse.reason", reason);

@@ -77,6 +77,8 @@ pub(crate) struct Connection {
     cut: Option<oneshot::Receiver<()>>,
     /// When it has lasted as long as any may.
     longest: Option<Pin<Box<Sleep>>>,
+    /// Why it is over, once it is.
+    over: Option<io::ErrorKind>,
     _place: Place,
 }
 
@@ -272,7 +274,7 @@ impl Terms {
         });
         let longest = longest.map(|longest| Box::pin(sleep(longest)));
         let peer = Peer { host, certificate };
-        Some(Connection { stream, first, peer, cut, longest, _place: place })
+        Some(Connection { stream, first, peer, cut, longest, over: None, _place: place })
     }
 
     /// A place among all of the port's; where the newest wins, the oldest connection's.
@@ -289,6 +291,9 @@ impl Terms {
             // One that is gone does not hear it.
             while open.pop_front().is_some_and(|oldest| oldest.send(()).is_err()) {}
         }
+        let port = self.bounds.port;
+        metrics::counter!(names::CONNECTIONS_REFUSED, "port" => port, "reason" => "crowd")
+            .increment(1);
         timeout(PLACE_TIMEOUT, places.acquire_owned()).await.ok()?.ok()
     }
 
@@ -306,6 +311,28 @@ impl Terms {
     }
 }
 
+impl Connection {
+    /// An error once it has to give its place to another, or has lasted for long enough. Asked before whatever
+    /// is done with it: who does not read keeps HTTP/2 from reading, too.
+    fn goes_on(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if let Some(longest) = &mut self.longest
+            && longest.as_mut().poll(context).is_ready()
+        {
+            self.over.get_or_insert(io::ErrorKind::TimedOut);
+        }
+        if let Some(cut) = &mut self.cut
+            && let Poll::Ready(told) = Pin::new(cut).poll(context)
+        {
+            // An error means that nobody accepts any more, and nobody needs the place.
+            self.cut = None;
+            if told.is_ok() {
+                self.over = Some(io::ErrorKind::ConnectionAborted);
+            }
+        }
+        self.over.map_or(Ok(()), |over| Err(over.into()))
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = Peer;
 
@@ -320,25 +347,12 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.goes_on(context)?;
         if !self.first.is_empty() && buffer.remaining() > 0 {
             let count = self.first.len().min(buffer.remaining());
             buffer.put_slice(&self.first[..count]);
             self.first.drain(..count);
             return Poll::Ready(Ok(()));
-        }
-        if let Some(longest) = &mut self.longest
-            && longest.as_mut().poll(context).is_ready()
-        {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        if let Some(cut) = &mut self.cut
-            && let Poll::Ready(told) = Pin::new(cut).poll(context)
-        {
-            // An error means that nobody accepts any more, and nobody needs the place.
-            self.cut = None;
-            if told.is_ok() {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-            }
         }
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
@@ -353,6 +367,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.goes_on(context)?;
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
@@ -364,6 +379,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.goes_on(context)?;
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
@@ -378,6 +394,7 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.goes_on(context)?;
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
@@ -385,9 +402,51 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.goes_on(context)?;
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio_stream::StreamExt as _;
+
+    use super::*;
+
+    /// A peer that does not read, so that nothing is read of it, either.
+    #[tokio::test]
+    async fn the_oldest_goes_and_none_outlasts_its_time_although_they_only_write() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let longest = Some(Duration::from_secs(1));
+        let bounds = Bounds { port: "health", most: 1, of_host: 1, newest_wins: true, longest };
+        let mut connections = incoming(bounds, listener, None, 1).swap_remove(0);
+        let connected = async || {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(PREFACE).await.unwrap();
+            stream
+        };
+        let _one = connected().await;
+        let mut first = connections.next().await.unwrap().unwrap();
+        first.write_all(b"a").await.unwrap();
+        let _two = connected().await;
+        // It goes when it hears that it has to, as a server drops it.
+        let ended = loop {
+            if let Err(error) = first.write_all(b"a").await {
+                break error.kind();
+            }
+            sleep(Duration::from_millis(1)).await;
+        };
+        assert_eq!(ended, io::ErrorKind::ConnectionAborted);
+        drop(first);
+        let mut second = connections.next().await.unwrap().unwrap();
+        second.write_all(b"a").await.unwrap();
+        sleep(Duration::from_millis(1100)).await;
+        assert_eq!(second.write_all(b"a").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(second.shutdown().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

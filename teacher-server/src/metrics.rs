@@ -131,7 +131,7 @@ const UNWRITTEN: &[&[(&str, &str)]] =
 /// What is listened on, as the label `port`.
 const PORTS: &[&[(&str, &str)]] = &[&[("port", "grpc")], &[("port", "health")]];
 
-/// Why a connection was closed before its first call, as the label `reason`.
+/// Why a connection was closed, as the label `reason`.
 const UNCONNECTED: &[&[(&str, &str)]] = &[
     &[("port", "grpc"), ("reason", "handshake")],
     &[("port", "grpc"), ("reason", "timeout")],
@@ -279,7 +279,7 @@ pub const CATALOGUE: &[Metric] = &[
         DEVICE_BUSY,
         Kind::Gauge,
         Unit::Count,
-        "Part of the last ten seconds in which the device ran forward passes, 0 to 1.",
+        "Part of the last ten seconds in which the device ran forward passes, the one under way too: 0 to 1.",
     ),
     metric(
         ENCODE,
@@ -347,9 +347,10 @@ pub const CATALOGUE: &[Metric] = &[
         name: CONNECTIONS_REFUSED,
         kind: Kind::Counter,
         unit: Unit::Count,
-        help: "Connections that were closed before their first call: the handshake of TLS or HTTP/2 \
-               failed, took too long or gave way to newer ones, or the limit of the port or of one host \
-               was reached (limits.max_connections and max_host_connections of the gRPC port).",
+        help: "Connections that were closed: before their first call, since the handshake of TLS or HTTP/2 \
+               failed or took too long, or the limit of the port or of one host was reached \
+               (limits.max_connections and max_host_connections of the gRPC port); or to make way for newer \
+               ones, of handshakes and on the health port.",
         series: UNCONNECTED,
     },
     Metric {

@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
@@ -18,6 +19,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep, sleep},
 };
 
 use crate::telemetry::Metrics;
@@ -25,6 +27,8 @@ use crate::telemetry::Metrics;
 /// Connections at the same time; more are closed as they come, so that they take no file descriptors from what
 /// the process is for.
 const CONNECTIONS: usize = 256;
+/// A connection on which nothing was said for so long is closed.
+const IDLE: Duration = Duration::from_secs(90);
 
 /// Something to look at, made whenever it is asked for.
 #[derive(Clone)]
@@ -86,7 +90,8 @@ impl MetricsServer {
             router = router.route(path, get(show));
         }
         let places = Arc::new(Semaphore::new(CONNECTIONS));
-        axum::serve(Bounded { listener: self.listener, places }, router).await
+        let bounded = Bounded { listener: self.listener, places, idle: IDLE };
+        axum::serve(bounded, router).await
     }
 }
 
@@ -94,6 +99,8 @@ impl MetricsServer {
 struct Bounded {
     listener: TcpListener,
     places: Arc<Semaphore>,
+    /// How long nothing may be said on one.
+    idle: Duration,
 }
 
 impl Listener for Bounded {
@@ -104,7 +111,8 @@ impl Listener for Bounded {
         loop {
             let (stream, address) = Listener::accept(&mut self.listener).await;
             if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-                return (Placed { stream, _place: place }, address);
+                let idle = (self.idle, Box::pin(sleep(self.idle)));
+                return (Placed { stream, idle, _place: place }, address);
             }
         }
     }
@@ -117,7 +125,26 @@ impl Listener for Bounded {
 /// A connection, and its place.
 struct Placed {
     stream: TcpStream,
+    /// How long, and until when, nothing may be said.
+    idle: (Duration, Pin<Box<Sleep>>),
     _place: OwnedSemaphorePermit,
+}
+
+impl Placed {
+    /// What was done with it, or that nothing was for too long.
+    fn unless_idle<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        done: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if done.is_ready() {
+            let (idle, until) = &mut self.idle;
+            until.as_mut().reset(Instant::now() + *idle);
+        } else if self.idle.1.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        done
+    }
 }
 
 impl AsyncRead for Placed {
@@ -126,7 +153,8 @@ impl AsyncRead for Placed {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let done = Pin::new(&mut self.stream).poll_read(context, buffer);
+        self.unless_idle(context, done)
     }
 }
 
@@ -136,7 +164,8 @@ impl AsyncWrite for Placed {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let done = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.unless_idle(context, done)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -150,13 +179,33 @@ impl AsyncWrite for Placed {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+
+    async fn with_one_place(idle: Duration) -> (Bounded, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (Bounded { listener, places: Arc::new(Semaphore::new(1)), idle }, address)
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_for_long_is_let_go() {
+        let idle = Duration::from_millis(200);
+        let (mut bounded, address) = with_one_place(idle).await;
+        let begun = Instant::now();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (mut placed, _) = bounded.accept().await;
+        client.write_all(b"a").await.unwrap();
+        assert_eq!(placed.read(&mut [0; 1]).await.unwrap(), 1);
+        let silent = placed.read(&mut [0; 1]).await;
+        assert_eq!(silent.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= idle);
+    }
 
     #[tokio::test]
     async fn connections_are_bounded_and_a_place_comes_back() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut bounded = Bounded { listener, places: Arc::new(Semaphore::new(1)) };
+        let (mut bounded, address) = with_one_place(IDLE).await;
         let _first = TcpStream::connect(address).await.unwrap();
         let (placed, _) = bounded.accept().await;
         let second = TcpStream::connect(address).await.unwrap();

@@ -4,7 +4,7 @@
 //! as the others did.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -39,6 +39,7 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 const FRAME: u32 = 1 << 16;
 /// A peer that does not answer a ping for this long is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
 /// A client of one connection.
 pub(super) type Client = TeacherServiceClient<Line>;
 /// A connection whose calls carry the run's token.
@@ -141,9 +142,9 @@ pub struct Probe {
 
 #[derive(Clone, Debug)]
 struct Reference {
-    endpoint: String,
     fingerprint: Vec<u8>,
-    probe: Arc<Seen>,
+    /// The first answer of each kind to the probe, and whose it was.
+    probes: Vec<(String, Seen)>,
 }
 
 impl Gate {
@@ -279,10 +280,9 @@ impl Gate {
             let words = format!("{name}: the probe: the answer was changed on the way");
             return Err(Closed::for_now(words));
         }
-        let expected = self.wanted.classes * probe.rows;
-        let found = Seen::of(&response).filter(|seen| match seen {
-            Seen::Dense(values) => values.len() == expected,
-            _ => !teacher.offers_dense,
+        let found = Seen::of(&response).filter(|seen| {
+            let expected = !teacher.offers_dense || matches!(seen, Seen::Dense(_));
+            expected && seen.rows(self.wanted.classes) == probe.rows
         });
         found.map(|found| (found, checked.is_some())).ok_or_else(|| {
             Closed::ForGood(ClientError::Answer {
@@ -296,20 +296,22 @@ impl Gate {
     /// Compares with the first teacher, or makes this one the first.
     fn admit(&self, endpoint: &str, teacher: &Teacher, probe: Seen) -> Result<(), ClientError> {
         self.same_fingerprint(endpoint, &teacher.fingerprint)?;
-        let probe = Arc::new(probe);
         let mut first = self.reference.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = first.get_or_insert_with(|| Reference {
-            endpoint: endpoint.to_owned(),
+        let Reference { probes, .. } = first.get_or_insert_with(|| Reference {
             fingerprint: teacher.fingerprint.clone(),
-            probe: Arc::clone(&probe),
+            probes: Vec::new(),
         });
-        let Apart { difference, of, allowed } = first.probe.apart(&probe);
+        let Some((other, seen)) = probes.iter().find(|(_, seen)| seen.is_like(&probe)) else {
+            probes.push((endpoint.to_owned(), probe));
+            return Ok(());
+        };
+        let Apart { difference, of, allowed } = seen.apart(&probe);
         if difference <= allowed {
             return Ok(());
         }
         Err(ClientError::Disagrees {
             endpoint: endpoint.to_owned(),
-            other: first.endpoint.clone(),
+            other: other.clone(),
             difference,
             of,
             allowed,

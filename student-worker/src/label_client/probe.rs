@@ -41,6 +41,21 @@ pub(super) struct Apart {
 }
 
 impl Seen {
+    /// Rows that have labels, of so many classes.
+    pub(super) fn rows(&self, classes: usize) -> usize {
+        match self {
+            Self::Dense(values) => values.len() / classes.max(1),
+            Self::Named(rows) => rows.len(),
+            Self::Drawn(rows) => rows.len(),
+            Self::States(width, values) => values.len() / width.max(&1),
+        }
+    }
+
+    /// Whether another answer can be compared: what a client may have can change while a run lasts.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+
     /// The labels in an answer; none if they cannot be decoded, or not compared.
     pub(super) fn of(response: &LabelResponse) -> Option<Self> {
         let [labels] = response.labels.as_slice() else { return None };
@@ -83,10 +98,14 @@ impl Seen {
                 (rows.fold(0.0, worse), probability, ROUNDED)
             }
             (Self::Drawn(own), Self::Drawn(other)) if own.len() == other.len() => {
-                let all: u32 = own.iter().flat_map(BTreeMap::values).sum();
-                let moved: u32 = own.iter().zip(other).map(|(own, other)| moved(own, other)).sum();
-                let all = all.max(1) as f32;
-                (moved as f32 / all, "of its draws", DRAWS.max(1.0 / all))
+                let draws =
+                    |rows: &[BTreeMap<u32, u32>]| rows.iter().flat_map(BTreeMap::values).sum();
+                let all: u32 = u32::max(draws(own), draws(other)).max(1);
+                let pairs = || own.iter().zip(other);
+                let gone: u32 = pairs().map(|(own, other)| moved(own, other)).sum();
+                let come: u32 = pairs().map(|(own, other)| moved(other, own)).sum();
+                let part = gone.max(come) as f32 / all as f32;
+                (part, "of its draws", DRAWS.max(1.0 / all as f32))
             }
             (Self::States(own, values), Self::States(width, others))
                 if own == width && values.len() == others.len() =>
@@ -188,6 +207,8 @@ mod tests {
         assert!(passes(own.apart(&draw(&[(0, 29), (1, 1), (2, 10)]))));
         assert!(!passes(own.apart(&draw(&[(0, 20), (2, 20)]))));
         assert!(passes(draw(&[(0, 1)]).apart(&draw(&[(1, 1)]))), "one draw tells nothing");
+        assert!(!passes(draw(&[(0, 20)]).apart(&draw(&[(0, 40)]))), "of another number");
+        assert!(!passes(draw(&[(0, 40)]).apart(&draw(&[(0, 20)]))));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Teacher {
     pub hidden_size: usize,
     /// Whether rows can be sent as bytes, which it rescales itself.
     pub takes_bytes: bool,
-    /// Whether it answers with dense labels, so that it can be probed.
+    /// Whether it answers with dense labels, which it is then probed for.
     pub(crate) offers_dense: bool,
     /// Longest message that it takes.
     pub(super) max_message_bytes: usize,

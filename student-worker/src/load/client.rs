@@ -106,7 +106,11 @@ impl Client {
         let values = match (every_token, u64::from(described.hidden_size)) {
             (true, 0) => None,
             (true, width) => Some(u64::from(labels_per_row) * width),
-            (false, _) => Some(members * u64::from(described.classes)),
+            // Once a classifier's were asked for, they are kept beside the logits.
+            (false, width) => {
+                let hidden = if matches!(asks.kind, Kind::Hidden(_)) { width } else { 0 };
+                Some(members.saturating_mul(described.classes.into()).saturating_add(hidden))
+            }
         };
         let shape = Shape {
             labels_per_row,

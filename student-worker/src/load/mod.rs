@@ -33,7 +33,8 @@ pub(crate) struct LoadArguments {
     /// Requests a second, of all clients together.
     #[arg(long, default_value_t = 100.0, value_parser = number(0.01..=1e6))]
     rate: f64,
-    /// Clients, each with a stream and a name of its own: load-0, load-1, ...
+    /// Clients, each with a connection and a name of its own: load-0, load-1, ... A teacher takes
+    /// limits.max_host_connections of one host, 1024 by default.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     clients: u32,
     /// Rows, or sequences, of a request.

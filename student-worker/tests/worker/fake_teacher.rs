@@ -18,7 +18,7 @@ use stillhouse_proto::{
         self, DType, DenseKind, DescribeRequest, DescribeResponse, EncodingKind, FeatureSignature,
         FetchHeadRequest, FetchHeadResponse, InputSignature, LabelError, LabelRequest,
         LabelResponse, LabelStreamRequest, LabelStreamResponse, RowError, ServerLimits, Task,
-        input_signature, label_request::Inputs, label_stream_request::Action,
+        encoding::Kind, input_signature, label_request::Inputs, label_stream_request::Action,
         label_stream_response::Result as Answer, teacher_service_server,
     },
 };
@@ -69,8 +69,8 @@ pub(crate) struct Fake {
     pub(crate) bias: f32,
     /// Whether its answers have checksums.
     pub(crate) sums: bool,
-    /// The one that it offers.
-    pub(crate) encoding: EncodingKind,
+    /// Those that it offers.
+    pub(crate) encodings: Vec<EncodingKind>,
     /// Told when its output projection is asked for.
     pub(crate) head_asked: Notify,
     pub(crate) requests: AtomicU32,
@@ -91,7 +91,7 @@ impl Fake {
             faults: Mutex::new(faults.into()),
             bias: 0.0,
             sums: false,
-            encoding: EncodingKind::Dense,
+            encodings: vec![EncodingKind::Dense],
             head_asked: Notify::new(),
             requests: AtomicU32::new(0),
             temperatures: Mutex::new(Vec::new()),
@@ -112,12 +112,13 @@ impl Fake {
             logits.map(|z| z - mass)
         });
         let values: Vec<f32> = values.collect();
-        let labels = match self.encoding {
-            EncodingKind::Hidden => {
+        let asked = request.encoding.as_ref().and_then(|encoding| encoding.kind.as_ref());
+        let labels = match asked {
+            Some(Kind::Hidden(_)) => {
                 let width = HIDDEN as usize;
                 SoftLabels::Hidden { width, states: vec![1.0; rows * width] }
             }
-            EncodingKind::TopK => SoftLabels::TopK {
+            Some(Kind::TopK(_)) => SoftLabels::TopK {
                 k: 1,
                 ids: vec![0; rows],
                 log_probabilities: values.chunks(3).map(|row| row[0]).collect(),
@@ -128,8 +129,9 @@ impl Fake {
             },
             _ => SoftLabels::Dense { kind: DenseKind::LogProbabilities, values },
         };
-        let hidden = self.encoding == EncodingKind::Hidden;
-        let temperature = if hidden { 0.0 } else { request.temperatures[0] };
+        // Hidden states have none.
+        let has_none = matches!(labels, SoftLabels::Hidden { .. });
+        let temperature = if has_none { 0.0 } else { request.temperatures[0] };
         let batch = LabelBatch { temperature, rows, classes: CLASSES as usize, labels };
         let mut response = LabelResponse {
             id: request.id,
@@ -188,7 +190,7 @@ impl teacher_service_server::TeacherService for Shared {
                 max_stream_in_flight: 8,
                 ..ServerLimits::default()
             }),
-            encodings: vec![self.0.encoding.into()],
+            encodings: self.0.encodings.iter().map(|&kind| kind.into()).collect(),
             ..DescribeResponse::default()
         }))
     }

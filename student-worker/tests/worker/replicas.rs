@@ -79,10 +79,11 @@ async fn a_replica_that_claims_to_be_the_same_and_is_not_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_liar_is_found_without_dense_labels() {
     let bench = Bench::new();
-    let fake = |bias| Fake { bias, encoding: EncodingKind::TopK, ..Fake::new() };
-    let (honest, other) =
-        (serve_fake(Arc::new(fake(0.0))).await, serve_fake(Arc::new(fake(0.0))).await);
-    let liar = serve_fake(Arc::new(fake(0.1))).await;
+    let top_k = EncodingKind::TopK;
+    let fake = |bias, encodings| Arc::new(Fake { bias, encodings, ..Fake::new() });
+    let honest = serve_fake(fake(0.0, vec![top_k])).await;
+    let other = serve_fake(fake(0.0, vec![top_k])).await;
+    let liar = serve_fake(fake(0.1, vec![top_k])).await;
     let top = "encoding = { kind = \"top_k\", k = 1 }\n";
     let both = endpoints(&[honest, other], top);
     run(bench.recipe("same", &both), Existing::Refuse).await.unwrap();
@@ -90,6 +91,10 @@ async fn a_liar_is_found_without_dense_labels() {
     let error = run(bench.recipe("mixed", &both), Existing::Refuse).await.unwrap_err();
     assert!(matches!(error, Error::Labels(ClientError::Disagrees { .. })), "{error}");
     assert!(error.to_string().contains(" in a probability, expected at most 0.005"), "{error}");
+    // Who may be asked for dense labels, since what a client may have was changed, is not compared with who may not.
+    let dense = serve_fake(fake(0.0, vec![EncodingKind::Dense, top_k])).await;
+    let both = endpoints(&[honest, dense], top);
+    run(bench.recipe("other", &both), Existing::Refuse).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,7 +18,7 @@ const HIDDEN: &str = "encoding = { kind = \"hidden\" }\ntimeout_ms = 60000";
 
 /// Runs until the teacher is asked for its output projection, and tells the run to stop then.
 async fn stop_at_the_head(bench: &Bench) -> Outcome {
-    let stuck = Arc::new(Fake { encoding: EncodingKind::Hidden, ..Fake::new() });
+    let stuck = Arc::new(Fake { encodings: vec![EncodingKind::Hidden], ..Fake::new() });
     let address = serve_fake(Arc::clone(&stuck)).await;
     let mut recipe = bench.recipe("cut", &endpoints(&[address], HIDDEN));
     // Who does not heed the stop waits for the head that long.

@@ -43,6 +43,7 @@ const MESSAGE_BYTES: usize = 4 << 20;
 const READERS_KEPT: usize = 8;
 /// How long a reader waits for the writer.
 const BUSY: Duration = Duration::from_secs(2);
+
 /// Why the disk tier could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {

@@ -66,7 +66,7 @@ impl Heads {
     }
 }
 
-/// Counts as one request of one row for the client's quotas. What has not been read by the deadline stays here.
+/// Counts as one request of one row for the client's quotas. What is asked for after the deadline is not sent.
 pub(super) async fn pieces(
     core: Arc<Core>,
     caller: &Caller,
@@ -84,7 +84,12 @@ pub(super) async fn pieces(
         return Err(ServeError::NoHead { members: core.ensemble.len() });
     };
     let dtype = label_dtype("dtype", request.dtype)?;
-    let under_way = core.quotas.take(client, 1, clock::now())?;
+    let note = |error: &ServeError| {
+        if matches!(error, ServeError::Exhausted { .. }) {
+            core.status.refused(client);
+        }
+    };
+    let under_way = core.quotas.take(client, 1, clock::now()).inspect_err(note)?;
     // A task of its own: it is not done again if the first client goes away meanwhile.
     let shared = Arc::clone(&core);
     let encoded = tokio::spawn(async move { shared.heads.get(&model, dtype).await });
@@ -95,7 +100,11 @@ pub(super) async fn pieces(
     let whole = &encoded.whole;
     let piece = PIECE.min(core.contract.limits.max_message_bytes as usize - BESIDE);
     // The head is shared; what a client that does not read leaves behind is a piece of its own.
-    let held = core.ledger.take(client, piece as u64)?.with(under_way);
+    let held = core.ledger.take(client, piece as u64).inspect_err(|error| {
+        note(error);
+        core.give_back(client, 1, error);
+    });
+    let held = held?.with(under_way);
     let keep = Keep::new(Arc::new(held), &core.open);
     let first = FetchHeadResponse {
         fingerprint: core.fingerprint(core.contract.default_rule),
@@ -165,17 +174,17 @@ mod tests {
     #[tokio::test]
     async fn pieces_end_with_the_deadline_and_its_error() {
         let pieces = || (0..3).map(|_| (Ok(FetchHeadResponse::default()), None)).collect();
-        let now = clock::now();
+        let past = Some(clock::now());
         for (deadline, expected) in
-            [(None, [Code::Ok; 3].as_slice()), (Some(now), &[Code::DeadlineExceeded])]
+            [(None, [Code::Ok; 3].as_slice()), (past, &[Code::DeadlineExceeded])]
         {
             let sent: Vec<Piece> = until(deadline, pieces()).collect().await;
             let code = |(piece, _): &Piece| piece.as_ref().map_or_else(Status::code, |_| Code::Ok);
             assert_eq!(sent.iter().map(code).collect::<Vec<_>>(), expected);
         }
-        let mut rest = until(Some(now + Duration::from_millis(20)), pieces());
+        let mut rest = until(Some(clock::now() + Duration::from_millis(500)), pieces());
         assert!(rest.next().await.is_some_and(|(piece, _)| piece.is_ok()));
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
         assert!(rest.next().await.is_some_and(|(piece, _)| piece.is_err()));
         assert!(rest.next().await.is_none());
     }

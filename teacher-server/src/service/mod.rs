@@ -125,8 +125,6 @@ impl Core {
         deadline: Option<Instant>,
         trace: &Trace,
     ) -> Result<Submitted, ServeError> {
-        let bytes = prost::Message::encoded_len(&request) as u64;
-        metrics::counter!(names::REQUEST_BYTES).increment(bytes);
         let mut span = Span::default();
         match self.admit(request, caller, deadline, (trace, &mut span)) {
             Ok(work) => Ok(Submitted { work, counted: Counted { ended: false, span } }),
@@ -259,6 +257,7 @@ impl Core {
         deadline: Option<Instant>,
         trace: &Trace,
     ) -> Answered {
+        count_bytes(&request);
         self.finish(self.submit(request, caller, deadline, trace)?).await
     }
 }
@@ -373,6 +372,11 @@ impl Drop for Counted {
             }
         }
     }
+}
+
+/// Counts a request as it came.
+fn count_bytes(request: &LabelRequest) {
+    metrics::counter!(names::REQUEST_BYTES).increment(prost::Message::encoded_len(request) as u64);
 }
 
 fn count_outcome(outcome: &'static str) {

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Answered, Core, Submitted, count_failure, taken::Keep};
+use super::{Answered, Core, Submitted, count_bytes, count_failure, taken::Keep};
 use crate::{access::Caller, error::ServeError, gathering::Canceller, metrics as names};
 
 /// Answers that wait for the connection. Beyond it the stream stops taking requests, so a client
@@ -171,6 +171,7 @@ fn admit(
     request: LabelRequest,
     in_flight: &HashMap<u64, Canceller>,
 ) -> Result<Submitted, ServeError> {
+    count_bytes(&request);
     if in_flight.contains_key(&request.id) {
         let expected = "an id that is not in flight on this stream";
         let error = ServeError::invalid("id", request.id, expected);

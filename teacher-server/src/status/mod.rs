@@ -62,8 +62,9 @@ struct Seen {
     clients: HashMap<Arc<str>, Client>,
     batches: VecDeque<BatchSeen>,
     runs: Runs,
-    /// Seconds of the device.
+    /// Seconds of the device, counted until the time beside them where a forward pass is under way.
     busy: Window,
+    busy_since: Option<Instant>,
     rows: Window,
     cached: Window,
 }
@@ -85,6 +86,7 @@ impl Board {
             batches: VecDeque::new(),
             runs: Runs::default(),
             busy: window(),
+            busy_since: None,
             rows: window(),
             cached: window(),
         };
@@ -119,18 +121,23 @@ impl Board {
     /// Notes a forward pass.
     pub(crate) fn batch(&self, batch: BatchSeen) {
         let mut seen = self.lock();
-        seen.busy.add(clock::now(), batch.forward_ms / 1e3);
         if seen.batches.len() == BATCHES {
             seen.batches.pop_front();
         }
         seen.batches.push_back(batch);
     }
 
+    /// Counts the device as busy until dropped.
+    pub(crate) fn busy(&self) -> Busy<'_> {
+        self.lock().busy_since = Some(clock::now());
+        Busy(self)
+    }
+
     /// Keeps the metric of how busy the device is, until dropped.
     pub(crate) async fn gauge_device(&self) {
         loop {
             tokio::time::sleep(EVERY).await;
-            let busy = self.lock().busy.rate(clock::now()).min(1.0);
+            let busy = self.lock().busy_fraction(clock::now());
             metrics::gauge!(names::DEVICE_BUSY).set(busy);
         }
     }
@@ -143,7 +150,32 @@ impl Board {
     }
 }
 
+/// A forward pass under way.
+pub(crate) struct Busy<'a>(&'a Board);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        let mut seen = self.0.lock();
+        seen.count_busy(clock::now());
+        seen.busy_since = None;
+    }
+}
+
 impl Seen {
+    /// Counts the time of a forward pass that has not been counted.
+    fn count_busy(&mut self, now: Instant) {
+        if let Some(since) = &mut self.busy_since {
+            self.busy.add(now, now.saturating_duration_since(*since).as_secs_f64());
+            *since = now;
+        }
+    }
+
+    /// Part of the last seconds in which the device was busy.
+    fn busy_fraction(&mut self, now: Instant) -> f64 {
+        self.count_busy(now);
+        self.busy.rate(now).min(1.0)
+    }
+
     /// What is remembered of a client; none if there are too many.
     fn client(&mut self, name: &Arc<str>, now: Instant) -> Option<&mut Client> {
         if !self.clients.contains_key(name) {
@@ -246,7 +278,7 @@ pub(crate) fn json(core: &Core, peers: &[String]) -> String {
     }
     clients.sort_by(|a, b| b.share.total_cmp(&a.share).then_with(|| a.name.cmp(&b.name)));
     clients.truncate(100);
-    let (busy, runs) = (seen.busy.rate(now), seen.runs.list(now));
+    let (busy, runs) = (seen.busy_fraction(now), seen.runs.list(now));
     let batches: Vec<BatchSeen> = seen.batches.iter().cloned().collect();
     // Batches and answers must not wait for what follows.
     drop(seen);
@@ -265,10 +297,7 @@ pub(crate) fn json(core: &Core, peers: &[String]) -> String {
         uptime_seconds: now.saturating_duration_since(core.status.begun).as_secs_f64(),
         unit: if core.contract.takes_tokens() { "tokens" } else { "rows" },
         queue: Queue { cost, clients: waiting.len(), held_bytes: core.ledger.held() },
-        device: DeviceSeen {
-            busy_fraction: busy.min(1.0),
-            mean_fill: fill / batches.len().max(1) as f64,
-        },
+        device: DeviceSeen { busy_fraction: busy, mean_fill: fill / batches.len().max(1) as f64 },
         rows_per_second: rows,
         cached_fraction: if rows > 0.0 { cached / rows } else { 0.0 },
         cache: CacheSeen {
@@ -284,4 +313,36 @@ pub(crate) fn json(core: &Core, peers: &[String]) -> String {
     };
     // Numbers and names.
     serde_json::to_string(&snapshot).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pass of half a minute, looked at every second, and the next right behind it.
+    #[test]
+    fn the_device_is_busy_while_a_long_pass_is_under_way() {
+        let board = Board::new();
+        let at = |seconds: u64| board.begun + Duration::from_secs(seconds);
+        let mut seen = board.lock();
+        seen.busy_since = Some(at(1));
+        for second in 2..30 {
+            let busy = seen.busy_fraction(at(second));
+            assert!(second < 12 || (busy - 1.0).abs() < 1e-9, "{busy} after {second} s");
+        }
+        seen.count_busy(at(30));
+        seen.busy_since = None;
+        assert!(seen.busy_fraction(at(35)) < 0.7);
+        assert_eq!(seen.busy_fraction(at(50)), 0.0);
+    }
+
+    #[test]
+    fn a_pass_that_panics_is_over() {
+        let board = Board::new();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _busy = board.busy();
+            panic!("as the test wants it");
+        }));
+        assert!(panicked.is_err() && board.lock().busy_since.is_none());
+    }
 }

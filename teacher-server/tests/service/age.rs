@@ -86,9 +86,9 @@ async fn is_told_to_go(stream: &mut TcpStream) {
 /// How long clients that came together stay until they are told to go, in order.
 async fn stays(address: SocketAddr, clients: usize) -> Vec<Duration> {
     let connected = (0..clients).map(|_| async {
+        let begun = Instant::now();
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(IDLE).await.unwrap();
-        let begun = Instant::now();
         let told = is_told_to_go(&mut stream);
         tokio::time::timeout(Duration::from_secs(30), told).await.unwrap();
         begun.elapsed()

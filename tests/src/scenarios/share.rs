@@ -1,8 +1,8 @@
 //! `share`: what it saves that a row is computed once. The teacher has core 0, its students core 1.
 //!
 //! [`eight_students`] trains 8 students on the same rows, each in an order of its own, and compares
-//! with one alone, before and after. [`second_epoch`] trains a student on labels that the teacher has all cached, and that
-//! the student keeps or asks for in every epoch, and compares with hard labels only.
+//! with one alone, before and after. [`second_epoch`] trains a student on labels that the teacher has all
+//! cached, and that the student keeps or asks for in every epoch, and compares with hard labels only.
 
 use std::{
     path::Path,
