@@ -422,7 +422,7 @@ mod tests {
     async fn the_oldest_goes_and_none_outlasts_its_time_although_they_only_write() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let longest = Some(Duration::from_secs(1));
+        let longest = Some(Duration::from_secs(4));
         let bounds = Bounds { port: "health", most: 1, of_host: 1, newest_wins: true, longest };
         let mut connections = incoming(bounds, listener, None, 1).swap_remove(0);
         let connected = async || {
@@ -445,7 +445,7 @@ mod tests {
         drop(first);
         let mut second = connections.next().await.unwrap().unwrap();
         second.write_all(b"a").await.unwrap();
-        sleep(Duration::from_millis(1100)).await;
+        sleep(Duration::from_millis(4100)).await;
         assert_eq!(second.write_all(b"a").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert_eq!(second.shutdown().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }

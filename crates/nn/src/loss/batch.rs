@@ -55,7 +55,7 @@ pub(super) fn evaluate<T: Real>(
     };
     let squared = config.temperature * config.temperature;
     let mut gradient = vec![T::zero(); rows * classes];
-    let terms: Vec<(f64, f64)> = gradient
+    let terms: Vec<Result<(f64, f64), LossError>> = gradient
         .par_chunks_mut(classes)
         .zip(logits.par_chunks(classes))
         .enumerate()
@@ -80,7 +80,9 @@ pub(super) fn evaluate<T: Real>(
             }
             Ok(term)
         })
-        .collect::<Result<_, LossError>>()?;
+        .collect();
+    // Of several rows that are refused, the first is the one that is named.
+    let terms: Vec<(f64, f64)> = terms.into_iter().collect::<Result<_, _>>()?;
     let mean = |term: fn(&(f64, f64)) -> f64| terms.iter().map(term).sum::<f64>() / rows as f64;
     let hard = hard.map(|_| mean(|term| term.0));
     let soft = targets.map(|_| mean(|term| term.1));

@@ -256,15 +256,17 @@ pub(crate) fn fused_loss(
             (None, Some(targets)) => Some(targets[first + row]),
             (None, None) => None,
         };
-        let terms: Vec<Terms> = z
+        // Of several rows that are refused, the first is the one that is named.
+        let terms: Vec<Result<Terms, LossError>> = z
             .par_chunks_exact_mut(classes)
             .enumerate()
             .map(|(row, z)| {
                 let hard = hard.map(|hard| hard[first + row] as usize);
                 one_row(first + row, z, hard, target(row), config, scales)
             })
-            .collect::<Result<_, _>>()?;
+            .collect();
         for terms in terms {
+            let terms = terms?;
             sums.hard = sums.hard.map(|sum| sum + terms.hard);
             sums.soft = sums.soft.map(|sum| sum + terms.soft);
             sums.agreeing += usize::from(terms.agrees);
@@ -307,9 +309,10 @@ fn teacher_rows(
     // The size of the states has been checked.
     let mut rows = head.logits(states).unwrap_or_default();
     let (as_labels, temperature) = (labels_of_states(config), config.temperature as f32);
-    rows.par_chunks_exact_mut(width).enumerate().try_for_each_init(
-        Vec::new,
-        |wide, (row, z)| {
+    let checked: Vec<Result<(), LossError>> = rows
+        .par_chunks_exact_mut(width)
+        .enumerate()
+        .map_init(Vec::new, |wide, (row, z)| {
             let own = &mut z[..classes];
             if !own.iter().fold(true, |all, z| all & z.is_finite()) {
                 let found = own.iter().find(|z| !z.is_finite()).copied().unwrap_or(f32::NAN);
@@ -322,8 +325,9 @@ fn teacher_rows(
                 own.iter_mut().zip(wide.iter()).for_each(|(z, &log)| *z = narrow(log, LOWEST));
             }
             Ok(())
-        },
-    )?;
+        })
+        .collect();
+    checked.into_iter().collect::<Result<(), _>>()?;
     Ok(rows)
 }
 
