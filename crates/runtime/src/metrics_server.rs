@@ -208,12 +208,12 @@ mod tests {
         let (mut bounded, address) = with_one_place(IDLE).await;
         let _first = TcpStream::connect(address).await.unwrap();
         let (placed, _) = bounded.accept().await;
-        let second = TcpStream::connect(address).await.unwrap();
+        let mut second = TcpStream::connect(address).await.unwrap();
+        let mut byte = [0; 1];
         tokio::select! {
             _ = bounded.accept() => panic!("there is no place for a second"),
-            closed = second.readable() => closed.unwrap(),
+            read = second.read(&mut byte) => assert_eq!(read.unwrap(), 0, "it is closed"),
         }
-        assert_eq!(second.try_read(&mut [0; 1]).unwrap(), 0, "it is closed");
         drop(placed);
         let third = TcpStream::connect(address).await.unwrap();
         let (_placed, from) = bounded.accept().await;
